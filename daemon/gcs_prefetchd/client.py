@@ -1,0 +1,155 @@
+"""A small blocking client of the daemon's Unix socket. Standard library only: training workers load it."""
+
+import http.client
+import json
+import socket
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlencode
+
+from gcs_prefetchd.errors import DaemonUnavailableError, PrefetchdError, ProtocolError
+from gcs_prefetchd.protocol import FetchAnswer, FetchRequest, ManifestAnswer, Plan, ReadReport, Status
+
+__all__ = ["DaemonClient", "read_daemon_file"]
+
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 30.0
+
+
+def read_daemon_file(cache_dir: Path) -> dict[str, object]:
+    """What `daemon.json` in the cache directory says; raises DaemonUnavailableError where there is none."""
+    path = cache_dir / "daemon.json"
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as exc:
+        raise DaemonUnavailableError(f"{path}: {exc.strerror}; is a daemon running for this directory?") from exc
+    except ValueError as exc:
+        raise DaemonUnavailableError(f"{path}: not JSON") from exc
+    if not isinstance(content, dict):
+        raise DaemonUnavailableError(f"{path}: not a JSON object")
+    return content
+
+
+class DaemonClient:
+    """Speaks to the daemon of one cache directory. Threads may share it: their requests take turns.
+
+    Nothing is opened before the first request. Every method raises DaemonUnavailableError when the daemon is absent, slow
+    or answers nonsense; after such a failure the next ones raise it at once, for a pause that doubles with every failure in a
+    row, so that a hung daemon costs its readers one timeout and not one a read. The caller closes it.
+    """
+
+    def __init__(self, cache_dir: Path, timeout_s: float = 30.0) -> None:
+        self.cache_dir = cache_dir
+        self.timeout_s = timeout_s
+        self._connection: _UnixConnection | None = None
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._paused_until_s = 0.0
+
+    def status(self) -> Status:
+        """Who the daemon is."""
+        return Status.from_json(self._ask("GET", "/v1/status"))
+
+    def manifest(self, data_root: str) -> ManifestAnswer:
+        """Where the data root's manifest lies; waits for the first listing."""
+        return ManifestAnswer.from_json(self._ask("GET", f"/v1/manifest?{urlencode({'data_root': data_root})}"))
+
+    def fetch(self, uris: list[str]) -> list[str]:
+        """Have the objects brought into the cache now. For each the empty string, or why it is not there."""
+        answer = FetchAnswer.from_json(self._ask("POST", "/v1/fetch", FetchRequest(uris).to_json().encode()))
+        if len(answer.errors) != len(uris):
+            raise DaemonUnavailableError(
+                f"daemon of {self.cache_dir}: answered for {len(answer.errors)} of {len(uris)} objects"
+            )
+        return answer.errors
+
+    def report_reads(self, report: ReadReport) -> None:
+        """Tell what was read."""
+        self._ask("POST", "/v1/reads", report.to_json().encode())
+
+    def send_plan(self, plan: Plan, packed: bytes) -> None:
+        """Tell what will be read; raises ProtocolError where the daemon refuses the plan."""
+        self._ask("POST", "/v1/plan", plan.to_body(packed))
+
+    def cached_objects(self, prefix: str = "") -> list[str]:
+        """The URIs of the objects in the cache that start with `prefix`."""
+        answer = json.loads(self._ask("GET", f"/v1/objects?{urlencode({'prefix': prefix})}"))
+        return [str(uri) for uri in answer["objects"]]
+
+    def stop(self) -> None:
+        """Ask the daemon to end; returns when it has begun to."""
+        self._ask("POST", "/v1/stop")
+
+    def close(self) -> None:
+        """Close the connection; a later request opens another."""
+        with self._lock:
+            self._disconnect()
+
+    def _ask(self, method: str, target: str, body: bytes | None = None) -> bytes:
+        with self._lock:
+            if time.monotonic() < self._paused_until_s:
+                raise DaemonUnavailableError(f"daemon of {self.cache_dir}: failed a moment ago, not asked again yet")
+            try:
+                status, answer = self._exchange(method, target, body)
+            except (OSError, ValueError, http.client.HTTPException) as exc:
+                self._pause()
+                raise DaemonUnavailableError(f"daemon of {self.cache_dir}: {type(exc).__name__}: {exc}") from exc
+            except PrefetchdError:
+                self._pause()
+                raise
+            self._failures = 0
+        if status == 200:
+            return answer
+        text = answer.decode(errors="replace").strip()[:500]
+        if status == 400:
+            raise ProtocolError(text)
+        raise DaemonUnavailableError(f"daemon of {self.cache_dir}: {method} {target}: {status} {text}")
+
+    def _exchange(self, method: str, target: str, body: bytes | None) -> tuple[int, bytes]:
+        reused = self._connection is not None
+        try:
+            return self._try(method, target, body)
+        except (ConnectionError, http.client.BadStatusLine):
+            # A kept connection ends when the daemon restarts: one more try, on a new one to whoever is there now.
+            self._disconnect()
+            if not reused:
+                raise
+            return self._try(method, target, body)
+
+    def _try(self, method: str, target: str, body: bytes | None) -> tuple[int, bytes]:
+        if self._connection is None:
+            path = read_daemon_file(self.cache_dir).get("socket")
+            if not isinstance(path, str):
+                raise DaemonUnavailableError(f"{self.cache_dir / 'daemon.json'}: names no socket")
+            self._connection = _UnixConnection(path, self.timeout_s)
+        self._connection.request(method, target, body)
+        response = self._connection.getresponse()
+        return response.status, response.read()
+
+    def _pause(self) -> None:
+        self._disconnect()
+        self._paused_until_s = time.monotonic() + min(FIRST_PAUSE_S * 2**self._failures, LONGEST_PAUSE_S)
+        self._failures = min(self._failures + 1, 16)
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """http.client over a Unix socket."""
+
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        try:
+            self.sock.connect(self._path)
+        except BaseException:
+            self.sock.close()
+            raise

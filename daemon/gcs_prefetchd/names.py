@@ -1,0 +1,159 @@
+"""Names of objects, their URIs, and the mapping from an object's name to its path in the cache.
+
+The mapping is a pure function: total over the names that GCS allows, injective, and never outside its root. Ordinary names
+(folders without a file extension, a file with one) map to themselves; `docs/cache-layout.md` lists the rest.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from gcs_prefetchd.errors import InvalidNameError
+
+__all__ = ["DataRoot", "ObjectName", "cache_path", "name_of", "parse_object_uri", "validate_bucket"]
+
+MAX_NAME_BYTES = 1024  # https://cloud.google.com/storage/docs/objects#naming
+MAX_SEGMENT_BYTES = 255  # NAME_MAX of every Linux file system
+MAX_PATH_BYTES = 2048  # leaves half of PATH_MAX (4,096) to the cache directory's own path
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+_IP_ADDRESS = re.compile(r"\d+\.\d+\.\d+\.\d+")
+# What tells a file from a folder by its name alone. A letter first, so that the folder `v1.0` stays as it is.
+_EXTENSION = re.compile(r".\.[A-Za-z][A-Za-z0-9]{0,7}\Z", re.DOTALL)
+_TO_ESCAPE = re.compile(r"[%\x00-\x1f\x7f]")
+_ESCAPED = re.compile(r"%([0-9A-F]{2})")
+
+_EMPTY = "%e"
+_FILE = "%f"
+_FOLDER = "%d"
+_HASHED = "%h"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ObjectName:
+    """An object in a bucket, whatever its generation."""
+
+    bucket: str
+    name: str
+
+    @property
+    def uri(self) -> str:
+        """`gs://bucket/name`."""
+        return f"gs://{self.bucket}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class DataRoot:
+    """`gs://bucket/prefix`: what holds the images and the labels of one dataset. The prefix has no trailing slash."""
+
+    bucket: str
+    prefix: str
+
+    @classmethod
+    def parse(cls, uri: str) -> "DataRoot":
+        """Read `gs://bucket[/prefix]`; raises InvalidNameError."""
+        bucket, prefix = _split_uri(uri)
+        return cls(bucket, prefix.strip("/"))
+
+    @property
+    def uri(self) -> str:
+        """`gs://bucket/prefix`, or `gs://bucket` without a prefix."""
+        return f"gs://{self.bucket}/{self.prefix}" if self.prefix else f"gs://{self.bucket}"
+
+    @property
+    def folder(self) -> str:
+        """What the names of all its objects start with: `prefix/`, or nothing."""
+        return f"{self.prefix}/" if self.prefix else ""
+
+    def __contains__(self, name: ObjectName) -> bool:
+        return name.bucket == self.bucket and name.name.startswith(self.folder)
+
+
+def parse_object_uri(uri: str) -> ObjectName:
+    """Read `gs://bucket/name`; raises InvalidNameError."""
+    bucket, name = _split_uri(uri)
+    validate_object_name(name, uri)
+    return ObjectName(bucket, name)
+
+
+def _split_uri(uri: str) -> tuple[str, str]:
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme != "gs":
+        raise InvalidNameError(f"{uri!r} is no gs:// URI; write gs://bucket/prefix")
+    bucket, _, name = rest.partition("/")
+    validate_bucket(bucket)
+    return bucket, name
+
+
+def validate_bucket(bucket: str) -> None:
+    """Raise InvalidNameError unless GCS allows the bucket's name. Clients do not quote it, so nothing else may pass.
+
+    Rules: https://cloud.google.com/storage/docs/buckets#naming
+    """
+    longest = 63 if "." not in bucket else 222
+    if (
+        not _BUCKET.fullmatch(bucket)
+        or len(bucket) > longest
+        or any(not part or len(part) > 63 for part in bucket.split("."))
+        or _IP_ADDRESS.fullmatch(bucket)
+    ):
+        raise InvalidNameError(
+            f"{bucket!r} is no bucket name: 3 to 63 lowercase letters, digits, '-', '_' and '.', a letter or digit at both ends"
+        )
+
+
+def validate_object_name(name: str, shown: str) -> None:
+    """Raise InvalidNameError unless GCS allows the object's name; `shown` is how the message calls it."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise InvalidNameError(f"{shown!r} is no object name: it is not valid Unicode") from None
+    if not 1 <= size <= MAX_NAME_BYTES:
+        raise InvalidNameError(f"{shown!r} is no object name: {size} bytes, and GCS allows 1 to {MAX_NAME_BYTES}")
+
+
+def cache_path(bucket: str, name: str) -> str:
+    """Where the object lies, relative to the cache's `objects/`. Pure: anyone can compute it.
+
+    A folder and a file never share a path (`d` and `d/e` can both be objects), because files without an extension and
+    folders with one carry a mark.
+    """
+    *folders, file = name.split("/")
+    segments = [_escape(folder, is_file=False) for folder in folders]
+    segments.append(_escape(file, is_file=True))
+    path = "/".join(segments)
+    if len(path.encode()) > MAX_PATH_BYTES or any(len(segment.encode()) > MAX_SEGMENT_BYTES for segment in segments):
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        path = f"{_HASHED}/{digest[:2]}/{digest}"
+    return f"{bucket}/{path}"
+
+
+def name_of(path: str) -> ObjectName | None:
+    """The object that lies at `path` (relative to `objects/`), or None where the path holds a hash or is not of ours."""
+    bucket, _, rest = path.partition("/")
+    segments = rest.split("/")
+    if segments[0] == _HASHED:
+        return None
+    try:
+        validate_bucket(bucket)
+        name = "/".join(_unescape(segment) for segment in segments)
+        validate_object_name(name, path)
+    except InvalidNameError:
+        return None
+    return ObjectName(bucket, name) if cache_path(bucket, name) == path else None
+
+
+def _escape(segment: str, *, is_file: bool) -> str:
+    if segment in (".", ".."):
+        escaped = segment.replace(".", "%2E")
+    else:
+        escaped = _TO_ESCAPE.sub(lambda match: f"%{ord(match[0]):02X}", segment) or _EMPTY
+    looks_like_file = _EXTENSION.search(segment) is not None
+    if is_file == looks_like_file:
+        return escaped
+    return escaped + (_FILE if is_file else _FOLDER)
+
+
+def _unescape(segment: str) -> str:
+    plain = segment.removesuffix(_FILE).removesuffix(_FOLDER)
+    return "" if plain == _EMPTY else _ESCAPED.sub(lambda match: chr(int(match[1], 16)), plain)

@@ -1,0 +1,159 @@
+"""What readers and the daemon say to each other over the Unix socket: the messages and how they are checked.
+
+HTTP with JSON bodies; a plan's indices follow its header as packed little-endian 32-bit integers. `docs/http-api.md` has the
+endpoints. The standard library alone, so that a training worker loads nothing else for it.
+"""
+
+import json
+from array import array
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from sys import byteorder
+from typing import Any, Self
+
+from gcs_prefetchd.errors import ProtocolError
+
+__all__ = ["FetchAnswer", "FetchRequest", "ManifestAnswer", "Plan", "ReadReport", "Status", "pack", "unpack"]
+
+MAX_OBJECTS_PER_MESSAGE = 10_000
+
+
+class _Message:
+    """Reads and writes a flat dataclass as JSON; a missing field or one of another type raises ProtocolError."""
+
+    __slots__ = ()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        try:
+            data = json.loads(text)
+        except ValueError as exc:
+            raise ProtocolError(f"{cls.__name__}: not JSON ({exc})") from None
+        if not isinstance(data, Mapping):
+            raise ProtocolError(f"{cls.__name__}: not a JSON object")
+        return cls._from_mapping(data)
+
+    @classmethod
+    def _from_mapping(cls, data: Mapping[str, Any]) -> Self:
+        values = {}
+        for field in fields(cls):  # type: ignore[arg-type]  # every subclass is a dataclass
+            if field.name not in data:
+                raise ProtocolError(f"{cls.__name__}: field {field.name!r} is missing")
+            values[field.name] = _checked(cls.__name__, field.name, str(field.type), data[field.name])
+        return cls(**values)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))  # type: ignore[call-overload]  # every subclass is a dataclass
+
+
+_TYPES: Mapping[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "list[str]": (list,)}
+
+
+def _checked(message: str, name: str, kind: str, value: object) -> object:
+    if kind == "str | None" and value is None:
+        return None
+    wanted = _TYPES[kind.removesuffix(" | None")]
+    if not isinstance(value, wanted) or isinstance(value, bool):
+        raise ProtocolError(f"{message}: field {name!r} must be {kind}, not {type(value).__name__}")
+    if isinstance(value, int | float) and not 0 <= value < 2**63:
+        raise ProtocolError(f"{message}: field {name!r} must not be negative, infinite or huge")
+    if isinstance(value, list):
+        if len(value) > MAX_OBJECTS_PER_MESSAGE:
+            raise ProtocolError(f"{message}: field {name!r} has {len(value)} entries; {MAX_OBJECTS_PER_MESSAGE} at most")
+        if not all(isinstance(one, str) for one in value):
+            raise ProtocolError(f"{message}: field {name!r} must be {kind}")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Status(_Message):
+    """Who the daemon is."""
+
+    pid: "int"
+    instance_id: "str"
+    version: "str"
+    data_roots: "list[str]"
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestAnswer(_Message):
+    """Where the manifest of a data root lies, and how many items it has."""
+
+    digest: "str"
+    path: "str"
+    items: "int"
+
+
+@dataclass(frozen=True, slots=True)
+class FetchRequest(_Message):
+    """A demand: these objects (URIs) are wanted now."""
+
+    objects: "list[str]"
+
+
+@dataclass(frozen=True, slots=True)
+class FetchAnswer(_Message):
+    """For each object asked for: the empty string once its file is in the cache, else why it is not."""
+
+    errors: "list[str]"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadReport(_Message):
+    """What one process read since its last report: objects (URIs) and how their reads went.
+
+    `hits` were found on disk, `misses` came through the daemon, `fallbacks` straight from GCS; `wait_s` is what the last
+    two took in seconds. `job` ties the report to the plans of the same job.
+    """
+
+    job: "str"
+    hits: "int"
+    misses: "int"
+    fallbacks: "int"
+    wait_s: "float"
+    objects: "list[str]"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan(_Message):
+    """The sequence of items that one stream reads in one epoch; the indices into the manifest follow, packed.
+
+    `digest` is that of the order (`order.order_digest`), `position` how many of its items have been read already.
+    """
+
+    job: "str"
+    stream: "str"
+    data_root: "str"
+    manifest: "str"
+    epoch: "int"
+    position: "int"
+    digest: "str"
+
+    def to_body(self, packed: bytes) -> bytes:
+        """The message as it travels: the header on a line of its own, then the packed indices."""
+        return self.to_json().encode() + b"\n" + packed
+
+    @classmethod
+    def from_body(cls, body: bytes) -> tuple[Self, bytes]:
+        """The header and the packed indices; raises ProtocolError."""
+        header, newline, packed = body.partition(b"\n")
+        if not newline or len(packed) % 4:
+            raise ProtocolError("Plan: must be a JSON line and packed 32-bit indices")
+        return cls.from_json(header), packed
+
+
+def pack(indices: "array[int] | list[int]") -> bytes:
+    """Indices as little-endian unsigned 32-bit integers."""
+    packed = array("I", indices)
+    if byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def unpack(packed: bytes) -> "array[int]":
+    """The inverse of `pack`."""
+    indices = array("I")
+    indices.frombytes(packed)
+    if byteorder == "big":
+        indices.byteswap()
+    return indices
