@@ -8,10 +8,10 @@ SOURCES := daemon dataset tests bench examples
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check format build clean install-systemd
+.PHONY: help install demo test check format build clean install-systemd uninstall-systemd
 
 help: ## Show what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Make .venv with the daemon, the dataset package and everything to develop them
 
@@ -49,3 +49,14 @@ build: $(INSTALLED) ## Build the wheel and the source distribution into dist/
 clean: ## Remove .venv, caches and build outputs
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The daemon in a virtual environment of its own in PREFIX, its unit, user, example configuration and a link in
+# /usr/local/bin. Run it again to upgrade. DESTDIR stages all of it somewhere else.
+PREFIX ?= /opt/gcs-prefetchd
+DESTDIR ?=
+
+install-systemd: ## Install the daemon as a systemd service, as root
+	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' PYTHON='$(PYTHON)' systemd/install.sh install
+
+uninstall-systemd: ## Remove the service; keep its configuration and cache
+	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' systemd/install.sh uninstall

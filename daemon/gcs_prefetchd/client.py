@@ -2,16 +2,20 @@
 
 import http.client
 import json
+import os
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 from gcs_prefetchd.errors import DaemonUnavailableError, PrefetchdError, ProtocolError
 from gcs_prefetchd.protocol import FetchAnswer, FetchRequest, ManifestAnswer, Plan, ReadReport, Status
 
-__all__ = ["DaemonClient", "read_daemon_file"]
+__all__ = ["DaemonClient", "read_daemon_file", "short_address"]
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
@@ -50,6 +54,10 @@ class DaemonClient:
     def status(self) -> Status:
         """Who the daemon is."""
         return Status.from_json(self._ask("GET", "/v1/status"))
+
+    def stats(self) -> dict[str, Any]:
+        """What `/stats` answers."""
+        return dict(json.loads(self._ask("GET", "/v1/stats")))
 
     def manifest(self, data_root: str) -> ManifestAnswer:
         """Where the data root's manifest lies; waits for the first listing."""
@@ -138,6 +146,19 @@ class DaemonClient:
             self._connection = None
 
 
+@contextmanager
+def short_address(socket_path: Path) -> Iterator[str]:
+    """An address of the socket that fits the kernel's 107 bytes, however deep the cache directory lies."""
+    if len(os.fsencode(socket_path)) <= 107:
+        yield str(socket_path)
+        return
+    folder = os.open(socket_path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{socket_path.name}"
+    finally:
+        os.close(folder)
+
+
 class _UnixConnection(http.client.HTTPConnection):
     """http.client over a Unix socket."""
 
@@ -149,7 +170,8 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         try:
-            self.sock.connect(self._path)
+            with short_address(Path(self._path)) as address:
+                self.sock.connect(address)
         except BaseException:
             self.sock.close()
             raise

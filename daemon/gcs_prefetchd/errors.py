@@ -5,6 +5,7 @@ __all__ = [
     "CacheDirectoryError",
     "CacheFullError",
     "CacheHeldError",
+    "CacheWriteError",
     "CredentialsError",
     "DaemonUnavailableError",
     "InvalidNameError",
@@ -70,6 +71,10 @@ class CacheHeldError(CacheDirectoryError):
 
 class CacheFullError(PrefetchdError):
     """There is no room for an object within the size bound and the free-space floor."""
+
+
+class CacheWriteError(PrefetchdError):
+    """The cache's disk refused a write."""
 
 
 class OriginError(PrefetchdError):

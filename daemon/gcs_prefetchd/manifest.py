@@ -81,9 +81,10 @@ class Layout:
 class Ids(Sequence[str]):
     """Sorted ids in one memory-mapped block of UTF-8; behaves as a list of str without holding one."""
 
-    def __init__(self, text: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
+    def __init__(self, text: NDArray[np.uint8], ends: NDArray[np.int64], folder: Path | None = None) -> None:
         self._text = text
         self._ends = ends
+        self._folder = folder
 
     @classmethod
     def of(cls, ids: Iterable[str]) -> "Ids":
@@ -124,6 +125,12 @@ class Ids(Sequence[str]):
     def _at(self, index: int) -> str:
         start = self._ends[index - 1] if index else 0
         return self._text[start : self._ends[index]].tobytes().decode()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Spawned workers map the files that the ids came from, instead of a copy of their own through a pipe.
+        if self._folder is not None and self._folder.exists():
+            return _map_ids, (self._folder,)
+        return Ids, (np.asarray(self._text), np.asarray(self._ends))
 
     @property
     def arrays(self) -> dict[str, NDArray[np.uint8] | NDArray[np.int64]]:
@@ -179,6 +186,15 @@ class Manifest:
             return None
         item = self.ids.find(match[0])
         return None if item is None else (item, match[1])
+
+    def changed_since(self, before: "Manifest") -> Iterator[ObjectVersion]:
+        """The objects whose generation is not what it was in an earlier manifest; new ones are not among them."""
+        known = {item_id: index for index, item_id in enumerate(before.ids)}
+        for item, item_id in enumerate(self.ids):
+            index = known.get(item_id)
+            if index is not None:
+                for part in np.flatnonzero(self.generation[item] != before.generation[index]):
+                    yield self.version(item, int(part))
 
     def save(self, manifests: Path) -> Path:
         """Write it to `manifests/<digest>/` under a temporary name first; returns the folder."""
@@ -241,11 +257,15 @@ def load_manifest(folder: Path) -> Manifest:
         incomplete = tuple(about["incomplete"])
     except (OSError, ValueError, KeyError, TypeError, EOFError) as exc:
         raise ManifestError(f"manifest {folder}: cannot be read ({type(exc).__name__}: {exc})") from exc
-    ids = Ids(arrays["ids"], arrays["ends"])
+    ids = Ids(arrays["ids"], arrays["ends"], folder)
     shape = (len(ids), len(layout.patterns))
     if any(arrays[name].shape != shape for name in ("generation", "size", "crc32c")):
         raise ManifestError(f"manifest {folder}: its arrays differ in length")
     return Manifest(data_root, layout, ids, arrays["generation"], arrays["size"], arrays["crc32c"], incomplete, folder.name)
+
+
+def _map_ids(folder: Path) -> Ids:
+    return load_manifest(folder).ids
 
 
 _ARRAYS = ("ids", "ends", "generation", "size", "crc32c")

@@ -1,0 +1,85 @@
+"""What an answer of GCS means: pure functions from status, headers and body to an error or to the object it names."""
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+
+from gcs_prefetchd.backoff import parse_retry_after
+from gcs_prefetchd.errors import (
+    AccessDeniedError,
+    CredentialsError,
+    ObjectChangedError,
+    ObjectMissingError,
+    OriginError,
+)
+from gcs_prefetchd.manifest import ObjectVersion
+from gcs_prefetchd.names import ObjectName
+
+__all__ = ["UnfitAnswerError", "answer_error", "named_version"]
+
+LONGEST_REASON = 200
+_FINAL: Mapping[int, type[OriginError]] = {
+    400: OriginError,
+    401: CredentialsError,
+    403: AccessDeniedError,
+    404: ObjectMissingError,
+    412: ObjectChangedError,
+}
+
+
+class UnfitAnswerError(Exception):
+    """An answer that is not what was asked for. `final` is the error to raise where another try would not help.
+
+    Never leaves `origin`, so it may hold more than one string.
+    """
+
+    def __init__(
+        self, kind: str, reason: str, *, final: type[OriginError] | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.final = final
+        self.retry_after_s = retry_after_s
+
+
+def answer_error(status: int, headers: Mapping[str, str], body: bytes, *, pinned: bool) -> UnfitAnswerError:
+    """What a status other than 200 means. `pinned`: a generation was asked for, so that 404 can mean that it is gone."""
+    final = _FINAL.get(status)
+    if status == 404 and pinned:
+        final = ObjectChangedError
+    reason = _HINTS.get(status, "") or _reason(body)
+    text = f"GCS says {status}" + (f" ({reason})" if reason else "")
+    return UnfitAnswerError(str(status), text, final=final, retry_after_s=parse_retry_after(headers.get("Retry-After")))
+
+
+def named_version(name: ObjectName, headers: Mapping[str, str]) -> ObjectVersion | None:
+    """The version that a download's headers name, or None where they lack the generation, the length or the crc32c."""
+    hashes = dict(part.strip().partition("=")[::2] for value in _all(headers, "x-goog-hash") for part in value.split(","))
+    length = headers.get("x-goog-stored-content-length") or headers.get("Content-Length")
+    try:
+        crc32c = int.from_bytes(base64.b64decode(hashes["crc32c"], validate=True))
+        return ObjectVersion(name, int(headers["x-goog-generation"]), int(length or ""), crc32c)
+    except (KeyError, ValueError, binascii.Error):
+        return None
+
+
+_HINTS: Mapping[int, str] = {
+    401: "the credentials are not accepted",
+    403: "these credentials may not read it",
+    404: "there is no such object or bucket",
+}
+
+
+def _reason(body: bytes) -> str:
+    try:
+        message = str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return " ".join(message.split())[:LONGEST_REASON]
+
+
+def _all(headers: Mapping[str, str], name: str) -> list[str]:
+    # GCS sends one x-goog-hash header for each hash.
+    getall = getattr(headers, "getall", None)
+    return list(getall(name, [])) if getall else [value for key, value in headers.items() if key.lower() == name]

@@ -1,0 +1,218 @@
+"""The command line: `gcs-prefetchd start`, `stop`, `status`, `stats`."""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from gcs_prefetchd import __version__
+from gcs_prefetchd.background import start_in_background, tell_starter, wait_for_end
+from gcs_prefetchd.client import DaemonClient, read_daemon_file
+from gcs_prefetchd.errors import DaemonUnavailableError, PrefetchdError, SettingsError
+from gcs_prefetchd.logs import log_to
+from gcs_prefetchd.malloc import keep_freed_memory
+from gcs_prefetchd.service import Started, serve
+from gcs_prefetchd.settings import Settings, check_against_disk, load_settings
+from gcs_prefetchd.sizes import format_size
+
+__all__ = ["main"]
+
+EXIT_FAILED = 1
+EXIT_BAD_SETTING = 2
+
+app = typer.Typer(
+    help="Prefetch a training job's images from Google Cloud Storage into a local cache, in the order the job will read them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+CacheDir = Annotated[Path, typer.Option(help="The daemon's cache directory.", envvar="GCS_PREFETCHD_CACHE_DIR")]
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+@app.command()
+def start(
+    data_root: Annotated[list[str] | None, typer.Option(help="gs://bucket/prefix to serve; may be repeated.")] = None,
+    cache_dir: Annotated[str | None, typer.Option(help="Cache directory: new, empty, or made by this daemon.")] = None,
+    cache_size: Annotated[str | None, typer.Option(help="The most bytes of objects to hold, such as 200GB.")] = None,
+    seed: Annotated[str | None, typer.Option(help="Seed of the order prefetched before a reader comes. [default: 0]")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="Root URL of a stand-in for GCS.")] = None,
+    anonymous: Annotated[bool | None, typer.Option("--anonymous", help="Send no credentials.")] = None,
+    credentials: Annotated[str | None, typer.Option(help="A service account's key file.")] = None,
+    http: Annotated[str | None, typer.Option(help="HOST:PORT of the statistics. [default: 127.0.0.1:8484]")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other setting; see docs/configuration.md.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay here and log to stderr: for systemd, containers.")
+    ] = False,
+    check_config: Annotated[
+        bool, typer.Option("--check-config", help="Say which settings are in force, and start nothing.")
+    ] = False,
+    ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Start the daemon; returns when it is ready and says where its statistics are."""
+    flags: dict[str, object] = {
+        "data_roots": data_root or None,
+        "cache_dir": cache_dir,
+        "cache_size": cache_size,
+        "seed": seed,
+        "endpoint": endpoint,
+        "anonymous": anonymous,
+        "credentials": credentials,
+        "http": http,
+    }
+    try:
+        settings = load_settings(flags | _named_settings(setting or []), config)
+        if check_config:
+            check_against_disk(settings)
+            _show_settings(settings)
+        elif foreground:
+            _run(settings, ready_fd)
+        else:
+            check_against_disk(settings)
+            _say_ready(start_in_background(sys.argv[1:], settings.stop_deadline_s), settings)
+    except SettingsError as exc:
+        _fail(exc, EXIT_BAD_SETTING, ready_fd)
+    except PrefetchdError as exc:
+        _fail(exc, EXIT_FAILED, ready_fd)
+
+
+@app.command()
+def stop(cache_dir: CacheDir) -> None:
+    """Stop the daemon of a cache directory; returns when it has ended. The cache stays."""
+    try:
+        pid = DaemonClient(cache_dir).status().pid
+        with wait_for_end(pid) as wait:
+            DaemonClient(cache_dir).stop()
+            ended = wait()
+    except DaemonUnavailableError:
+        print(f"no daemon is running for {cache_dir}")
+        return
+    if not ended:
+        _fail(PrefetchdError(f"the daemon (pid {pid}) has not ended yet"), EXIT_FAILED)
+    print(f"stopped (pid {pid}); the cache in {cache_dir} is kept")
+
+
+@app.command()
+def status(cache_dir: CacheDir) -> None:
+    """Say whether the daemon runs; exit status 1 where it does not."""
+    try:
+        daemon = DaemonClient(cache_dir).status()
+        about = read_daemon_file(cache_dir)
+    except DaemonUnavailableError as exc:
+        print(f"not running: {exc}")
+        raise typer.Exit(EXIT_FAILED) from None
+    print(f"running: pid {daemon.pid}, version {daemon.version}")
+    print(f"serving: {', '.join(daemon.data_roots)}")
+    print(f"statistics: {about.get('http')}")
+
+
+@app.command()
+def stats(
+    cache_dir: CacheDir,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what /stats answers.")] = False,
+) -> None:
+    """Show the cache's statistics."""
+    try:
+        snapshot = DaemonClient(cache_dir).stats()
+    except DaemonUnavailableError as exc:
+        _fail(exc, EXIT_FAILED)
+    if as_json:
+        print(json.dumps(snapshot, indent=2))
+    else:
+        _show_stats(snapshot)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+def _run(settings: Settings, ready_fd: int | None) -> None:
+    os.umask(0o027)  # the group reads the cache, nobody else does
+    keep_freed_memory()
+    log_to(None, settings.log_level)
+    in_background = ready_fd is not None
+    log_file = settings.log_file or (settings.cache_dir / "daemon.log" if in_background else None)
+
+    def on_claimed() -> None:
+        log_to(log_file, settings.log_level)
+
+    def on_ready(started: Started) -> None:
+        tell_starter(ready_fd, {"pid": started.pid, "http": started.http})
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(settings, on_claimed, on_ready))
+
+
+def _named_settings(pairs: list[str]) -> dict[str, object]:
+    named: dict[str, object] = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator:
+            raise SettingsError(f"--set {pair!r}: write NAME=VALUE, as in --set concurrency=64")
+        named[name.strip().replace("-", "_")] = value.strip()
+    return named
+
+
+def _say_ready(answer: dict[str, Any], settings: Settings) -> None:
+    log_file = settings.log_file or settings.cache_dir / "daemon.log"
+    print(f"gcs-prefetchd is ready (pid {answer['pid']})")
+    print(f"  statistics  {answer['http']}/")
+    print(f"  cache       {settings.cache_dir}, {format_size(settings.cache_size)} at most")
+    print(f"  log         {log_file}")
+    print(f"  stop        gcs-prefetchd stop --cache-dir {settings.cache_dir}")
+
+
+def _show_settings(settings: Settings) -> None:
+    for name, value in settings.model_dump(mode="json").items():
+        shown = "" if value is None else ", ".join(value) if isinstance(value, list) else value
+        print(f"{name} = {shown}")
+
+
+def _show_stats(snapshot: dict[str, Any]) -> None:
+    cache, reads, origin, prefetch = (snapshot[key] for key in ("cache", "reads", "origin", "prefetch"))
+    console = Console(soft_wrap=True)
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row(
+        "cache", f"{format_size(cache['bytes'])} of {format_size(cache['limit_bytes'])}, {cache['objects']:,} objects"
+    )
+    facts.add_row("evictions", f"{cache['evictions']:,} objects; {cache['damaged']:,} found damaged")
+    facts.add_row("reads", f"{reads['hits']:,} hits, {reads['misses']:,} misses, {reads['fallbacks']:,} fallbacks")
+    facts.add_row("hit ratio", f"{reads['hit_ratio']:.1%}; readers waited {reads['wait_s']:,.1f} s in all")
+    facts.add_row(
+        "from GCS", f"{origin['requests']:,} requests, {format_size(origin['bytes'])}, {origin['in_flight']:,} under way"
+    )
+    facts.add_row("failed tries", ", ".join(f"{count:,} {kind}" for kind, count in origin["errors"].items()) or "none")
+    facts.add_row("prefetched", f"{prefetch['fetched']:,} objects; {prefetch['demand_fetched']:,} fetched on demand")
+    console.print(facts)
+    streams = Table("stream", "data root", "epoch", "items read", "of", "runway, items", box=None, padding=(0, 2, 0, 0))
+    for one in snapshot["streams"]:
+        counts = [f"{one[key]:,}" for key in ("epoch", "position", "length", "runway_items")]
+        streams.add_row(one["id"], one["data_root"], *counts)
+    if snapshot["streams"]:
+        console.print(streams)
+
+
+def _fail(error: PrefetchdError, status: int, ready_fd: int | None = None) -> NoReturn:
+    text = " ".join(str(error).split())
+    if ready_fd is None:
+        print(f"gcs-prefetchd: {text}", file=sys.stderr)
+    tell_starter(ready_fd, {"error": text, "status": status})
+    raise typer.Exit(status)

@@ -1,0 +1,158 @@
+"""What readers and the command line ask over the Unix socket: demand fetches, plans, read reports, listing, stop."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from aiohttp import web
+
+from gcs_prefetchd import __version__
+from gcs_prefetchd.cache import Cache
+from gcs_prefetchd.errors import InvalidNameError, PrefetchdError, ProtocolError
+from gcs_prefetchd.fetcher import Fetcher
+from gcs_prefetchd.manifest import ObjectVersion
+from gcs_prefetchd.names import DataRoot, ObjectName, cache_path, parse_object_uri
+from gcs_prefetchd.prefetch import Prefetcher
+from gcs_prefetchd.protocol import FetchAnswer, FetchRequest, ManifestAnswer, Plan, ReadReport, Status
+from gcs_prefetchd.registry import Registry
+from gcs_prefetchd.statistics import Statistics
+
+__all__ = ["Control", "control_app"]
+
+log = logging.getLogger(__name__)
+
+LARGEST_BODY = 256 << 20  # a plan of 64 million items
+LISTED_AT_MOST = 10_000
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """Answers each message; the web part is only around it."""
+
+    pid: int
+    instance_id: str
+    data_roots: Sequence[DataRoot]
+    cache: Cache
+    registry: Registry
+    fetcher: Fetcher
+    prefetcher: Prefetcher
+    statistics: Statistics
+    stop: Callable[[], None]
+
+    def status(self) -> Status:
+        """Who the daemon is."""
+        return Status(self.pid, self.instance_id, __version__, [root.uri for root in self.data_roots])
+
+    def manifest(self, data_root: str) -> ManifestAnswer:
+        """Where the latest manifest of a data root lies; raises ProtocolError where it is not served."""
+        uri = DataRoot.parse(data_root).uri
+        manifest = self.registry.manifest(uri)
+        if manifest is None:
+            served = ", ".join(root.uri for root in self.data_roots)
+            raise ProtocolError(f"data root {uri} is not served by this daemon; it serves {served}")
+        return ManifestAnswer(manifest.digest, str(self.cache.directory.manifests / manifest.digest), len(manifest))
+
+    async def fetch(self, request: FetchRequest) -> FetchAnswer:
+        """Have the objects in the cache; for each the empty string, or why it is not there."""
+        return FetchAnswer(list(await asyncio.gather(*(self._fetch(uri) for uri in request.objects))))
+
+    def note_reads(self, report: ReadReport) -> None:
+        """Count what was read and move the streams on."""
+        self.statistics.reads.add(report)
+        for uri in report.objects:
+            try:
+                name = parse_object_uri(uri)
+            except InvalidNameError as exc:
+                raise ProtocolError(f"ReadReport: field 'objects': {exc}") from None
+            self.cache.touch(cache_path(name.bucket, name.name))
+            self.registry.mark_read(report.job, name)
+        self.prefetcher.wake()
+
+    def add_plan(self, body: bytes) -> None:
+        """Take a reader's plan."""
+        plan, packed = Plan.from_body(body)
+        self.registry.add_plan(plan, np.frombuffer(packed, dtype="<u4").astype(np.uint32))
+        log.info("stream %s: epoch %d of %s, %d items", plan.stream, plan.epoch, plan.data_root, len(packed) // 4)
+        self.prefetcher.wake()
+
+    async def _fetch(self, uri: str) -> str:
+        try:
+            name = parse_object_uri(uri)
+            root = next((root for root in self.data_roots if name in root), None)
+            if root is None:
+                return f"{uri}: not within a data root that this daemon serves"
+            await self.fetcher.demand(name, self._version(root, name), self.registry)
+        except PrefetchdError as exc:
+            log.warning("demand: %s", exc)
+            return str(exc)
+        return ""
+
+    def _version(self, root: DataRoot, name: ObjectName) -> ObjectVersion | None:
+        manifest = self.registry.manifest(root.uri)
+        if manifest is None or (place := manifest.find(name)) is None:
+            return None  # new since the listing, or no part of an item: its live generation will do
+        return manifest.version(*place)
+
+
+def control_app(control: Control) -> web.Application:
+    """The application behind the socket; whoever runs it binds and closes it."""
+
+    async def status(_: web.Request) -> web.Response:
+        return _json(control.status().to_json())
+
+    async def stats(_: web.Request) -> web.Response:
+        return web.json_response(control.statistics.snapshot())
+
+    async def manifest(request: web.Request) -> web.Response:
+        return _json(control.manifest(request.query.get("data_root", "")).to_json())
+
+    async def fetch(request: web.Request) -> web.Response:
+        return _json((await control.fetch(FetchRequest.from_json(await request.read()))).to_json())
+
+    async def plan(request: web.Request) -> web.Response:
+        control.add_plan(await request.read())
+        return _json("{}")
+
+    async def reads(request: web.Request) -> web.Response:
+        control.note_reads(ReadReport.from_json(await request.read()))
+        return _json("{}")
+
+    async def objects(request: web.Request) -> web.Response:
+        prefix = request.query.get("prefix", "")
+        uris = [name.uri for name in control.cache.names() if name.uri.startswith(prefix)]
+        return web.json_response({"objects": uris[:LISTED_AT_MOST], "total": len(uris)})
+
+    async def stop(_: web.Request) -> web.Response:
+        control.stop()
+        return _json("{}")
+
+    app = web.Application(middlewares=[_errors], client_max_size=LARGEST_BODY)
+    app.add_routes(
+        [
+            web.get("/v1/status", status),
+            web.get("/v1/stats", stats),
+            web.get("/v1/manifest", manifest),
+            web.post("/v1/fetch", fetch),
+            web.post("/v1/plan", plan),
+            web.post("/v1/reads", reads),
+            web.get("/v1/objects", objects),
+            web.post("/v1/stop", stop),
+        ]
+    )
+    return app
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except (ProtocolError, InvalidNameError) as exc:
+        return web.Response(status=400, text=f"{exc}\n")
+
+
+def _json(text: str) -> web.Response:
+    return web.Response(text=text, content_type="application/json")

@@ -1,0 +1,139 @@
+"""A cache directory: whose it is, what lies in it, and the lock that lets one daemon at a time write there."""
+
+import array
+import contextlib
+import fcntl
+import json
+import os
+import uuid
+from pathlib import Path
+
+from gcs_prefetchd.client import read_daemon_file
+from gcs_prefetchd.errors import CacheDirectoryError, CacheHeldError, DaemonUnavailableError
+
+__all__ = ["CacheDirectory"]
+
+# https://bford.info/cachedir/: programs that make backups know the first line and pass the directory over.
+MARKER_NAME = "CACHEDIR.TAG"
+MARKER = """Signature: 8a477f597d28d172789f06886806bc55
+# This directory is a cache of gcs-prefetchd, layout 1. The daemon may delete anything below objects/.
+"""
+NOT_FOREIGN = {"lost+found"}  # what mkfs leaves in a fresh file system
+
+# ext4 then spreads the subdirectories over the disk: evicting and creating files stays fast (chattr +T).
+_FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS, _FS_TOPDIR_FL = 0x80086601, 0x40086602, 0x00020000
+
+
+class CacheDirectory:
+    """The paths of one cache directory, claimed for this process until `close`.
+
+    `claim` raises CacheDirectoryError (a file, not writable, foreign files in it, no extended attributes) or CacheHeldError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.objects = path / "objects"
+        self.index = path / "index"
+        self.manifests = path / "manifests"
+        self.tmp = path / "tmp"
+        self.daemon_file = path / "daemon.json"
+        self.socket = path / "daemon.sock"
+        self._lock: int | None = None
+
+    def claim(self) -> None:
+        """Take the directory, making it where it does not exist, and clear what a crashed daemon left in `tmp/`."""
+        try:
+            self._check_owner()
+            self.path.mkdir(mode=0o750, parents=True, exist_ok=True)
+            self._take_lock()
+            for folder in (self.objects, self.index, self.manifests, self.tmp):
+                folder.mkdir(mode=0o750, exist_ok=True)
+            (self.path / MARKER_NAME).write_text(MARKER)
+            self._check_attributes()
+        except OSError as exc:
+            self.close()
+            raise CacheDirectoryError(f"cache directory {self.path}: {exc.strerror} ({exc.filename})") from None
+        except CacheDirectoryError:
+            self.close()
+            raise
+        _spread_subdirectories(self.objects)
+        for leftover in self.tmp.iterdir():
+            leftover.unlink()
+
+    def announce(self, content: dict[str, object]) -> None:
+        """Write `daemon.json`, whole or not at all."""
+        unfinished = self.tmp / f"daemon.json.{uuid.uuid4().hex}"
+        unfinished.write_text(json.dumps(content, indent=2) + "\n")
+        unfinished.chmod(0o640)
+        unfinished.rename(self.daemon_file)
+
+    def withdraw(self) -> None:
+        """Remove `daemon.json` and the socket: nobody is here any more."""
+        self.daemon_file.unlink(missing_ok=True)
+        self.socket.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let another daemon have the directory."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _check_owner(self) -> None:
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise CacheDirectoryError(f"cache directory {self.path}: is not a directory; name an empty or a new one")
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise CacheDirectoryError(
+                f"cache directory {self.path}: not writable for this user; change its owner or name another"
+            )
+        marker = self.path / MARKER_NAME
+        if marker.is_file():
+            if marker.read_text() != MARKER:
+                raise CacheDirectoryError(
+                    f"cache directory {self.path}: {MARKER_NAME} is not this version's; name an empty directory"
+                )
+        elif foreign := sorted(entry.name for entry in self.path.iterdir() if entry.name not in NOT_FOREIGN):
+            raise CacheDirectoryError(
+                f"cache directory {self.path}: not empty and not ours (it holds {foreign[0]!r}); name an empty or a new one"
+            )
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CacheHeldError(
+                f"cache directory {self.path}: held by another daemon{self._holder()}; stop it with "
+                f"`gcs-prefetchd stop --cache-dir {self.path}`"
+            ) from None
+
+    def _holder(self) -> str:
+        with contextlib.suppress(DaemonUnavailableError):
+            return f" (pid {read_daemon_file(self.path)['pid']})"
+        return ""
+
+    def _check_attributes(self) -> None:
+        probe = self.tmp / f"probe.{os.getpid()}"
+        probe.touch()
+        try:
+            os.setxattr(probe, "user.gcs.object", b"probe")
+        except OSError:
+            raise CacheDirectoryError(
+                f"cache directory {self.path}: its file system has no user extended attributes; use ext4, xfs, btrfs or tmpfs"
+            ) from None
+        finally:
+            probe.unlink()
+
+
+def _spread_subdirectories(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        flags = array.array("L", [0])
+        fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, flags, True)
+        flags[0] |= _FS_TOPDIR_FL
+        fcntl.ioctl(descriptor, _FS_IOC_SETFLAGS, flags)
+    except OSError:
+        pass  # not ext4: nothing to spread
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,70 @@
+"""The statistics that anyone on the node may see, over TCP: a page, `/stats`, `/metrics`, `/healthz` and `/readyz`."""
+
+import socket
+from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from gcs_prefetchd.page import render_page
+from gcs_prefetchd.statistics import Statistics
+
+__all__ = ["statistics_app"]
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def statistics_app(statistics: Statistics, is_ready: Callable[[], bool]) -> web.Application:
+    """The application; whoever runs it binds and closes it."""
+
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text=render_page(statistics.snapshot()), content_type="text/html")
+
+    async def stats(_: web.Request) -> web.Response:
+        return web.json_response(statistics.snapshot())
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=statistics.metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        return web.Response(text="ready\n") if is_ready() else web.Response(status=503, text="starting or stopping\n")
+
+    app = web.Application(middlewares=[_local_only], client_max_size=1024)
+    app.add_routes(
+        [
+            web.get("/", page),
+            web.get("/stats", stats),
+            web.get("/metrics", metrics),
+            web.get("/healthz", healthz),
+            web.get("/readyz", readyz),
+        ]
+    )
+    return app
+
+
+@web.middleware
+async def _local_only(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse what a web page in somebody's browser sends: a foreign Host (DNS rebinding) or an Origin (a script's request)."""
+    if "Origin" in request.headers:
+        raise web.HTTPForbidden(text="requests from web pages are refused\n")
+    if not _is_own_host(request.host):
+        raise web.HTTPForbidden(text=f"unknown host {request.host[:100]!r}: use an address or this machine's name\n")
+    response = await handler(request)
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
+
+
+def _is_own_host(host: str) -> bool:
+    name = host.rpartition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+    if name in ("localhost", socket.gethostname()):
+        return True
+    try:
+        ip_address(name)  # a page cannot rebind a literal address
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,38 @@
+"""Where log lines go and how they look."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from gcs_prefetchd.errors import StartError
+
+__all__ = ["log_to"]
+
+LONGEST_LINE = 2000
+
+
+class _OneLine(logging.Formatter):
+    """Cuts a line that somebody else's answer made long; a traceback stays whole."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        line = super().formatMessage(record)
+        return line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + " ..."
+
+
+def log_to(file: Path | None, level: str) -> None:
+    """Log to stderr, or to a file that takes stdout's and stderr's place. Raises StartError where it cannot be written."""
+    if file is not None:
+        try:
+            descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        except OSError as exc:
+            raise StartError(f"setting log_file: {file}: {exc.strerror}") from None
+        for standard in (1, 2):
+            os.dup2(descriptor, standard)
+        os.close(descriptor)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("gcs_prefetchd").setLevel(level.upper())

@@ -1,0 +1,21 @@
+"""glibc's malloc, told to keep the memory of images instead of mapping and unmapping it each time."""
+
+import ctypes
+
+__all__ = ["keep_freed_memory"]
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory() -> None:
+    """Serve blocks of up to 32 MiB from the heap, and keep up to 256 MiB of it when freed.
+
+    By default every body and every decoded image of 128 KiB and more costs two system calls and its page faults. Does
+    nothing where the C library is another.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+    mallopt(_M_TRIM_THRESHOLD, 256 << 20)

@@ -1,0 +1,264 @@
+"""The daemon from start to stop: opens its parts in order, runs, and closes them in reverse."""
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import socket
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from gcs_prefetchd.cache import Cache
+from gcs_prefetchd.client import short_address
+from gcs_prefetchd.control import Control, control_app
+from gcs_prefetchd.credentials import Access
+from gcs_prefetchd.directory import CacheDirectory
+from gcs_prefetchd.errors import PrefetchdError, StartError
+from gcs_prefetchd.fetcher import Fetcher
+from gcs_prefetchd.http import statistics_app
+from gcs_prefetchd.listing import list_manifest, newest_manifest, remove_old_manifests
+from gcs_prefetchd.manifest import Manifest
+from gcs_prefetchd.names import DataRoot
+from gcs_prefetchd.notify import ping_watchdog, tell_systemd
+from gcs_prefetchd.origin import Origin
+from gcs_prefetchd.prefetch import Prefetcher
+from gcs_prefetchd.registry import Registry
+from gcs_prefetchd.settings import Settings, check_against_disk
+from gcs_prefetchd.statistics import Statistics
+from gcs_prefetchd.streams import path_of
+from gcs_prefetchd.watch import Watch
+
+__all__ = ["Service", "Started", "serve"]
+
+log = logging.getLogger(__name__)
+
+# Half-sent requests and idle connections are bounded by this alone; aiohttp's default is an hour.
+KEEPALIVE_S = 75.0
+RELIST_AFTER_FAILURE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A daemon that is ready: where its statistics and its files are."""
+
+    pid: int
+    http: str
+    cache_dir: Path
+
+
+async def serve(settings: Settings, on_claimed: Callable[[], None], on_ready: Callable[[Started], None]) -> None:
+    """Run the daemon until SIGTERM, SIGINT or a stop request; a second signal ends the process at once.
+
+    `on_claimed` is called once the cache directory is ours, `on_ready` once readers can come. Raises PrefetchdError where it
+    cannot start.
+    """
+    check_against_disk(settings)
+    stopping = asyncio.Event()
+    with _signals(stopping):
+        stack = AsyncExitStack()
+        try:
+            on_ready(await stack.enter_async_context(Service(settings, stopping.set).running(on_claimed)))
+            tell_systemd("READY=1")
+            await stopping.wait()
+            tell_systemd("STOPPING=1")
+            log.info("stopping")
+        finally:
+            await _close_in_time(stack, settings.stop_deadline_s)
+
+
+async def _close_in_time(stack: AsyncExitStack, deadline_s: float) -> None:
+    try:
+        async with asyncio.timeout(deadline_s):
+            await stack.aclose()
+    except TimeoutError:
+        log.error("still busy %g s after the stop; ended as if killed, which the cache survives", deadline_s)
+        os._exit(1)
+
+
+class Service:
+    """The parts of one daemon; nothing is opened before `running` is entered."""
+
+    def __init__(self, settings: Settings, stop: Callable[[], None]) -> None:
+        self.settings = settings
+        self.directory = CacheDirectory(settings.cache_dir)
+        self.instance_id = uuid.uuid4().hex
+        self.registry = Registry(settings.seed)
+        self.cache = Cache(self.directory, settings.cache_size, settings.min_free)
+        access = Access(settings.endpoint, settings.anonymous, settings.credentials, settings.user_project)
+        self.origin = Origin(access, connections=settings.concurrency, deadline_s=settings.deadline_s)
+        self.fetcher = Fetcher(self.cache, self.origin, settings.concurrency)
+        self.prefetcher = Prefetcher(self.registry, self.cache, self.fetcher, settings.window_items)
+        self.statistics = Statistics(
+            self.instance_id, self.cache, self.registry, self.fetcher, self.prefetcher, self.origin.traffic
+        )
+        self._stop = stop
+        self._ready = False
+        self._failed: BaseException | None = None
+
+    @asynccontextmanager
+    async def running(self, on_claimed: Callable[[], None] = lambda: None) -> AsyncIterator[Started]:
+        """The daemon at work, until the context is left. Raises PrefetchdError where it cannot start."""
+        async with AsyncExitStack() as stack:
+            self.directory.claim()
+            stack.callback(self.directory.close)
+            on_claimed()
+            await self.cache.open()
+            stack.push_async_callback(self.cache.close)
+            await stack.enter_async_context(self.origin)
+            stack.push_async_callback(self.fetcher.close)
+            relist_in_s = [await self._first_manifest(root) for root in self.settings.roots]
+            await stack.enter_async_context(Watch(self.cache, opens=self.settings.watch_opens))
+            url = await self._open_http(stack)
+            await self._open_socket(stack)
+            await stack.enter_async_context(self._background(relist_in_s))
+            self.directory.announce(self._about(url))
+            stack.callback(self.directory.withdraw)
+            self._ready = True
+            log.info("ready: statistics at %s, cache in %s", url, self.directory.path)
+            try:
+                yield Started(os.getpid(), url, self.directory.path)
+            finally:
+                self._ready = False
+        if self._failed is not None:
+            raise StartError(f"the daemon ended: {self._failed!r}") from self._failed
+
+    async def _first_manifest(self, root: DataRoot) -> float:
+        """Have a manifest of the data root; returns after how many seconds it is to be listed again."""
+        saved = await asyncio.to_thread(newest_manifest, self.directory.manifests, root, self.settings.layout)
+        if saved is not None:
+            self.registry.set_manifest(saved)
+            log.info("%s: %d items as listed before; being listed again", root.uri, len(saved))
+            return 0.0
+        log.info("%s: being listed", root.uri)
+        await self._take(await list_manifest(self.origin, root, self.settings.layout))
+        return self.settings.relist_s
+
+    async def _relist(self, root: DataRoot, wait_s: float) -> None:
+        while True:
+            await asyncio.sleep(wait_s)
+            wait_s = self.settings.relist_s
+            try:
+                await self._take(await list_manifest(self.origin, root, self.settings.layout))
+            except PrefetchdError as exc:
+                # What cannot be listed now is still cached: an origin out of reach removes nothing.
+                wait_s = min(wait_s, RELIST_AFTER_FAILURE_S)
+                log.warning("%s; the last listing stays in force, tried again in %.0f s", exc, wait_s)
+
+    async def _take(self, manifest: Manifest) -> None:
+        before = self.registry.manifest(manifest.data_root.uri)
+        if before is not None and before.digest == manifest.digest:
+            return
+        changed = [] if before is None else await asyncio.to_thread(lambda: list(manifest.changed_since(before)))
+        for version in changed:
+            stamp = self.cache.stamp(path_of(version))
+            if stamp is not None and stamp.generation != version.generation:
+                await self.cache.drop(path_of(version))
+        await asyncio.to_thread(manifest.save, self.directory.manifests)
+        await asyncio.to_thread(remove_old_manifests, self.directory.manifests, manifest.data_root)
+        self.registry.set_manifest(manifest)
+        self.prefetcher.wake()
+        log.info("%s: %d items, %d objects changed", manifest.data_root.uri, len(manifest), len(changed))
+
+    async def _rescan(self) -> None:
+        while True:
+            adopted, lost = await self.cache.rescan()
+            if adopted or lost:
+                log.info("rescan: %d files taken into the index, %d gone from it", adopted, lost)
+            self.registry.forget_idle()
+            await asyncio.sleep(self.settings.rescan_s)
+
+    @asynccontextmanager
+    async def _background(self, relist_in_s: list[float]) -> AsyncIterator[None]:
+        jobs: list[Coroutine[Any, Any, None]] = [self.prefetcher.run(), self._rescan(), ping_watchdog()]
+        jobs += [self._relist(root, wait_s) for root, wait_s in zip(self.settings.roots, relist_in_s, strict=True)]
+        tasks = [asyncio.create_task(job) for job in jobs]
+        for task in tasks:
+            task.add_done_callback(self._job_ended)
+        self.prefetcher.wake()
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _job_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("%s failed: %r", task.get_coro(), error, exc_info=error)
+            self._failed = error
+            self._stop()
+
+    async def _open_http(self, stack: AsyncExitStack) -> str:
+        host, port = self.settings.http_address
+        runner = await _runner(stack, statistics_app(self.statistics, lambda: self._ready))
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as exc:
+            reason = "the port is in use" if exc.errno == errno.EADDRINUSE else (exc.strerror or str(exc))
+            raise StartError(
+                f"setting http: {host}:{port}: {reason}; choose another with --http HOST:PORT, port 0 for any"
+            ) from None
+        bound_host, bound_port = runner.addresses[0][:2]
+        return f"http://{f'[{bound_host}]' if ':' in bound_host else bound_host}:{bound_port}"
+
+    async def _open_socket(self, stack: AsyncExitStack) -> None:
+        control = Control(
+            os.getpid(),
+            self.instance_id,
+            self.settings.roots,
+            self.cache,
+            self.registry,
+            self.fetcher,
+            self.prefetcher,
+            self.statistics,
+            self._stop,
+        )
+        runner = await _runner(stack, control_app(control))
+        # The lock is ours, so whatever lies under the socket's name belongs to nobody who lives.
+        self.directory.socket.unlink(missing_ok=True)
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        with short_address(self.directory.socket) as address:
+            listener.bind(address)
+        self.directory.socket.chmod(0o660)
+        await web.SockSite(runner, listener, backlog=1024).start()
+
+    def _about(self, url: str) -> dict[str, object]:
+        return {
+            "pid": os.getpid(),
+            "instance_id": self.instance_id,
+            "http": url,
+            "socket": str(self.directory.socket),
+            "data_roots": [root.uri for root in self.settings.roots],
+        }
+
+
+async def _runner(stack: AsyncExitStack, app: web.Application) -> web.AppRunner:
+    runner = web.AppRunner(app, access_log=None, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=1.0)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    return runner
+
+
+@contextmanager
+def _signals(stopping: asyncio.Event) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+
+    def stop(signum: int) -> None:
+        if stopping.is_set():
+            os._exit(128 + signum)
+        stopping.set()
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop, signum)
+    try:
+        yield
+    finally:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(signum)

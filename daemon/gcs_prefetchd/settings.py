@@ -1,0 +1,226 @@
+"""The daemon's settings: TOML file, environment (`GCS_PREFETCHD_*`), flags; the later wins. See `docs/configuration.md`."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from gcs_prefetchd.errors import InvalidNameError, SettingsError
+from gcs_prefetchd.manifest import IMAGE_PATTERN, LABEL_PATTERN, Layout
+from gcs_prefetchd.names import DataRoot
+from gcs_prefetchd.sizes import format_size, parse_size
+
+__all__ = ["ENVIRONMENT_PREFIX", "Settings", "check_against_disk", "load_settings"]
+
+ENVIRONMENT_PREFIX = "GCS_PREFETCHD_"
+
+Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size, when_used="json")]
+
+
+class Settings(BaseSettings):
+    """What the daemon does. Every field is a key of the TOML file and, with the prefix, an environment variable."""
+
+    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, extra="forbid", frozen=True, env_ignore_empty=True)
+
+    data_roots: Annotated[list[str], NoDecode] = Field(
+        min_length=1, description="The data roots to serve, gs://bucket/prefix; in the environment separated by commas."
+    )
+    cache_dir: Path = Field(description="The cache directory: empty, new, or a cache that this daemon made.")
+    cache_size: Size = Field(description="The most bytes of objects that the cache holds, such as 200GB or 1.5TiB.")
+    min_free: Size = Field(10**9, description="The free space that is always left on the cache's file system.")
+    seed: int = Field(0, ge=0, lt=2**63, description="The seed of the order that is prefetched before any reader has come.")
+    endpoint: str | None = Field(None, description="The root URL of GCS, for a stand-in or a private endpoint.")
+    anonymous: bool = Field(False, description="Send no credentials: for public buckets and stand-ins.")
+    credentials: Path | None = Field(
+        None, description="A service account's key file; without one, application default credentials are used."
+    )
+    user_project: str | None = Field(None, description="The project that pays for requests to requester-pays buckets.")
+    http: str = Field("127.0.0.1:8484", description="Where statistics are served, HOST:PORT; port 0 picks a free one.")
+    concurrency: int = Field(128, ge=1, le=1024, description="The most downloads at a time.")
+    window_items: int = Field(512, ge=1, le=1_000_000, description="How many items ahead of a reader are kept on disk.")
+    deadline_s: float = Field(60.0, gt=0, le=3600, description="After how many seconds of trying an object is given up.")
+    relist_s: float = Field(3600.0, ge=1, description="After how many seconds a data root is listed again.")
+    rescan_s: float = Field(300.0, ge=1, description="After how many seconds the index is held against the files again.")
+    watch_opens: bool = Field(
+        True, description="Let files that other programs open by path count as recently used. Costs 10 to 20 us of CPU an open."
+    )
+    stop_deadline_s: float = Field(10.0, gt=0, le=600, description="After how many seconds a stop no longer waits.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least severe line that is logged.")
+    log_file: Path | None = Field(
+        None, description="Where to log; without it stderr in the foreground, daemon.log in the cache directory otherwise."
+    )
+    image_pattern: str = Field(IMAGE_PATTERN, description="Where an item's image lies below the data root.")
+    label_pattern: str = Field(LABEL_PATTERN, description="Where an item's label lies below the data root.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)  # load_settings merges the sources, to say which one a bad value came from
+
+    @property
+    def roots(self) -> list[DataRoot]:
+        """The data roots, read."""
+        return [DataRoot.parse(uri) for uri in self.data_roots]
+
+    @property
+    def layout(self) -> Layout:
+        """Where the parts of an item lie."""
+        return Layout((self.image_pattern, self.label_pattern))
+
+    @property
+    def http_address(self) -> tuple[str, int]:
+        """Host and port."""
+        return _split_address(self.http)
+
+    @field_validator("data_roots", mode="before")
+    @classmethod
+    def _split_roots(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("data_roots")
+    @classmethod
+    def _check_roots(cls, value: list[str]) -> list[str]:
+        try:
+            roots = [DataRoot.parse(uri) for uri in value]
+        except InvalidNameError as exc:
+            raise ValueError(str(exc)) from None
+        for one in roots:
+            for other in roots:
+                if one is not other and one.bucket == other.bucket and other.folder.startswith(one.folder):
+                    raise ValueError(f"{other.uri} lies within {one.uri}; name it once")
+        return [root.uri for root in roots]
+
+    @field_validator("cache_size")
+    @classmethod
+    def _check_cache_size(cls, value: int) -> int:
+        if value <= 0:
+            raise ValueError("must be more than 0, as in 200GB")
+        return value
+
+    @field_validator("cache_dir", "credentials", "log_file")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
+
+    @field_validator("endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        url = urlsplit(value)
+        if url.scheme not in ("http", "https") or not url.hostname or url.query or url.path.strip("/"):
+            raise ValueError("is no root URL; write http://HOST:PORT")
+        return value.rstrip("/")
+
+    @field_validator("http")
+    @classmethod
+    def _check_http(cls, value: str) -> str:
+        _split_address(value)
+        return value
+
+    @field_validator("image_pattern", "label_pattern")
+    @classmethod
+    def _check_pattern(cls, value: str, info: ValidationInfo) -> str:
+        patterns = (
+            (value, info.data["image_pattern"])
+            if info.field_name == "label_pattern" and "image_pattern" in info.data
+            else (value,)
+        )
+        try:
+            Layout(patterns)
+        except SettingsError as exc:
+            raise ValueError(str(exc)) from None
+        return value
+
+
+_OPTIONAL = {name for name, field in Settings.model_fields.items() if field.default is None}
+
+
+def load_settings(flags: Mapping[str, object], config: Path | None, environment: Mapping[str, str] | None = None) -> Settings:
+    """The settings in force. `flags` wins over the environment, and that over the file. Raises SettingsError with one line."""
+    environment = os.environ if environment is None else environment
+    config = config or (
+        Path(environment[f"{ENVIRONMENT_PREFIX}CONFIG"]) if f"{ENVIRONMENT_PREFIX}CONFIG" in environment else None
+    )
+    sources = {
+        f"in {config}": _read_file(config) if config else {},
+        "in the environment": _read_environment(environment),
+        "on the command line": {key: value for key, value in flags.items() if value is not None},
+    }
+    merged: dict[str, object] = {}
+    origin: dict[str, str] = {}
+    for source, values in sources.items():
+        merged |= {key: None if value == "" and key in _OPTIONAL else value for key, value in values.items()}
+        origin |= dict.fromkeys(values, source)
+    try:
+        return Settings(**merged)  # type: ignore[arg-type]  # pydantic checks every value
+    except ValidationError as exc:
+        raise SettingsError(_one_line(exc, origin)) from None
+
+
+def check_against_disk(settings: Settings) -> None:
+    """Raise SettingsError where the cache's file system is smaller than `cache_size`."""
+    existing = next(path for path in (settings.cache_dir, *settings.cache_dir.parents) if path.exists())
+    about = os.statvfs(existing)
+    disk_bytes = about.f_blocks * about.f_frsize
+    if settings.cache_size > disk_bytes:
+        raise SettingsError(
+            f"setting cache_size: {format_size(settings.cache_size)} is more than the disk of {settings.cache_dir} holds "
+            f"({format_size(disk_bytes)})"
+        )
+
+
+def _read_file(config: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(config.read_text())
+    except OSError as exc:
+        raise SettingsError(f"setting config: {config}: {exc.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise SettingsError(f"setting config: {config}: not TOML: {exc}") from None
+
+
+def _read_environment(environment: Mapping[str, str]) -> dict[str, object]:
+    return {
+        name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
+        for name, value in environment.items()
+        if name.startswith(ENVIRONMENT_PREFIX) and value and name != f"{ENVIRONMENT_PREFIX}CONFIG"
+    }
+
+
+def _split_address(value: str) -> tuple[str, int]:
+    host, separator, port = value.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError("is no address; write HOST:PORT, as in 127.0.0.1:8484")
+    if ":" in host:
+        ip_address(host)
+    return host, int(port)
+
+
+def _one_line(exc: ValidationError, origin: Mapping[str, str]) -> str:
+    first = exc.errors()[0]
+    name = str(first["loc"][0])
+    if first["type"] == "missing":
+        flag = {"data_roots": "--data-root gs://bucket/prefix"}.get(name, "--" + name.replace("_", "-"))
+        return f"setting {name} is missing: give {flag}, set {ENVIRONMENT_PREFIX}{name.upper()} or name it in the config file"
+    source = origin.get(name, "")
+    if first["type"] == "extra_forbidden":
+        return f"setting {name} {source} is unknown; `gcs-prefetchd start --help` names the settings"
+    value: Any = first["input"]
+    return f"setting {name} {source}: {value!r} {_reason(first['msg'])}"
+
+
+def _reason(message: str) -> str:
+    return message.removeprefix("Value error, ").replace("Input should be", "should be")

@@ -1,0 +1,29 @@
+"""Sizes as people write them: `200GB`, `1.5TiB`, `500M`."""
+
+import re
+
+__all__ = ["format_size", "parse_size"]
+
+_UNITS = {"": 1, "B": 1}
+for _power, _letter in enumerate("KMGTP", start=1):
+    _UNITS |= {_letter: 1000**_power, f"{_letter}B": 1000**_power, f"{_letter}IB": 1024**_power}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+
+
+def parse_size(text: str | int) -> int:
+    """The number of bytes; raises ValueError with what to write instead."""
+    match = _SIZE.fullmatch(str(text).strip())
+    unit = _UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None:
+        raise ValueError("is no size; write a number and a unit, as in 200GB or 1.5TiB")
+    return int(float(match[1]) * unit) if "." in match[1] else int(match[1]) * unit
+
+
+def format_size(size_bytes: float) -> str:
+    """The size in the largest unit of 1,000 that leaves at least 1 of it: `1.5 GB`."""
+    value = float(size_bytes)
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if abs(value) < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} PB"

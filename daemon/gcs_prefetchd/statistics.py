@@ -1,0 +1,166 @@
+"""What `/stats` and `/metrics` say: one snapshot, from the parts that count."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from gcs_prefetchd import __version__
+from gcs_prefetchd.cache import Cache
+from gcs_prefetchd.fetcher import Fetcher
+from gcs_prefetchd.prefetch import Prefetcher
+from gcs_prefetchd.protocol import ReadReport
+from gcs_prefetchd.registry import Registry
+from gcs_prefetchd.traffic import Traffic
+
+__all__ = ["METRICS", "Reads", "Statistics"]
+
+
+@dataclass(slots=True)
+class Reads:
+    """What every reader reported since the start, in objects."""
+
+    hits: int = 0
+    misses: int = 0
+    fallbacks: int = 0
+    wait_s: float = 0.0
+
+    def add(self, report: ReadReport) -> None:
+        """Count one report."""
+        self.hits += report.hits
+        self.misses += report.misses
+        self.fallbacks += report.fallbacks
+        self.wait_s += report.wait_s
+
+    @property
+    def hit_ratio(self) -> float:
+        """Hits per read, 0 before the first read."""
+        total = self.hits + self.misses + self.fallbacks
+        return self.hits / total if total else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Takes snapshots."""
+
+    instance_id: str
+    cache: Cache
+    registry: Registry
+    fetcher: Fetcher
+    prefetcher: Prefetcher
+    traffic: Traffic
+    reads: Reads = field(default_factory=Reads)
+    started_s: float = field(default_factory=time.monotonic)
+
+    def snapshot(self) -> dict[str, Any]:
+        """What `/stats` answers; `docs/http-api.md` explains each number."""
+        streams: list[dict[str, Any]] = [
+            {
+                "id": stream.id,
+                "data_root": stream.manifest.data_root.uri,
+                "epoch": stream.epoch,
+                "position": stream.position,
+                "length": stream.length,
+                "runway_items": self.prefetcher.runway_items(stream),
+            }
+            for stream in self.registry
+        ]
+        return {
+            "version": __version__,
+            "instance_id": self.instance_id,
+            "uptime_s": round(time.monotonic() - self.started_s, 3),
+            "cache": {
+                "bytes": self.cache.bytes,
+                "limit_bytes": self.cache.limit_bytes,
+                "reserved_bytes": self.cache.reserved_bytes,
+                "objects": len(self.cache),
+                "evictions": self.cache.evictions,
+                "damaged": self.cache.damaged,
+            },
+            "reads": {
+                "hits": self.reads.hits,
+                "misses": self.reads.misses,
+                "fallbacks": self.reads.fallbacks,
+                "hit_ratio": round(self.reads.hit_ratio, 6),
+                "wait_s": round(self.reads.wait_s, 3),
+            },
+            "origin": {
+                "requests": self.traffic.requests,
+                "bytes": self.traffic.received_bytes,
+                "errors": dict(self.traffic.errors),
+                "in_flight": self.traffic.in_flight,
+            },
+            "prefetch": {
+                "fetched": self.fetcher.fetched.prefetch,
+                "demand_fetched": self.fetcher.fetched.demand,
+                "runway_items": min((s["runway_items"] for s in streams if s["position"] < s["length"]), default=0),
+            },
+            "streams": streams,
+        }
+
+    def metrics(self) -> bytes:
+        """The same for Prometheus, in its text format."""
+        registry = CollectorRegistry()
+        registry.register(_Snapshot(self.snapshot()))
+        return generate_latest(registry)
+
+
+# metric: (kind, where in the snapshot, help)
+METRICS: dict[str, tuple[str, tuple[str, str], str]] = {
+    "gcs_prefetchd_cache_bytes": ("gauge", ("cache", "bytes"), "Bytes of objects in the cache"),
+    "gcs_prefetchd_cache_limit_bytes": ("gauge", ("cache", "limit_bytes"), "The most bytes the cache may hold"),
+    "gcs_prefetchd_cache_reserved_bytes": ("gauge", ("cache", "reserved_bytes"), "Bytes set aside for downloads under way"),
+    "gcs_prefetchd_cache_objects": ("gauge", ("cache", "objects"), "Objects in the cache"),
+    "gcs_prefetchd_cache_evictions": ("counter", ("cache", "evictions"), "Objects dropped to make room"),
+    "gcs_prefetchd_cache_damaged": ("counter", ("cache", "damaged"), "Cached files found to differ from their object"),
+    "gcs_prefetchd_reads_hits": ("counter", ("reads", "hits"), "Objects that readers found on disk"),
+    "gcs_prefetchd_reads_misses": ("counter", ("reads", "misses"), "Objects that readers had to wait for"),
+    "gcs_prefetchd_reads_fallbacks": ("counter", ("reads", "fallbacks"), "Objects that readers fetched from GCS themselves"),
+    "gcs_prefetchd_reads_wait_seconds": (
+        "counter",
+        ("reads", "wait_s"),
+        "Seconds that readers waited for misses and fallbacks",
+    ),
+    "gcs_prefetchd_origin_requests": ("counter", ("origin", "requests"), "Requests sent to GCS"),
+    "gcs_prefetchd_origin_bytes": ("counter", ("origin", "bytes"), "Bytes of objects received from GCS"),
+    "gcs_prefetchd_origin_errors": ("counter", ("origin", "errors"), "Failed tries, by kind"),
+    "gcs_prefetchd_origin_in_flight": ("gauge", ("origin", "in_flight"), "Downloads under way"),
+    "gcs_prefetchd_prefetch_fetched": ("counter", ("prefetch", "fetched"), "Objects fetched ahead of their reader"),
+    "gcs_prefetchd_prefetch_demand_fetched": (
+        "counter",
+        ("prefetch", "demand_fetched"),
+        "Objects fetched while a reader waited",
+    ),
+    "gcs_prefetchd_prefetch_runway_items": (
+        "gauge",
+        ("prefetch", "runway_items"),
+        "Items on disk ahead of the hungriest stream",
+    ),
+    "gcs_prefetchd_stream_position": ("gauge", ("streams", "position"), "Items read of the stream's epoch"),
+    "gcs_prefetchd_stream_length": ("gauge", ("streams", "length"), "Items of the stream's epoch"),
+    "gcs_prefetchd_stream_runway_items": ("gauge", ("streams", "runway_items"), "Items on disk ahead of the stream"),
+}
+
+
+class _Snapshot(Collector):
+    def __init__(self, snapshot: dict[str, Any]) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterable[Metric]:
+        for name, (kind, (section, key), text) in METRICS.items():
+            family = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
+            if section == "streams":
+                metric = family(name, text, labels=["stream", "data_root"])
+                for stream in self._snapshot["streams"]:
+                    metric.add_metric([stream["id"], stream["data_root"]], stream[key])
+            elif key == "errors":
+                metric = family(name, text, labels=["kind"])
+                for error, count in self._snapshot[section][key].items():
+                    metric.add_metric([error], count)
+            else:
+                metric = family(name, text, value=self._snapshot[section][key])
+            yield metric
