@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from gcs_prefetchd.errors import StartError
@@ -32,6 +33,8 @@ def log_to(file: Path | None, level: str) -> None:
         os.close(descriptor)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
+    # watchdog tells of a folder that it saw twice while it took stock of a growing tree: harmless, and a screen long.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"watchdog\.")
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

@@ -31,6 +31,7 @@ class Prefetcher:
         self._failing: set[str] = set()
         self._woken = asyncio.Event()
         self._items: set[asyncio.Task[None]] = set()
+        self._settled = asyncio.Event()
         cache.on_lost = self._lost
 
     async def run(self) -> None:
@@ -40,6 +41,8 @@ class Prefetcher:
                 await self._woken.wait()
                 self._woken.clear()
                 self._start_downloads()
+                if not self._items:
+                    self._settled.set()
         finally:
             for task in self._items:
                 task.cancel()
@@ -48,7 +51,11 @@ class Prefetcher:
     def wake(self) -> None:
         """A plan has come, something was read, or a download has ended: look again."""
         self._waiting_for_room = False
-        self._woken.set()
+        self._look_again()
+
+    async def settled(self) -> None:
+        """Wait until nothing is left to fetch that the windows want and the cache has room for."""
+        await self._settled.wait()
 
     def runway_items(self, stream: Stream) -> int:
         """How many of the stream's next items are on disk without a gap, as far as its window reaches."""
@@ -91,7 +98,7 @@ class Prefetcher:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._items.discard(task)
-        self._woken.set()
+        self._look_again()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s: %r", task.get_name(), error, exc_info=error)
 
@@ -108,6 +115,10 @@ class Prefetcher:
 
     def _again(self, stream: Stream, item: int) -> None:
         stream.plan_again(item)
+        self._look_again()
+
+    def _look_again(self) -> None:
+        self._settled.clear()
         self._woken.set()
 
     def _lost(self, path: str) -> None:

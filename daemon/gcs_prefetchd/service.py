@@ -25,7 +25,7 @@ from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.http import statistics_app
 from gcs_prefetchd.listing import list_manifest, newest_manifest, remove_old_manifests
 from gcs_prefetchd.manifest import Manifest
-from gcs_prefetchd.names import DataRoot
+from gcs_prefetchd.names import DataRoot, cache_path
 from gcs_prefetchd.notify import ping_watchdog, tell_systemd
 from gcs_prefetchd.origin import Origin
 from gcs_prefetchd.prefetch import Prefetcher
@@ -114,6 +114,7 @@ class Service:
             await stack.enter_async_context(self.origin)
             stack.push_async_callback(self.fetcher.close)
             relist_in_s = [await self._first_manifest(root) for root in self.settings.roots]
+            self._make_folders()
             await stack.enter_async_context(Watch(self.cache, opens=self.settings.watch_opens))
             url = await self._open_http(stack)
             await self._open_socket(stack)
@@ -128,6 +129,13 @@ class Service:
                 self._ready = False
         if self._failed is not None:
             raise StartError(f"the daemon ended: {self._failed!r}") from self._failed
+
+    def _make_folders(self) -> None:
+        # watchdog warns of folders that appear while it takes stock of the tree.
+        for root in self.settings.roots:
+            for folder in self.settings.layout.folders():
+                first = cache_path(root.bucket, f"{root.folder}{folder}first")
+                (self.directory.objects / first).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
 
     async def _first_manifest(self, root: DataRoot) -> float:
         """Have a manifest of the data root; returns after how many seconds it is to be listed again."""
@@ -220,13 +228,14 @@ class Service:
             self.statistics,
             self._stop,
         )
-        runner = await _runner(stack, control_app(control))
         # The lock is ours, so whatever lies under the socket's name belongs to nobody who lives.
         self.directory.socket.unlink(missing_ok=True)
-        listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        stack.callback(listener.close)
         with short_address(self.directory.socket) as address:
             listener.bind(address)
         self.directory.socket.chmod(0o660)
+        runner = await _runner(stack, control_app(control))
         await web.SockSite(runner, listener, backlog=1024).start()
 
     def _about(self, url: str) -> dict[str, object]:

@@ -1,0 +1,45 @@
+"""Fixtures that several test modules use."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from gcs_prefetchd.cache import Cache
+from gcs_prefetchd.directory import CacheDirectory
+from gcs_prefetchd.testing import GCSServer
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nobody's credentials and emulators but those a test sets itself."""
+    for name in ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path / "no-gcloud"))
+    monkeypatch.setenv("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
+
+
+@pytest.fixture
+async def gcs() -> AsyncIterator[GCSServer]:
+    """A GCS-speaking server in this event loop."""
+    async with GCSServer() as server:
+        yield server
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[CacheDirectory]:
+    """A claimed cache directory."""
+    claimed = CacheDirectory(tmp_path / "cache")
+    claimed.claim()
+    yield claimed
+    claimed.close()
+
+
+@pytest.fixture
+async def cache(directory: CacheDirectory) -> AsyncIterator[Cache]:
+    """An open cache of 1 MB, which must pass its own check at the end."""
+    opened = Cache(directory, limit_bytes=1_000_000)
+    await opened.open()
+    yield opened
+    assert await opened.check() == []
+    await opened.close()

@@ -1,0 +1,121 @@
+"""What several test modules build on: buckets with items, settings for a daemon, a daemon as a process."""
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from gcs_prefetchd.client import DaemonClient
+from gcs_prefetchd.service import Service
+from gcs_prefetchd.settings import Settings
+
+BUCKET = "pictures"
+DATA_ROOT = f"gs://{BUCKET}/train"
+COMMAND = [sys.executable, "-m", "gcs_prefetchd"]
+
+
+class Bucket(Protocol):
+    """What both the in-process and the threaded server offer."""
+
+    def put(self, bucket: str, name: str, data: bytes) -> object: ...
+
+
+def jpeg(shade: int, side: int = 32) -> bytes:
+    """A small JPEG image of one colour."""
+    return _encoded(Image.new("RGB", (side, side), (shade % 256, shade // 256 % 256, 128)), "JPEG")
+
+
+def png(label: int, side: int = 32) -> bytes:
+    """A small PNG of one class index."""
+    return _encoded(Image.new("L", (side, side), label % 256), "PNG")
+
+
+def _encoded(image: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def put_items(server: Bucket, count: int, *, size_bytes: int | None = None) -> dict[str, bytes]:
+    """Put `count` items into the data root; returns every object's bytes by its URI.
+
+    With a size the parts are that many bytes each, and no images.
+    """
+    objects: dict[str, bytes] = {}
+    for i in range(count):
+        image = jpeg(i) if size_bytes is None else bytes([i % 251]) * size_bytes
+        label = png(i) if size_bytes is None else bytes([(i + 1) % 251]) * size_bytes
+        objects |= {f"train/images/{i:05}.jpg": image, f"train/labels/{i:05}.png": label}
+    for name, data in objects.items():
+        server.put(BUCKET, name, data)
+    return {f"gs://{BUCKET}/{name}": data for name, data in objects.items()}
+
+
+def make_settings(cache_dir: Path, endpoint: str, **changes: object) -> Settings:
+    """Settings of a daemon that serves the data root from a stand-in, on any free port."""
+    values: dict[str, object] = {
+        "data_roots": [DATA_ROOT],
+        "cache_dir": cache_dir,
+        "cache_size": 10**9,
+        "min_free": 0,
+        "endpoint": endpoint,
+        "anonymous": True,
+        "http": "127.0.0.1:0",
+        "deadline_s": 10.0,
+    }
+    return Settings(**(values | changes))  # type: ignore[arg-type]  # pydantic checks every value
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Service]:
+    """A daemon in this event loop, whose cache is checked when it has come to rest at the end."""
+    service = Service(settings, lambda: None)
+    async with service.running():
+        yield service
+        await service.fetcher.close()
+        assert await service.cache.check() == []
+
+
+def run_command(*arguments: str | Path, timeout_s: float = 60.0, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `gcs-prefetchd` as a user does; nothing of our own environment's settings leaks into it."""
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        env=clean_environment() | environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def clean_environment() -> dict[str, str]:
+    """Only what a process needs to run here."""
+    kept = ("PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV")
+    return {name: os.environ[name] for name in kept if name in os.environ}
+
+
+def start_arguments(cache_dir: Path, endpoint: str, extra: Sequence[str] = ()) -> list[str]:
+    """The flags of `gcs-prefetchd start` for the data root of `put_items`."""
+    return [
+        *("--data-root", DATA_ROOT, "--cache-dir", str(cache_dir), "--cache-size", "1GB", "--set", "min_free=0"),
+        *("--endpoint", endpoint, "--anonymous", "--http", "127.0.0.1:0", *extra),
+    ]
+
+
+@contextmanager
+def daemon_process(cache_dir: Path, endpoint: str, extra: Sequence[str] = ()) -> Iterator[DaemonClient]:
+    """A daemon started and stopped with the command line, as a user does; yields a client of it."""
+    started = run_command("start", *start_arguments(cache_dir, endpoint, extra))
+    assert started.returncode == 0, started.stderr
+    with contextlib.closing(DaemonClient(cache_dir)) as client:
+        try:
+            yield client
+        finally:
+            run_command("stop", "--cache-dir", cache_dir)
