@@ -169,9 +169,7 @@ def show(epochs: list[Epoch], sample: Epoch) -> None:
         table.add_row(*epoch.row())
     console.print()
     console.print(table)
-    console.print(
-        f"\nAn item is an image and its label. The daemon began to fetch before the training did ({LATENCY_MS} ms a GET).\n"
-    )
+    console.print(LEGEND)
 
 
 LEGEND = f"""

@@ -12,7 +12,9 @@ from typing import Protocol
 
 from PIL import Image
 
+from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.client import DaemonClient
+from gcs_prefetchd.directory import CacheDirectory
 from gcs_prefetchd.service import Service
 from gcs_prefetchd.settings import Settings
 
@@ -75,12 +77,25 @@ def make_settings(cache_dir: Path, endpoint: str, **changes: object) -> Settings
 
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Service]:
-    """A daemon in this event loop, whose cache is checked when it has come to rest at the end."""
+    """A daemon in this event loop; what it leaves behind is checked when it has stopped."""
     service = Service(settings, lambda: None)
     async with service.running():
         yield service
-        await service.fetcher.close()
-        assert await service.cache.check() == []
+    assert list(service.directory.tmp.iterdir()) == []
+    await check_left_behind(settings)
+
+
+async def check_left_behind(settings: Settings) -> None:
+    """Open the cache of a daemon that is gone, as the next one would, and assert that nothing is wrong with it."""
+    directory = CacheDirectory(settings.cache_dir)
+    directory.claim()
+    cache = Cache(directory, settings.cache_size)
+    await cache.open()
+    await cache.rescan()
+    problems = await cache.check()
+    await cache.close()
+    directory.close()
+    assert problems == []
 
 
 def run_command(*arguments: str | Path, timeout_s: float = 60.0, **environment: str) -> subprocess.CompletedProcess[str]:

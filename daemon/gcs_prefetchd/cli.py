@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -96,10 +97,11 @@ def start(
 def stop(cache_dir: CacheDir) -> None:
     """Stop the daemon of a cache directory; returns when it has ended. The cache stays."""
     try:
-        pid = DaemonClient(cache_dir).status().pid
-        with wait_for_end(pid) as wait:
-            DaemonClient(cache_dir).stop()
-            ended = wait()
+        with closing(DaemonClient(cache_dir)) as client:
+            pid = client.status().pid
+            with wait_for_end(pid) as wait:
+                client.stop()
+                ended = wait()
     except DaemonUnavailableError:
         print(f"no daemon is running for {cache_dir}")
         return
@@ -112,7 +114,8 @@ def stop(cache_dir: CacheDir) -> None:
 def status(cache_dir: CacheDir) -> None:
     """Say whether the daemon runs; exit status 1 where it does not."""
     try:
-        daemon = DaemonClient(cache_dir).status()
+        with closing(DaemonClient(cache_dir)) as client:
+            daemon = client.status()
         about = read_daemon_file(cache_dir)
     except DaemonUnavailableError as exc:
         print(f"not running: {exc}")
@@ -129,7 +132,8 @@ def stats(
 ) -> None:
     """Show the cache's statistics."""
     try:
-        snapshot = DaemonClient(cache_dir).stats()
+        with closing(DaemonClient(cache_dir)) as client:
+            snapshot = client.stats()
     except DaemonUnavailableError as exc:
         _fail(exc, EXIT_FAILED)
     if as_json:

@@ -1,0 +1,147 @@
+"""The Unix socket: what readers ask the daemon."""
+
+import asyncio
+import stat
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gcs_prefetchd.client import DaemonClient
+from gcs_prefetchd.errors import DaemonUnavailableError, ProtocolError
+from gcs_prefetchd.manifest import load_manifest
+from gcs_prefetchd.order import order_digest
+from gcs_prefetchd.protocol import Plan, ReadReport, pack
+from gcs_prefetchd.service import Service
+from gcs_prefetchd.stamp import read_checked
+from gcs_prefetchd.testing import GCSServer
+from support import BUCKET, DATA_ROOT, make_settings, put_items, running
+
+ITEMS = 6
+
+
+@pytest.fixture
+async def service(gcs: GCSServer, tmp_path: Path) -> AsyncIterator[Service]:
+    """A daemon over six items that prefetches one item ahead."""
+    put_items(gcs, ITEMS)
+    async with running(make_settings(tmp_path / "cache", gcs.url, window_items=1)) as service:
+        await service.prefetcher.settled()
+        yield service
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[DaemonClient]:
+    """Speaks to it; every call blocks, so tests make it from a thread."""
+    with closing(DaemonClient(service.directory.path)) as client:
+        yield client
+
+
+def report(*uris: str, job: str = "job", hits: int = 0) -> ReadReport:
+    return ReadReport(job, hits, 0, 0, 0.0, list(uris))
+
+
+async def plan_for(client: DaemonClient, order: list[int], **changes: object) -> tuple[Plan, bytes]:
+    manifest = await asyncio.to_thread(client.manifest, DATA_ROOT)
+    digest = order_digest(np.array(order, np.uint32))
+    values = {"job": "job", "stream": "s", "data_root": DATA_ROOT, "manifest": manifest.digest, "epoch": 3, "position": 0}
+    return Plan(**(values | {"digest": digest} | changes)), pack(order)  # type: ignore[arg-type]
+
+
+async def test_a_demanded_object_lies_in_the_tree_when_the_answer_comes(service: Service, client: DaemonClient) -> None:
+    uri = f"{DATA_ROOT}/images/00003.jpg"
+    assert await asyncio.to_thread(client.fetch, [uri]) == [""]
+    assert read_checked(service.directory.objects / BUCKET / "train/images/00003.jpg") is not None
+
+
+async def test_each_object_of_a_demand_has_its_own_answer(client: DaemonClient) -> None:
+    asked = [f"{DATA_ROOT}/images/00001.jpg", f"{DATA_ROOT}/images/none.jpg", "gs://elsewhere/x.jpg", "no uri"]
+    answers = await asyncio.to_thread(client.fetch, asked)
+    assert answers[0] == ""
+    assert "none.jpg: GCS says 404" in answers[1]
+    assert "not within a data root" in answers[2]
+    assert "no gs:// URI" in answers[3]
+
+
+async def test_an_object_that_is_no_part_of_an_item_can_be_demanded(gcs: GCSServer, client: DaemonClient) -> None:
+    gcs.put(BUCKET, "train/classes.txt", b"dog\ncat\n")
+    assert await asyncio.to_thread(client.fetch, [f"{DATA_ROOT}/classes.txt"]) == [""]
+
+
+async def test_the_manifest_that_it_names_is_there_to_be_read(client: DaemonClient) -> None:
+    answer = await asyncio.to_thread(client.manifest, DATA_ROOT)
+    assert answer.items == len(load_manifest(Path(answer.path))) == ITEMS
+
+
+async def test_a_data_root_that_is_not_served_is_named(client: DaemonClient) -> None:
+    with pytest.raises(ProtocolError, match=r"gs://pictures/test is not served .* it serves gs://pictures/train"):
+        await asyncio.to_thread(client.manifest, "gs://pictures/test")
+
+
+async def test_reads_are_counted_and_move_the_stream_of_their_job(service: Service, client: DaemonClient) -> None:
+    await asyncio.to_thread(client.send_plan, *(await plan_for(client, [4, 2, 0])))
+    uris = [f"{DATA_ROOT}/{part}" for part in ("images/00004.jpg", "labels/00004.png", "images/00002.jpg")]
+    await asyncio.to_thread(client.report_reads, report(*uris, hits=3))
+    stats = await asyncio.to_thread(client.stats)
+    assert stats["reads"]["hits"] == 3
+    assert [(s["id"], s["epoch"], s["position"], s["length"]) for s in stats["streams"]] == [("s", 3, 2, 3)]
+
+
+async def test_what_a_plan_names_next_is_fetched_next(gcs: GCSServer, service: Service, client: DaemonClient) -> None:
+    await asyncio.to_thread(client.send_plan, *(await plan_for(client, [5, 1, 3])))
+    await service.prefetcher.settled()
+    assert gcs.counts.media[f"{BUCKET}/train/images/00005.jpg"] == 1
+    await asyncio.to_thread(client.report_reads, report(f"{DATA_ROOT}/images/00005.jpg"))
+    await service.prefetcher.settled()
+    assert gcs.counts.media[f"{BUCKET}/train/labels/00001.png"] == 1
+
+
+@pytest.mark.parametrize(
+    ("order", "changes", "message"),
+    [
+        ([0, ITEMS], {}, "index 6 is beyond the 6 items"),
+        ([0], {"manifest": "feed"}, "field 'manifest': 'feed' is no listing"),
+        ([0], {"data_root": "gs://other"}, "is no listing of 'gs://other'"),
+        ([0], {"position": 2}, "field 'position': 2 is beyond the plan's 1 items"),
+        ([0], {"digest": "0" * 16}, "field 'digest' is not that of the indices"),
+    ],
+)
+async def test_a_plan_that_cannot_be_is_refused_by_its_field(
+    client: DaemonClient, order: list[int], changes: dict[str, object], message: str
+) -> None:
+    plan, packed = await plan_for(client, order, **changes)
+    with pytest.raises(ProtocolError, match=message):
+        await asyncio.to_thread(client.send_plan, plan, packed)
+
+
+async def test_a_report_that_names_no_object_is_refused(client: DaemonClient) -> None:
+    with pytest.raises(ProtocolError, match="field 'objects'"):
+        await asyncio.to_thread(client.report_reads, report("images/00001.jpg"))
+
+
+async def test_the_cached_objects_are_listed_by_prefix(service: Service, client: DaemonClient) -> None:
+    cached = await asyncio.to_thread(client.cached_objects)
+    assert len(cached) == len(service.cache) == 2
+    images = await asyncio.to_thread(client.cached_objects, f"{DATA_ROOT}/images/")
+    assert [uri for uri in cached if "/images/" in uri] == images
+
+
+async def test_only_the_user_and_the_group_can_reach_the_socket(service: Service) -> None:
+    assert stat.S_IMODE(service.directory.socket.stat().st_mode) == 0o660
+
+
+async def test_the_daemon_answers_in_a_directory_deeper_than_a_socket_address_is_long(gcs: GCSServer, tmp_path: Path) -> None:
+    put_items(gcs, 1)
+    deep = tmp_path / ("d" * 80) / ("e" * 80)
+    async with running(make_settings(deep, gcs.url)) as service:
+        with closing(DaemonClient(deep)) as client:
+            assert (await asyncio.to_thread(client.status)).instance_id == service.instance_id
+
+
+async def test_the_socket_is_gone_when_the_daemon_is(gcs: GCSServer, tmp_path: Path) -> None:
+    put_items(gcs, 1)
+    async with running(make_settings(tmp_path / "cache", gcs.url)):
+        pass
+    with pytest.raises(DaemonUnavailableError, match="is a daemon running for this directory"):
+        await asyncio.to_thread(DaemonClient(tmp_path / "cache").status)
