@@ -5,7 +5,7 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -98,14 +98,14 @@ async def check_left_behind(settings: Settings) -> None:
     assert problems == []
 
 
-def run_command(*arguments: str | Path, timeout_s: float = 60.0, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_command(*arguments: str | Path, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run `gcs-prefetchd` as a user does; nothing of our own environment's settings leaks into it."""
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
-        env=clean_environment() | environment,
+        env=clean_environment() | dict(environment or {}),
         capture_output=True,
         text=True,
-        timeout=timeout_s,
+        timeout=60,
         check=False,
     )
 

@@ -58,10 +58,13 @@ def named_version(name: ObjectName, headers: Mapping[str, str]) -> ObjectVersion
     hashes = dict(part.strip().partition("=")[::2] for value in _all(headers, "x-goog-hash") for part in value.split(","))
     length = headers.get("x-goog-stored-content-length") or headers.get("Content-Length")
     try:
-        crc32c = int.from_bytes(base64.b64decode(hashes["crc32c"], validate=True))
-        return ObjectVersion(name, int(headers["x-goog-generation"]), int(length or ""), crc32c)
+        crc32c = base64.b64decode(hashes["crc32c"], validate=True)
+        generation, size = int(headers["x-goog-generation"]), int(length or "")
     except (KeyError, ValueError, binascii.Error):
         return None
+    if len(crc32c) != 4 or generation < 0 or size < 0:
+        return None
+    return ObjectVersion(name, generation, size, int.from_bytes(crc32c))
 
 
 _HINTS: Mapping[int, str] = {
@@ -74,7 +77,7 @@ _HINTS: Mapping[int, str] = {
 def _reason(body: bytes) -> str:
     try:
         message = str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
     return " ".join(message.split())[:LONGEST_REASON]
 

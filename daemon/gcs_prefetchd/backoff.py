@@ -19,7 +19,7 @@ def delay_s(attempt: int, retry_after_s: float | None = None, spread: float | No
     `spread` in [0, 1) replaces the random part.
     """
     share = random.random() if spread is None else spread  # noqa: S311  # no secret depends on it
-    delay = share * min(LONGEST_S, FIRST_S * 2.0**attempt)
+    delay = share * min(LONGEST_S, FIRST_S * 2.0 ** min(attempt, 32))
     return max(delay, min(retry_after_s or 0.0, LONGEST_RETRY_AFTER_S))
 
 
@@ -32,6 +32,6 @@ def parse_retry_after(value: str | None, now: datetime | None = None) -> float |
         return float(text[:12])
     try:
         wait_s = (parsedate_to_datetime(text) - (now or datetime.now(UTC))).total_seconds()
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
     return max(0.0, wait_s)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-import uvloop
 from rich.console import Console
 from rich.table import Table
 
@@ -18,8 +17,6 @@ from gcs_prefetchd.background import start_in_background, tell_starter, wait_for
 from gcs_prefetchd.client import DaemonClient, read_daemon_file
 from gcs_prefetchd.errors import DaemonUnavailableError, PrefetchdError, SettingsError
 from gcs_prefetchd.logs import log_to
-from gcs_prefetchd.malloc import keep_freed_memory
-from gcs_prefetchd.service import Started, serve
 from gcs_prefetchd.settings import Settings, check_against_disk, load_settings
 from gcs_prefetchd.sizes import format_size
 
@@ -149,6 +146,12 @@ def version() -> None:
 
 
 def _run(settings: Settings, ready_fd: int | None) -> None:
+    # Loaded only here: the other commands, and whoever waits for the daemon to be ready, answer in half the time.
+    import uvloop
+
+    from gcs_prefetchd.malloc import keep_freed_memory
+    from gcs_prefetchd.service import Started, serve
+
     os.umask(0o027)  # the group reads the cache, nobody else does
     keep_freed_memory()
     log_to(None, settings.log_level)

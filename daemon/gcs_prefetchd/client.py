@@ -6,10 +6,10 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from gcs_prefetchd.errors import DaemonUnavailableError, PrefetchdError, ProtocolError
@@ -19,6 +19,8 @@ __all__ = ["DaemonClient", "read_daemon_file", "short_address"]
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
+
+T = TypeVar("T")
 
 
 def read_daemon_file(cache_dir: Path) -> dict[str, object]:
@@ -43,9 +45,10 @@ class DaemonClient:
     row, so that a hung daemon costs its readers one timeout and not one a read. The caller closes it.
     """
 
-    def __init__(self, cache_dir: Path, timeout_s: float = 30.0) -> None:
+    def __init__(self, cache_dir: Path, timeout_s: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
         self.cache_dir = cache_dir
         self.timeout_s = timeout_s
+        self._clock = clock
         self._connection: _UnixConnection | None = None
         self._lock = threading.Lock()
         self._failures = 0
@@ -53,24 +56,26 @@ class DaemonClient:
 
     def status(self) -> Status:
         """Who the daemon is."""
-        return Status.from_json(self._ask("GET", "/v1/status"))
+        return self._read(Status.from_json, "GET", "/v1/status")
 
     def stats(self) -> dict[str, Any]:
         """What `/stats` answers."""
-        return dict(json.loads(self._ask("GET", "/v1/stats")))
+        return self._read(_json_object, "GET", "/v1/stats")
 
     def manifest(self, data_root: str) -> ManifestAnswer:
         """Where the data root's manifest lies; waits for the first listing."""
-        return ManifestAnswer.from_json(self._ask("GET", f"/v1/manifest?{urlencode({'data_root': data_root})}"))
+        return self._read(ManifestAnswer.from_json, "GET", f"/v1/manifest?{urlencode({'data_root': data_root})}")
 
     def fetch(self, uris: list[str]) -> list[str]:
         """Have the objects brought into the cache now. For each the empty string, or why it is not there."""
-        answer = FetchAnswer.from_json(self._ask("POST", "/v1/fetch", FetchRequest(uris).to_json().encode()))
-        if len(answer.errors) != len(uris):
-            raise DaemonUnavailableError(
-                f"daemon of {self.cache_dir}: answered for {len(answer.errors)} of {len(uris)} objects"
-            )
-        return answer.errors
+
+        def errors(answer: bytes) -> list[str]:
+            errors = FetchAnswer.from_json(answer).errors
+            if len(errors) != len(uris):
+                raise ProtocolError(f"it answered for {len(errors)} of {len(uris)} objects")
+            return errors
+
+        return self._read(errors, "POST", "/v1/fetch", FetchRequest(uris).to_json().encode())
 
     def report_reads(self, report: ReadReport) -> None:
         """Tell what was read."""
@@ -82,8 +87,11 @@ class DaemonClient:
 
     def cached_objects(self, prefix: str = "") -> list[str]:
         """The URIs of the objects in the cache that start with `prefix`."""
-        answer = json.loads(self._ask("GET", f"/v1/objects?{urlencode({'prefix': prefix})}"))
-        return [str(uri) for uri in answer["objects"]]
+
+        def uris(answer: bytes) -> list[str]:
+            return [str(uri) for uri in _json_object(answer)["objects"]]
+
+        return self._read(uris, "GET", f"/v1/objects?{urlencode({'prefix': prefix})}")
 
     def stop(self) -> None:
         """Ask the daemon to end; returns when it has begun to."""
@@ -94,9 +102,18 @@ class DaemonClient:
         with self._lock:
             self._disconnect()
 
+    def _read(self, parse: Callable[[bytes], T], method: str, target: str, body: bytes | None = None) -> T:
+        answer = self._ask(method, target, body)
+        try:
+            return parse(answer)
+        except (ProtocolError, ValueError, TypeError, KeyError, RecursionError) as exc:
+            with self._lock:
+                self._pause()
+            raise DaemonUnavailableError(f"daemon of {self.cache_dir}: {target}: answered nonsense ({exc})") from exc
+
     def _ask(self, method: str, target: str, body: bytes | None = None) -> bytes:
         with self._lock:
-            if time.monotonic() < self._paused_until_s:
+            if self._clock() < self._paused_until_s:
                 raise DaemonUnavailableError(f"daemon of {self.cache_dir}: failed a moment ago, not asked again yet")
             try:
                 status, answer = self._exchange(method, target, body)
@@ -137,13 +154,20 @@ class DaemonClient:
 
     def _pause(self) -> None:
         self._disconnect()
-        self._paused_until_s = time.monotonic() + min(FIRST_PAUSE_S * 2**self._failures, LONGEST_PAUSE_S)
+        self._paused_until_s = self._clock() + min(FIRST_PAUSE_S * 2**self._failures, LONGEST_PAUSE_S)
         self._failures = min(self._failures + 1, 16)
 
     def _disconnect(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _json_object(answer: bytes) -> dict[str, Any]:
+    content = json.loads(answer)
+    if not isinstance(content, dict):
+        raise TypeError("not a JSON object")
+    return content
 
 
 @contextmanager

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from gcloud.aio.auth import Token
 
@@ -62,8 +64,10 @@ def _key_file(access: Access) -> Path | None:
     if named := os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
         return Path(named)
     folder = os.environ.get("CLOUDSDK_CONFIG")
-    well_known = (Path(folder) if folder else Path.home() / ".config/gcloud") / "application_default_credentials.json"
-    return well_known if well_known.exists() else None
+    # expanduser and access: a container's user may have no home at all, a service's may be closed to it.
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111  # Path.home raises
+    well_known = (Path(folder) if folder else home / ".config/gcloud") / "application_default_credentials.json"
+    return well_known if os.access(well_known, os.F_OK) else None
 
 
 def _check_key_file(path: Path) -> None:
@@ -72,19 +76,21 @@ def _check_key_file(path: Path) -> None:
         key = json.loads(path.read_bytes())
     except OSError as exc:
         raise CredentialsError(f"credentials {path}: {exc.strerror}; {_WHAT_TO_DO}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CredentialsError(f"credentials {path}: not JSON; download the key again, or {_WHAT_TO_DO}") from None
     kind = key.get("type") if isinstance(key, dict) else None
-    if kind not in _NEEDED:
+    if not isinstance(kind, str) or kind not in _NEEDED:
         raise CredentialsError(f"credentials {path}: its type is {kind!r}, not one of {', '.join(sorted(_NEEDED))}")
     missing = [name for name in _NEEDED[kind] if not key.get(name)]
     if missing:
         raise CredentialsError(f"credentials {path}: {', '.join(missing)} missing; download the key again")
     if kind == "service_account":
         try:
-            load_pem_private_key(str(key["private_key"]).encode(), password=None)
-        except ValueError:
-            raise CredentialsError(f"credentials {path}: its private_key cannot be read; download the key again") from None
+            readable = isinstance(load_pem_private_key(str(key["private_key"]).encode(), password=None), RSAPrivateKey)
+        except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it is encrypted
+            readable = False
+        if not readable:
+            raise CredentialsError(f"credentials {path}: its private_key cannot be read; download the key again")
 
 
 async def _ask_metadata_server(token: Token, session: aiohttp.ClientSession) -> None:

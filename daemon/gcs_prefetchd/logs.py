@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -11,13 +12,14 @@ from gcs_prefetchd.errors import StartError
 __all__ = ["log_to"]
 
 LONGEST_LINE = 2000
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class _OneLine(logging.Formatter):
-    """Cuts a line that somebody else's answer made long; a traceback stays whole."""
+    """Keeps a message on one line and cuts it where somebody else's answer made it long; a traceback stays whole."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
-        line = super().formatMessage(record)
+        line = _CONTROL.sub(lambda match: ascii(match[0])[1:-1], super().formatMessage(record)[: LONGEST_LINE + 1])
         return line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + " ..."
 
 

@@ -15,6 +15,7 @@ __all__ = ["DataRoot", "ObjectName", "cache_path", "name_of", "parse_object_uri"
 MAX_NAME_BYTES = 1024  # https://cloud.google.com/storage/docs/objects#naming
 MAX_SEGMENT_BYTES = 255  # NAME_MAX of every Linux file system
 MAX_PATH_BYTES = 2048  # leaves half of PATH_MAX (4,096) to the cache directory's own path
+SHOWN_AT_MOST = 200  # characters of a name that is too long
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _IP_ADDRESS = re.compile(r"\d+\.\d+\.\d+\.\d+")
@@ -52,8 +53,11 @@ class DataRoot:
     @classmethod
     def parse(cls, uri: str) -> "DataRoot":
         """Read `gs://bucket[/prefix]`; raises InvalidNameError."""
-        bucket, prefix = _split_uri(uri)
-        return cls(bucket, prefix.strip("/"))
+        bucket, name = _split_uri(uri)
+        prefix = name.strip("/")
+        if prefix:
+            validate_object_name(prefix, uri)
+        return cls(bucket, prefix)
 
     @property
     def uri(self) -> str:
@@ -79,7 +83,7 @@ def parse_object_uri(uri: str) -> ObjectName:
 def _split_uri(uri: str) -> tuple[str, str]:
     scheme, separator, rest = uri.partition("://")
     if not separator or scheme != "gs":
-        raise InvalidNameError(f"{uri!r} is no gs:// URI; write gs://bucket/prefix")
+        raise InvalidNameError(f"{_shown(uri)} is no gs:// URI; write gs://bucket/prefix")
     bucket, _, name = rest.partition("/")
     validate_bucket(bucket)
     return bucket, name
@@ -98,7 +102,8 @@ def validate_bucket(bucket: str) -> None:
         or _IP_ADDRESS.fullmatch(bucket)
     ):
         raise InvalidNameError(
-            f"{bucket!r} is no bucket name: 3 to 63 lowercase letters, digits, '-', '_' and '.', a letter or digit at both ends"
+            f"{_shown(bucket)} is no bucket name: 3 to 63 lowercase letters, digits, '-', '_' and '.', "
+            "a letter or digit at both ends"
         )
 
 
@@ -107,9 +112,13 @@ def validate_object_name(name: str, shown: str) -> None:
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
-        raise InvalidNameError(f"{shown!r} is no object name: it is not valid Unicode") from None
+        raise InvalidNameError(f"{_shown(shown)} is no object name: it is not valid Unicode") from None
     if not 1 <= size <= MAX_NAME_BYTES:
-        raise InvalidNameError(f"{shown!r} is no object name: {size} bytes, and GCS allows 1 to {MAX_NAME_BYTES}")
+        raise InvalidNameError(f"{_shown(shown)} is no object name: {size} bytes, and GCS allows 1 to {MAX_NAME_BYTES}")
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= SHOWN_AT_MOST else name[:SHOWN_AT_MOST] + "...")
 
 
 def cache_path(bucket: str, name: str) -> str:

@@ -27,7 +27,12 @@ def tell_systemd(state: str) -> None:
 async def ping_watchdog() -> None:
     """Ping at twice the rate that systemd asks for, for as long as the event loop lives; returns where it asks for none."""
     wanted_us = os.environ.get("WATCHDOG_USEC", "")
-    if not wanted_us.isdigit() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+    if (
+        not wanted_us.isascii()
+        or not wanted_us.isdigit()
+        or not int(wanted_us)
+        or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid())
+    ):
         return
     while True:
         tell_systemd("WATCHDOG=1")

@@ -27,7 +27,7 @@ class _Message:
     def from_json(cls, text: str | bytes) -> Self:
         try:
             data = json.loads(text)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise ProtocolError(f"{cls.__name__}: not JSON ({exc})") from None
         if not isinstance(data, Mapping):
             raise ProtocolError(f"{cls.__name__}: not a JSON object")
@@ -50,10 +50,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float":
 
 
 def _checked(message: str, name: str, kind: str, value: object) -> object:
-    if kind == "str | None" and value is None:
-        return None
-    wanted = _TYPES[kind.removesuffix(" | None")]
-    if not isinstance(value, wanted) or isinstance(value, bool):
+    if not isinstance(value, _TYPES[kind]) or isinstance(value, bool):
         raise ProtocolError(f"{message}: field {name!r} must be {kind}, not {type(value).__name__}")
     if isinstance(value, int | float) and not 0 <= value < 2**63:
         raise ProtocolError(f"{message}: field {name!r} must not be negative, infinite or huge")
@@ -62,7 +59,18 @@ def _checked(message: str, name: str, kind: str, value: object) -> object:
             raise ProtocolError(f"{message}: field {name!r} has {len(value)} entries; {MAX_OBJECTS_PER_MESSAGE} at most")
         if not all(isinstance(one, str) for one in value):
             raise ProtocolError(f"{message}: field {name!r} must be {kind}")
+    if not all(_is_unicode(one) for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)):
+        raise ProtocolError(f"{message}: field {name!r} is not valid Unicode")
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    # JSON can name half a character, which no answer and no page could then hold.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,8 @@ class Registry:
             if place is None or place[1] != 0:
                 continue  # an item's first part stands for the item
             if stream.mark_read(place[0]):
-                self._last_seen_s[stream.id] = self._clock()
+                if stream.id in self._last_seen_s:  # a seeded stream waits for its next reader however long
+                    self._last_seen_s[stream.id] = self._clock()
                 if stream.ended and stream.id == _seeded_id(stream.manifest.data_root.uri):
                     self._start_seeded(stream.manifest, stream.epoch + 1)
                 return

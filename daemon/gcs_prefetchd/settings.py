@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, ValidationInfo, field_validator
@@ -19,6 +19,7 @@ from gcs_prefetchd.sizes import format_size, parse_size
 __all__ = ["ENVIRONMENT_PREFIX", "Settings", "check_against_disk", "load_settings"]
 
 ENVIRONMENT_PREFIX = "GCS_PREFETCHD_"
+SHOWN_AT_MOST = 200  # characters of a bad value
 
 Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size, when_used="json")]
 
@@ -45,8 +46,12 @@ class Settings(BaseSettings):
     concurrency: int = Field(128, ge=1, le=1024, description="The most downloads at a time.")
     window_items: int = Field(512, ge=1, le=1_000_000, description="How many items ahead of a reader are kept on disk.")
     deadline_s: float = Field(60.0, gt=0, le=3600, description="After how many seconds of trying an object is given up.")
-    relist_s: float = Field(3600.0, ge=1, description="After how many seconds a data root is listed again.")
-    rescan_s: float = Field(300.0, ge=1, description="After how many seconds the index is held against the files again.")
+    relist_s: float = Field(
+        3600.0, ge=1, allow_inf_nan=False, description="After how many seconds a data root is listed again."
+    )
+    rescan_s: float = Field(
+        300.0, ge=1, allow_inf_nan=False, description="After how many seconds the index is held against the files again."
+    )
     watch_opens: bool = Field(
         True, description="Let files that other programs open by path count as recently used. Costs 10 to 20 us of CPU an open."
     )
@@ -112,15 +117,27 @@ class Settings(BaseSettings):
     @field_validator("cache_dir", "credentials", "log_file")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
-        return None if value is None else value.expanduser().absolute()
+        if value is None:
+            return None
+        if "\0" in str(value):
+            raise ValueError("is no path: it holds a NUL character")
+        try:
+            return value.expanduser().absolute()
+        except RuntimeError:  # ~somebody
+            raise ValueError("names a user who has no home directory here") from None
 
     @field_validator("endpoint")
     @classmethod
     def _check_endpoint(cls, value: str | None) -> str | None:
         if value is None:
             return None
-        url = urlsplit(value)
-        if url.scheme not in ("http", "https") or not url.hostname or url.query or url.path.strip("/"):
+        try:
+            url = urlsplit(value)
+            is_root = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+        except ValueError:
+            is_root = False
+        # A password in it would be logged; spaces and line breaks are what urlsplit passes over.
+        if not is_root or url.username is not None or url.query or url.fragment or url.path.strip("/") or not _is_plain(value):
             raise ValueError("is no root URL; write http://HOST:PORT")
         return value.rstrip("/")
 
@@ -146,14 +163,14 @@ class Settings(BaseSettings):
 
 
 _OPTIONAL = {name for name, field in Settings.model_fields.items() if field.default is None}
+_REQUIRED = {name for name, field in Settings.model_fields.items() if field.is_required()}
 
 
 def load_settings(flags: Mapping[str, object], config: Path | None, environment: Mapping[str, str] | None = None) -> Settings:
     """The settings in force. `flags` wins over the environment, and that over the file. Raises SettingsError with one line."""
     environment = os.environ if environment is None else environment
-    config = config or (
-        Path(environment[f"{ENVIRONMENT_PREFIX}CONFIG"]) if f"{ENVIRONMENT_PREFIX}CONFIG" in environment else None
-    )
+    if config is None and (named := environment.get(f"{ENVIRONMENT_PREFIX}CONFIG")):
+        config = Path(named)
     sources = {
         f"in {config}": _read_file(config) if config else {},
         "in the environment": _read_environment(environment),
@@ -162,8 +179,15 @@ def load_settings(flags: Mapping[str, object], config: Path | None, environment:
     merged: dict[str, object] = {}
     origin: dict[str, str] = {}
     for source, values in sources.items():
-        merged |= {key: None if value == "" and key in _OPTIONAL else value for key, value in values.items()}
-        origin |= dict.fromkeys(values, source)
+        for key, value in values.items():
+            if key not in Settings.model_fields:  # before pydantic, to which `_env_file` and its like mean something
+                name = key if key.isidentifier() else _shown(key)
+                raise SettingsError(f"setting {name} {source} is unknown; docs/configuration.md names the settings")
+            if value == "" and key in _REQUIRED:
+                merged.pop(key, None)
+            else:
+                merged[key] = None if value == "" and key in _OPTIONAL else value
+            origin[key] = source
     try:
         return Settings(**merged)  # type: ignore[arg-type]  # pydantic checks every value
     except ValidationError as exc:
@@ -172,8 +196,11 @@ def load_settings(flags: Mapping[str, object], config: Path | None, environment:
 
 def check_against_disk(settings: Settings) -> None:
     """Raise SettingsError where the cache's file system is smaller than `cache_size`."""
-    existing = next(path for path in (settings.cache_dir, *settings.cache_dir.parents) if path.exists())
-    about = os.statvfs(existing)
+    try:
+        existing = next(path for path in (settings.cache_dir, *settings.cache_dir.parents) if path.exists())
+        about = os.statvfs(existing)
+    except OSError as exc:
+        raise SettingsError(f"setting cache_dir: {_shown(str(settings.cache_dir))}: {exc.strerror}") from None
     disk_bytes = about.f_blocks * about.f_frsize
     if settings.cache_size > disk_bytes:
         raise SettingsError(
@@ -184,10 +211,10 @@ def check_against_disk(settings: Settings) -> None:
 
 def _read_file(config: Path) -> dict[str, object]:
     try:
-        return tomllib.loads(config.read_text())
+        return tomllib.loads(config.read_bytes().decode())  # TOML is UTF-8, whatever the locale
     except OSError as exc:
         raise SettingsError(f"setting config: {config}: {exc.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+    except (ValueError, RecursionError) as exc:
         raise SettingsError(f"setting config: {config}: not TOML: {exc}") from None
 
 
@@ -202,7 +229,8 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, object]:
 def _split_address(value: str) -> tuple[str, int]:
     host, separator, port = value.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    is_port = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535
+    if not separator or not host or not is_port or not _is_plain(host):
         raise ValueError("is no address; write HOST:PORT, as in 127.0.0.1:8484")
     if ":" in host:
         ip_address(host)
@@ -215,11 +243,16 @@ def _one_line(exc: ValidationError, origin: Mapping[str, str]) -> str:
     if first["type"] == "missing":
         flag = {"data_roots": "--data-root gs://bucket/prefix"}.get(name, "--" + name.replace("_", "-"))
         return f"setting {name} is missing: give {flag}, set {ENVIRONMENT_PREFIX}{name.upper()} or name it in the config file"
-    source = origin.get(name, "")
-    if first["type"] == "extra_forbidden":
-        return f"setting {name} {source} is unknown; `gcs-prefetchd start --help` names the settings"
-    value: Any = first["input"]
-    return f"setting {name} {source}: {value!r} {_reason(first['msg'])}"
+    return f"setting {name} {origin.get(name, 'by default')}: {_shown(first['input'])} {_reason(first['msg'])}"
+
+
+def _shown(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= SHOWN_AT_MOST else shown[:SHOWN_AT_MOST] + "..."
+
+
+def _is_plain(text: str) -> bool:
+    return text.isprintable() and " " not in text
 
 
 def _reason(message: str) -> str:

@@ -7,7 +7,7 @@ __all__ = ["format_size", "parse_size"]
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGTP", start=1):
     _UNITS |= {_letter: 1000**_power, f"{_letter}B": 1000**_power, f"{_letter}IB": 1024**_power}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([A-Za-z]*)")
 
 
 def parse_size(text: str | int) -> int:
@@ -23,7 +23,7 @@ def format_size(size_bytes: float) -> str:
     """The size in the largest unit of 1,000 that leaves at least 1 of it: `1.5 GB`."""
     value = float(size_bytes)
     for unit in ("B", "KB", "MB", "GB", "TB"):
-        if abs(value) < 1000:
+        if abs(value) < 999.5:  # which rounds to 1,000
             return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} PB"

@@ -70,14 +70,15 @@ class Stream:
 
     def mark_read(self, item: int) -> bool:
         """Note that the item was read, at its first unread place; False where this stream does not hold it unread."""
-        for place in self._places(item):
-            if not self._read[place]:
-                self._read[place] = True
-                self.position += 1
-                self.held.difference_update(self._paths(item))
-                self._move_start()
-                return True
-        return False
+        unread = [place for place in self._places(item) if not self._read[place]]
+        if not unread:
+            return False
+        self._read[unread[0]] = True
+        self.position += 1
+        if len(unread) == 1 or unread[1] >= self._planned:  # else the window holds the item for its next place
+            self.held.difference_update(self._paths(item))
+        self._move_start()
+        return True
 
     def window(self) -> list[int]:
         """The items planned and not read yet, in order."""
@@ -85,7 +86,8 @@ class Stream:
         return [int(item) for item in self.order[places[~self._read[places]]]]
 
     def _places(self, item: int) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
-        first, last = np.searchsorted(self._sorted, [item, item + 1])
+        # Of the same type as the order: for any other one numpy converts the whole of it at every call.
+        first, last = np.searchsorted(self._sorted, np.array([item, item + 1], dtype=self._sorted.dtype))
         return self._by_item[first:last]
 
     def _paths(self, item: int) -> list[str]:

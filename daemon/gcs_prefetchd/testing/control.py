@@ -1,0 +1,102 @@
+"""Control over HTTP, for a server in another process: counts, reset, faults, release."""
+
+import json
+from collections.abc import Container
+from dataclasses import fields
+from typing import Protocol, get_args
+from urllib.parse import parse_qs
+
+from pydantic import PositiveInt, TypeAdapter
+
+from gcs_prefetchd.errors import ProtocolError
+from gcs_prefetchd.testing.answers import Answer, empty_answer, json_answer
+from gcs_prefetchd.testing.counts import Counts, Kind
+from gcs_prefetchd.testing.faults import Fault, FaultPlan, Rule
+
+__all__ = ["CONTROL_PATHS", "control", "read_rule"]
+
+CONTROL_PATHS = frozenset({"/_counts", "/_reset", "/_faults", "/_release"})  # no bucket's name starts with _
+_FAULTS = {fault.__name__: fault for fault in get_args(Fault)}
+
+
+class Controlled(Protocol):
+    """What can be controlled."""
+
+    faults: FaultPlan
+
+    @property
+    def counts(self) -> Counts:
+        """What was asked so far."""
+
+    def reset(self) -> None:
+        """Start again."""
+
+    def release(self) -> None:
+        """Let stalled answers go on."""
+
+
+def control(server: Controlled, method: str, raw_path: str, body: bytes) -> Answer:
+    """Carry out a control request.
+
+    `GET /_counts` (`?objects=false` for totals only), `POST /_reset`, `POST /_release`, `DELETE /_faults`, and
+    `POST /_faults` with one rule or a list, such as
+    `{"fault": "Status", "status": 503, "object": "bucket/images/*", "requests": [1, 2]}`.
+    """
+    path, _, query = raw_path.partition("?")
+    match method, path:
+        case "GET", "/_counts":
+            return json_answer(server.counts.summary(objects=parse_qs(query).get("objects") != ["false"]))
+        case "POST", "/_reset":
+            server.reset()
+        case "POST", "/_release":
+            server.release()
+        case "DELETE", "/_faults":
+            server.faults.clear()
+        case "POST", "/_faults":
+            return _add_faults(server.faults, body)
+        case _:
+            return json_answer({"error": f"{method} {path}: no such control"}, 405)
+    return empty_answer(204)
+
+
+def _add_faults(plan: FaultPlan, body: bytes) -> Answer:
+    try:
+        value = json.loads(body)
+        rules = [read_rule(each) for each in (value if isinstance(value, list) else [value])]
+    except (ValueError, ProtocolError) as exc:
+        return json_answer({"error": str(exc)}, 400)
+    for rule in rules:
+        plan.append(rule)
+    return empty_answer(204)
+
+
+def read_rule(value: object) -> Rule:
+    """Return the rule that a JSON object describes: the fault's name and fields, and those of the rule.
+
+    `requests` is a list of numbers, `every` another way to say each n-th. Raises ProtocolError.
+    """
+    name = value.get("fault") if isinstance(value, dict) else None
+    made = _FAULTS.get(name) if isinstance(name, str) else None
+    if made is None or not isinstance(value, dict):
+        raise ProtocolError(f"fault: expected an object whose fault is one of {', '.join(sorted(_FAULTS))}")
+    own = {field.name for field in fields(made)}
+    unknown = value.keys() - own - {"fault", "object", "kind", "requests", "every", "together"}
+    if unknown:
+        raise ProtocolError(f"fault {name}: unknown field {min(unknown)!r}")
+    try:
+        return Rule(
+            fault=TypeAdapter[Fault](made).validate_python({key: value[key] for key in own & value.keys()}),
+            object=str(value.get("object", "*")),
+            kind=Kind(value.get("kind", "media")),
+            requests=_numbers(value.get("requests"), value.get("every")),
+            together=bool(value.get("together", False)),
+        )
+    except (TypeError, ValueError) as exc:
+        raise ProtocolError(f"fault {name}: {exc}") from exc
+
+
+def _numbers(requests: object, every: object) -> Container[int] | None:
+    if every is not None:
+        step = TypeAdapter(PositiveInt).validate_python(every)
+        return range(step, 1 << 62, step)
+    return None if requests is None else TypeAdapter(frozenset[int]).validate_python(requests)

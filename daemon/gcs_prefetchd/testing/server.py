@@ -1,0 +1,255 @@
+"""The server: GCS's HTTP in front of the service, with counts, latency and faults."""
+
+import asyncio
+import math
+import os
+import random
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from aiohttp import web
+
+from gcs_prefetchd.errors import StartError
+from gcs_prefetchd.testing.alter import alter
+from gcs_prefetchd.testing.answers import Answer
+from gcs_prefetchd.testing.asks import Ask, read_ask
+from gcs_prefetchd.testing.control import CONTROL_PATHS, control
+from gcs_prefetchd.testing.counts import Counts, CountsWaiter, Kind
+from gcs_prefetchd.testing.delivery import deliver, deliver_broken
+from gcs_prefetchd.testing.disk import open_root
+from gcs_prefetchd.testing.faults import AnswerFault, Fault, FaultPlan
+from gcs_prefetchd.testing.objects import Attributes, StoredObject
+from gcs_prefetchd.testing.service import Service
+from gcs_prefetchd.testing.tokens import is_token_path, token_answer
+
+__all__ = ["GCSServer", "Pace", "Seen"]
+
+REMEMBERED_REQUESTS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How slow the server is.
+
+    `latency_s` passes before the first byte of every answer; with `latency_sigma` it is the median of a lognormal
+    distribution. `bytes_per_s` bounds the rate of each body.
+    """
+
+    latency_s: float = 0.0
+    latency_sigma: float = 0.0
+    bytes_per_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A request as it came."""
+
+    kind: Kind
+    key: str
+    method: str
+    raw_path: str
+    headers: Mapping[str, str]
+
+
+class GCSServer:
+    """A GCS-speaking server on a port of this machine, for tests. Enter it to start, leave it to stop.
+
+    Lives in one event loop, and its methods are called there; `serving` has the same for threads.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        root: Path | None = None,
+        latency_s: float = 0.0,
+        latency_sigma: float = 0.0,
+        bytes_per_s: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.pace = Pace(latency_s, latency_sigma, bytes_per_s)
+        self.faults = FaultPlan()
+        self.seen: deque[Seen] = deque(maxlen=REMEMBERED_REQUESTS)
+        self._host = host
+        self._port = port
+        self._root = root
+        self._service = Service()
+        self._waiter = CountsWaiter()
+        self._random = random.Random(seed)  # noqa: S311 - latencies, no secrets
+        self._released = asyncio.Event()
+        self._runner: web.ServerRunner | None = None
+        self._server: web.Server | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Listen; raises StartError where the address cannot be had, SettingsError where the root cannot be served."""
+        if self._root is not None:
+            self._service.buckets.update(await asyncio.to_thread(open_root, self._root))
+        self._server = web.Server(self._handle, handler_cancellation=True, access_log=None, keepalive_timeout=75.0)
+        self._runner = web.ServerRunner(self._server, shutdown_timeout=1.0)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._host, self._port, backlog=1024)
+        try:
+            await site.start()
+        except OSError as exc:
+            await self._runner.cleanup()
+            # asyncio's own text names the address again; a name that cannot be resolved has a negative number.
+            number = exc.errno or 0
+            reason = os.strerror(number) if number > 0 else exc.strerror or str(exc)
+            raise StartError(f"cannot listen on {self._host}:{self._port}: {reason}") from exc
+        self._port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """Close every connection, whatever is under way on it, and stop listening."""
+        if self._runner is None or self._server is None:
+            return
+        for connection in self._server.connections:
+            connection.force_close()
+        await self._runner.cleanup()
+        self._runner = self._server = None
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return self._port
+
+    @property
+    def url(self) -> str:
+        """Where it is, without a slash at the end."""
+        return f"http://{self._host}:{self._port}"
+
+    @property
+    def counts(self) -> Counts:
+        """What was asked and sent so far."""
+        return self._waiter.counts
+
+    async def wait_for(self, condition: Callable[[Counts], bool]) -> None:
+        """Return as soon as `condition` holds of the counts."""
+        await self._waiter.wait_for(condition)
+
+    def put(
+        self,
+        bucket: str,
+        name: str,
+        data: bytes,
+        *,
+        content_type: str = "application/octet-stream",
+        content_encoding: str | None = None,
+        cache_control: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        composite: bool = False,
+        generation: int | None = None,
+    ) -> StoredObject:
+        """Store an object as a new generation, in a bucket that is made where there is none."""
+        attributes = Attributes(content_type, content_encoding, cache_control, metadata or {}, composite)
+        return self._service.bucket(bucket).put(name, data, attributes, generation)
+
+    def create_bucket(self, bucket: str) -> None:
+        """Make an empty bucket."""
+        self._service.bucket(bucket)
+
+    def get(self, bucket: str, name: str) -> StoredObject | None:
+        """Return an object as it is stored, or None."""
+        found = self._service.buckets.get(bucket)
+        return None if found is None else found.get(name)
+
+    def delete(self, bucket: str, name: str) -> bool:
+        """Delete an object and tell whether it was there."""
+        found = self._service.buckets.get(bucket)
+        return found is not None and found.delete(name)
+
+    def names(self, bucket: str) -> list[str]:
+        """Return the names of a bucket's objects, sorted."""
+        return list(self._service.bucket(bucket).names())
+
+    def buckets(self) -> list[str]:
+        """Return the names of the buckets, sorted."""
+        return sorted(self._service.buckets)
+
+    def require_token(self, token: str | None, bucket: str | None = None) -> None:
+        """Answer 401 unless `Authorization: Bearer <token>` comes, for one bucket or all; None takes it back."""
+        self._service.access.require_token(token, bucket)
+
+    def deny(self, bucket: str) -> None:
+        """Answer 403 for a bucket."""
+        self._service.access.deny(bucket)
+
+    def allow(self, bucket: str) -> None:
+        """Take `deny` back."""
+        self._service.access.allow(bucket)
+
+    def requester_pays(self, bucket: str) -> None:
+        """Answer 400 for a bucket unless `userProject=` comes."""
+        self._service.access.requester_pays(bucket)
+
+    def release(self) -> None:
+        """Let all stalled answers go on."""
+        self._released.set()
+        self._released = asyncio.Event()
+
+    def reset(self) -> None:
+        """Start the counts again and forget the faults, the requests seen and what is stalled; objects stay."""
+        self.release()
+        self.faults.clear()
+        self.seen.clear()
+        self.counts.reset()
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = request.raw_path.partition("?")[0]
+        body = await request.content.read() if request.body_exists else b""
+        if path in CONTROL_PATHS:
+            return await deliver(request, control(self, request.method, request.raw_path, body), _uncounted, None)
+        ask = read_ask(request.method, request.raw_path, request.headers)
+        if is_token_path(path):
+            kind, key = Kind.TOKEN, path
+        else:
+            kind, key = ask.kind, self._service.key(ask, body)
+        self.seen.append(Seen(kind, key, request.method, request.raw_path, request.headers))
+        fault = self.faults.next(kind, key)
+        with self._waiter.open(kind):
+            self._waiter.arrived(kind, key)
+            answer = await self._answer(kind, ask, body)
+            if latency_s := self._latency_s():
+                await asyncio.sleep(latency_s)
+            return await self._deliver(request, answer, fault, kind, key)
+
+    async def _answer(self, kind: Kind, ask: Ask, body: bytes) -> Answer:
+        if kind is Kind.TOKEN:
+            return token_answer(ask.method, ask.path, ask.headers, self._service.access.token_to_give())
+        if self._service.is_quick(ask):
+            return self._service.answer(ask, body, self.url)
+        return await asyncio.to_thread(self._service.answer, ask, body, self.url)
+
+    async def _deliver(
+        self, request: web.BaseRequest, answer: Answer, fault: Fault | None, kind: Kind, key: str
+    ) -> web.StreamResponse:
+        def sent(size_bytes: int) -> None:
+            if kind is Kind.MEDIA and answer.status in {200, 206}:
+                self._waiter.sent(key, size_bytes)
+
+        if fault is None:
+            return await deliver(request, answer, sent, self.pace.bytes_per_s)
+        if isinstance(fault, AnswerFault):
+            altered = alter(answer, fault)
+            return await deliver(request, altered, sent, self.pace.bytes_per_s)
+        return await deliver_broken(request, answer, fault, sent, self._released)
+
+    def _latency_s(self) -> float:
+        pace = self.pace
+        if not pace.latency_sigma:
+            return pace.latency_s
+        return pace.latency_s * math.exp(self._random.gauss(0.0, pace.latency_sigma))
+
+
+def _uncounted(size_bytes: int) -> None:
+    """Control requests are not part of what is measured."""

@@ -1,0 +1,221 @@
+"""The command line, as a user types it."""
+
+import json
+import os
+import socket
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gcs_prefetchd import __version__
+from gcs_prefetchd.testing import ServingGCS, serving
+from support import BUCKET, DATA_ROOT, daemon_process, put_items, run_command, start_arguments
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServingGCS]:
+    """A server with six items."""
+    with serving() as server:
+        put_items(server, 6)
+        yield server
+
+
+def test_start_returns_when_the_daemon_is_ready_and_says_where_its_statistics_are(server: ServingGCS, tmp_path: Path) -> None:
+    started = run_command("start", *start_arguments(tmp_path / "cache", server.url))
+    assert (started.returncode, started.stderr) == (0, "")
+    about = json.loads((tmp_path / "cache/daemon.json").read_text())
+    assert about.keys() >= {"pid", "instance_id", "http", "socket", "data_roots"}
+    assert f"statistics  {about['http']}/" in started.stdout
+    with urllib.request.urlopen(f"{about['http']}/readyz") as answer:
+        assert answer.status == 200
+    stopped = run_command("stop", "--cache-dir", tmp_path / "cache")
+    assert (stopped.returncode, stopped.stdout) == (0, f"stopped (pid {about['pid']}); the cache in {tmp_path}/cache is kept\n")
+    assert not (tmp_path / "cache/daemon.json").exists()
+    assert run_command("status", "--cache-dir", tmp_path / "cache").returncode == 1
+
+
+def test_status_and_stats_tell_of_a_running_daemon(server: ServingGCS, tmp_path: Path) -> None:
+    with daemon_process(tmp_path / "cache", server.url) as client:
+        pid = client.status().pid
+        status = run_command("status", "--cache-dir", tmp_path / "cache")
+        assert (status.returncode, f"running: pid {pid}" in status.stdout, DATA_ROOT in status.stdout) == (0, True, True)
+        stats = run_command("stats", "--cache-dir", tmp_path / "cache", "--json")
+        assert json.loads(stats.stdout)["cache"]["limit_bytes"] == 10**9
+        shown = run_command("stats", "--cache-dir", tmp_path / "cache").stdout
+        assert "of 1.0 GB" in shown
+        assert "hit ratio" in shown
+
+
+def test_a_cache_is_kept_over_a_stop_and_a_start(server: ServingGCS, tmp_path: Path) -> None:
+    with daemon_process(tmp_path / "cache", server.url) as client:
+        assert client.fetch([f"{DATA_ROOT}/images/00001.jpg"]) == [""]
+    server.reset()
+    with daemon_process(tmp_path / "cache", server.url) as client:
+        assert client.fetch([f"{DATA_ROOT}/images/00001.jpg"]) == [""]
+        assert server.counts.media[f"{BUCKET}/train/images/00001.jpg"] == 0
+
+
+def test_without_a_daemon_the_commands_say_so(tmp_path: Path) -> None:
+    results = {name: run_command(name, "--cache-dir", tmp_path) for name in ("status", "stats", "stop")}
+    assert {name: result.returncode for name, result in results.items()} == {"status": 1, "stats": 1, "stop": 0}
+    assert results["status"].stdout.startswith("not running: ")
+    assert results["stop"].stdout == f"no daemon is running for {tmp_path}\n"
+
+
+def test_check_config_shows_what_is_in_force_and_starts_nothing(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('cache_size = "1GB"\nseed = 5\nconcurrency = 7\n')
+    arguments = [
+        "start",
+        "--config",
+        tmp_path / "config.toml",
+        "--data-root",
+        "gs://bucket/a",
+        "--cache-dir",
+        tmp_path / "cache",
+    ]
+    result = run_command(*arguments, "--check-config", "--seed", "9", GCS_PREFETCHD_SEED="8", GCS_PREFETCHD_CONCURRENCY="12")
+    assert result.returncode == 0, result.stderr
+    shown = dict(line.split(" = ", 1) for line in result.stdout.splitlines())
+    assert (shown["seed"], shown["concurrency"], shown["cache_size"], shown["data_roots"]) == (
+        "9",
+        "12",
+        "1.0 GB",
+        "gs://bucket/a",
+    )
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "environment", "says"),
+    [
+        (["--cache-size", "0"], {}, "setting cache_size on the command line: '0' must be more than 0"),
+        (["--cache-size", "10 Q"], {}, "setting cache_size on the command line: '10 Q' is no size; write a number and a unit"),
+        (["--cache-size", "900PB"], {}, "setting cache_size: 900.0 PB is more than the disk"),
+        (["--set", "windows=5"], {}, "setting windows on the command line is unknown"),
+        ([], {"GCS_PREFETCHD_COLOUR": "red"}, "setting colour in the environment is unknown"),
+        (["--http", "8484"], {}, "setting http on the command line: '8484' is no address; write HOST:PORT"),
+        (["--seed", "one"], {}, "setting seed on the command line: 'one' should be a valid integer"),
+        (["--data-root", "s3://bucket"], {}, "setting data_roots"),
+        (["--config", "/none.toml"], {}, "setting config: /none.toml: No such file or directory"),
+        (["--set", "concurrency"], {}, "--set 'concurrency': write NAME=VALUE"),
+    ],
+)
+def test_a_bad_setting_gives_one_line_that_names_it_and_status_2(
+    tmp_path: Path, extra: list[str], environment: dict[str, str], says: str
+) -> None:
+    arguments = ["--data-root", DATA_ROOT, "--cache-dir", str(tmp_path / "cache"), "--cache-size", "1GB", "--anonymous"]
+    result = run_command("start", *arguments, *extra, environment=environment)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert says in result.stderr
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("data_root", "says"),
+    [
+        (
+            "gs://no-such-bucket/train",
+            "list gs://no-such-bucket/train/images/: GCS says 404 (there is no such object or bucket)",
+        ),
+        (f"gs://{BUCKET}/tests", f"gs://{BUCKET}/tests: no item has all of images/{{id}}.jpg, labels/{{id}}.png"),
+    ],
+)
+def test_a_data_root_that_is_not_there_is_named_and_status_1(
+    server: ServingGCS, tmp_path: Path, data_root: str, says: str
+) -> None:
+    arguments = start_arguments(tmp_path / "cache", server.url)
+    arguments[1] = data_root
+    result = run_command("start", *arguments)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert says in result.stderr
+    assert not (tmp_path / "cache/daemon.json").exists()
+
+
+def test_a_port_in_use_is_named_and_status_1(server: ServingGCS, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        result = run_command("start", *start_arguments(tmp_path / "cache", server.url, ["--http", address]))
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert f"setting http: {address}: the port is in use" in result.stderr
+
+
+def test_a_directory_that_is_not_ours_is_refused_and_left_as_it_was(server: ServingGCS, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    result = run_command("start", *start_arguments(tmp_path, server.url))
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "not empty and not ours (it holds 'thesis.txt')" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_second_daemon_for_the_same_directory_is_refused_and_the_first_goes_on(server: ServingGCS, tmp_path: Path) -> None:
+    with daemon_process(tmp_path / "cache", server.url) as client:
+        result = run_command("start", *start_arguments(tmp_path / "cache", server.url))
+        assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+        assert f"held by another daemon (pid {client.status().pid})" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "No such file"),
+        ("{", "not JSON"),
+        ('{"type": "service_account"}', "client_email, private_key, token_uri missing"),
+    ],
+)
+def test_a_key_file_that_cannot_be_used_is_named(tmp_path: Path, content: str | None, says: str) -> None:
+    key = tmp_path / "key.json"
+    if content is not None:
+        key.write_text(content)
+    arguments = ["--data-root", DATA_ROOT, "--cache-dir", str(tmp_path / "cache"), "--cache-size", "1GB", "--set", "min_free=0"]
+    result = run_command("start", *arguments, "--http", "127.0.0.1:0", "--credentials", str(key))
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert f"credentials {key}: " in result.stderr
+    assert says in result.stderr
+
+
+def test_without_credentials_it_says_what_to_do(tmp_path: Path) -> None:
+    arguments = [
+        "--data-root",
+        DATA_ROOT,
+        "--cache-dir",
+        str(tmp_path / "cache"),
+        "--cache-size",
+        "1GB",
+        "--http",
+        "127.0.0.1:0",
+    ]
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        nobody = f"127.0.0.1:{closed.getsockname()[1]}"
+    result = run_command("start", *arguments, environment={"GCE_METADATA_HOST": nobody, "HOME": str(tmp_path)})
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "no credentials: " in result.stderr
+    assert "--anonymous for a public bucket" in result.stderr
+
+
+def test_the_log_names_items_that_lack_a_part(tmp_path: Path) -> None:
+    with serving() as server:
+        put_items(server, 2)
+        server.put(BUCKET, "train/images/alone.jpg", b"x")
+        with daemon_process(tmp_path / "cache", server.url) as client:
+            assert client.manifest(DATA_ROOT).items == 2
+    log = (tmp_path / "cache/daemon.log").read_text()
+    assert f"1 objects are missing: {DATA_ROOT}/labels/alone.png" in log
+
+
+def test_the_daemon_survives_the_terminal_that_started_it(server: ServingGCS, tmp_path: Path) -> None:
+    with daemon_process(tmp_path / "cache", server.url) as client:
+        pid = client.status().pid
+        assert os.getsid(pid) == pid  # a session of its own: no hangup reaches it
+        assert {Path(f"/proc/{pid}/fd/{fd}").readlink() for fd in (1, 2)} == {tmp_path / "cache/daemon.log"}
+
+
+def test_the_version_is_told() -> None:
+    assert run_command("version").stdout == f"{__version__}\n"
+
+
+def test_help_names_every_command() -> None:
+    shown = run_command("--help").stdout
+    assert all(name in shown for name in ("start", "stop", "status", "stats"))
