@@ -66,16 +66,9 @@ def test_without_a_daemon_the_commands_say_so(tmp_path: Path) -> None:
 
 def test_check_config_shows_what_is_in_force_and_starts_nothing(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text('cache_size = "1GB"\nseed = 5\nconcurrency = 7\n')
-    arguments = [
-        "start",
-        "--config",
-        tmp_path / "config.toml",
-        "--data-root",
-        "gs://bucket/a",
-        "--cache-dir",
-        tmp_path / "cache",
-    ]
-    result = run_command(*arguments, "--check-config", "--seed", "9", GCS_PREFETCHD_SEED="8", GCS_PREFETCHD_CONCURRENCY="12")
+    flags = ["--data-root", "gs://bucket/a", "--cache-dir", str(tmp_path / "cache"), "--seed", "9", "--check-config"]
+    environment = {"GCS_PREFETCHD_SEED": "8", "GCS_PREFETCHD_CONCURRENCY": "12"}
+    result = run_command("start", "--config", tmp_path / "config.toml", *flags, environment=environment)
     assert result.returncode == 0, result.stderr
     shown = dict(line.split(" = ", 1) for line in result.stdout.splitlines())
     assert (shown["seed"], shown["concurrency"], shown["cache_size"], shown["data_roots"]) == (
@@ -189,7 +182,9 @@ def test_without_credentials_it_says_what_to_do(tmp_path: Path) -> None:
     ]
     with socket.create_server(("127.0.0.1", 0)) as closed:
         nobody = f"127.0.0.1:{closed.getsockname()[1]}"
-    result = run_command("start", *arguments, environment={"GCE_METADATA_HOST": nobody, "HOME": str(tmp_path)})
+    result = run_command(
+        "start", *arguments, "--http", "127.0.0.1:0", environment={"GCE_METADATA_HOST": nobody, "HOME": str(tmp_path)}
+    )
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
     assert "no credentials: " in result.stderr
     assert "--anonymous for a public bucket" in result.stderr

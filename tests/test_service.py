@@ -1,13 +1,179 @@
-"""The daemon from start to stop."""
+"""The daemon from start to stop: what it fetches by itself, signals, systemd's protocol."""
 
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-from gcs_prefetchd.testing import GCSServer
-from support import make_settings, put_items, running
+import pytest
+
+from gcs_prefetchd.client import DaemonClient, read_daemon_file
+from gcs_prefetchd.errors import ObjectMissingError
+from gcs_prefetchd.stamp import read_checked
+from gcs_prefetchd.testing import GCSServer, Kind, ServingGCS, Stall, Status, serving
+from support import BUCKET, COMMAND, DATA_ROOT, clean_environment, make_settings, put_items, running, start_arguments
+
+
+@contextmanager
+def notify_socket(folder: Path) -> Iterator[socket.socket]:
+    """What systemd listens on."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(folder / "notify"))
+        listener.settimeout(30)
+        yield listener
+    (folder / "notify").unlink()
+
+
+@contextmanager
+def in_foreground(
+    cache_dir: Path, server: ServingGCS, extra: list[str] | None = None, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A daemon as systemd runs it; yields once it is ready, kills what is still there at the end."""
+    with notify_socket(cache_dir.parent) as listener:
+        environment |= {"NOTIFY_SOCKET": str(cache_dir.parent / "notify")}
+        command = [*COMMAND, "start", *start_arguments(cache_dir, server.url, extra or []), "--foreground"]
+        with subprocess.Popen(command, env=clean_environment() | environment, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                assert listener.recv(100) == b"READY=1"
+                yield process
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                process.communicate()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServingGCS]:
+    """A server with six items."""
+    with serving() as server:
+        put_items(server, 6)
+        yield server
 
 
 async def test_the_data_root_is_prefetched_before_any_reader_has_come(gcs: GCSServer, tmp_path: Path) -> None:
     objects = put_items(gcs, 20)
     async with running(make_settings(tmp_path / "cache", gcs.url)) as service:
         await service.prefetcher.settled()
-        assert len(service.cache) == len(objects)
+        for uri, data in objects.items():
+            assert read_checked(service.directory.objects / uri.removeprefix("gs://")) == data
+
+
+async def test_a_start_without_gcs_serves_what_was_cached(gcs: GCSServer, tmp_path: Path) -> None:
+    put_items(gcs, 3)
+    settings = make_settings(tmp_path / "cache", gcs.url, deadline_s=0.5)
+    async with running(settings) as service:
+        await service.prefetcher.settled()
+    gcs.faults.add(Status(503), kind=Kind.LIST)
+    async with running(settings) as service:
+        assert len(service.cache) == 6
+        with closing(DaemonClient(settings.cache_dir)) as client:
+            assert (await asyncio.to_thread(client.manifest, DATA_ROOT)).items == 3
+            assert await asyncio.to_thread(client.fetch, [f"{DATA_ROOT}/images/00001.jpg"]) == [""]
+
+
+async def test_an_object_that_changed_in_the_bucket_is_dropped_when_the_data_root_is_listed_again(
+    gcs: GCSServer, tmp_path: Path
+) -> None:
+    put_items(gcs, 3)
+    settings = make_settings(tmp_path / "cache", gcs.url)
+    async with running(settings) as service:
+        await service.prefetcher.settled()
+    gcs.put(BUCKET, "train/images/00001.jpg", b"relabelled")
+    changed = f"{BUCKET}/train/images/00001.jpg"
+    before = gcs.counts.media[changed]
+    async with running(settings) as service:
+        await gcs.wait_for(lambda counts: counts.media[changed] > before)
+        await service.prefetcher.settled()
+        assert read_checked(service.directory.objects / changed) == b"relabelled"
+
+
+async def test_a_missing_bucket_ends_the_start_and_frees_the_directory(gcs: GCSServer, tmp_path: Path) -> None:
+    settings = make_settings(tmp_path / "cache", gcs.url, data_roots=["gs://no-such-bucket"])
+    with pytest.raises(ObjectMissingError, match=r"gs://no-such-bucket/images/"):
+        async with running(settings):
+            pass
+    put_items(gcs, 1)
+    async with running(make_settings(tmp_path / "cache", gcs.url)):
+        pass
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly_with_status_0(server: ServingGCS, tmp_path: Path, signum: int) -> None:
+    with in_foreground(tmp_path / "cache", server) as process:
+        process.send_signal(signum)
+        assert process.wait(20) == 0
+    assert not (tmp_path / "cache/daemon.json").exists()
+    assert not (tmp_path / "cache/daemon.sock").exists()
+    assert list((tmp_path / "cache/tmp").iterdir()) == []
+
+
+def test_downloads_under_way_do_not_hold_up_a_stop(tmp_path: Path) -> None:
+    with serving() as server:
+        put_items(server, 6)
+        server.faults.add(Stall(after_bytes=10))
+        with in_foreground(tmp_path / "cache", server) as process:
+            server.wait_for(lambda counts: counts.open_media > 0)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+        assert list((tmp_path / "cache/tmp").iterdir()) == []
+
+
+def test_systemd_is_told_of_the_start_the_watchdog_and_the_stop(server: ServingGCS, tmp_path: Path) -> None:
+    with notify_socket(tmp_path) as listener:
+        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "20000"}
+        command = [*COMMAND, "start", *start_arguments(tmp_path / "cache", server.url), "--foreground"]
+        with subprocess.Popen(command, env=clean_environment() | environment, stderr=subprocess.DEVNULL) as process:
+            told = [listener.recv(100)]
+            while {b"READY=1", b"WATCHDOG=1"} - set(told):
+                told.append(listener.recv(100))
+            process.send_signal(signal.SIGTERM)
+            while told[-1] != b"STOPPING=1":
+                told.append(listener.recv(100))
+            assert process.wait(20) == 0
+
+
+def test_a_foreground_daemon_logs_to_stderr_and_at_the_level_that_was_set(server: ServingGCS, tmp_path: Path) -> None:
+    with in_foreground(tmp_path / "cache", server) as process:
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=20)
+    assert "INFO ready: statistics at http://127.0.0.1:" in log
+    with in_foreground(tmp_path / "cache", server, ["--set", "log_level=error"]) as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=20)[1] == ""
+
+
+def test_a_killed_daemon_leaves_a_directory_that_the_next_one_takes(server: ServingGCS, tmp_path: Path) -> None:
+    with in_foreground(tmp_path / "cache", server) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait(20)
+    assert (tmp_path / "cache/daemon.sock").exists()
+    with in_foreground(tmp_path / "cache", server) as process:
+        about = read_daemon_file(tmp_path / "cache")
+        assert about["pid"] == process.pid
+        with closing(DaemonClient(tmp_path / "cache")) as client:
+            assert client.status().instance_id == about["instance_id"]
+
+
+def test_the_cache_is_for_the_user_and_the_group_alone(server: ServingGCS, tmp_path: Path) -> None:
+    with in_foreground(tmp_path / "cache", server):
+        with closing(DaemonClient(tmp_path / "cache")) as client:
+            assert client.fetch([f"{DATA_ROOT}/images/00000.jpg"]) == [""]
+        for folder, _, files in os.walk(tmp_path / "cache"):
+            for path in (Path(folder), *(Path(folder) / name for name in files)):
+                others, group_writes = 0o007, 0 if path.is_socket() else 0o020
+                assert path.stat().st_mode & (others | group_writes) == 0, path
+
+
+def test_what_it_starts_with_is_written_for_others_to_find(server: ServingGCS, tmp_path: Path) -> None:
+    with in_foreground(tmp_path / "cache", server) as process:
+        about = json.loads((tmp_path / "cache/daemon.json").read_text())
+        assert about["pid"] == process.pid
+        assert about["data_roots"] == [DATA_ROOT]
+        assert about["socket"] == str(tmp_path / "cache/daemon.sock")
+        assert about["http"].startswith("http://127.0.0.1:")
