@@ -163,15 +163,15 @@ class Service:
         before = self.registry.manifest(manifest.data_root.uri)
         if before is not None and before.digest == manifest.digest:
             return
+        await asyncio.to_thread(manifest.save, self.directory.manifests)
+        await asyncio.to_thread(remove_old_manifests, self.directory.manifests, manifest.data_root)
+        self.registry.set_manifest(manifest)
+        self.prefetcher.wake()
         changed = [] if before is None else await asyncio.to_thread(lambda: list(manifest.changed_since(before)))
         for version in changed:
             stamp = self.cache.stamp(path_of(version))
             if stamp is not None and stamp.generation != version.generation:
                 await self.cache.drop(path_of(version))
-        await asyncio.to_thread(manifest.save, self.directory.manifests)
-        await asyncio.to_thread(remove_old_manifests, self.directory.manifests, manifest.data_root)
-        self.registry.set_manifest(manifest)
-        self.prefetcher.wake()
         log.info("%s: %d items, %d objects changed", manifest.data_root.uri, len(manifest), len(changed))
 
     async def _rescan(self) -> None:
