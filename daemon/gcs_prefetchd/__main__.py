@@ -2,4 +2,6 @@
 
 from gcs_prefetchd.cli import main
 
+__all__: list[str] = []
+
 main()

@@ -48,7 +48,7 @@ def answer_error(status: int, headers: Mapping[str, str], body: bytes, *, pinned
     final = _FINAL.get(status)
     if status == 404 and pinned:
         final = ObjectChangedError
-    reason = _HINTS.get(status, "") or _reason(body)
+    reason = _HINTS.get(status, "") or _reason(headers.get("Content-Type", ""), body)
     text = f"GCS says {status}" + (f" ({reason})" if reason else "")
     return UnfitAnswerError(str(status), text, final=final, retry_after_s=parse_retry_after(headers.get("Retry-After")))
 
@@ -74,12 +74,17 @@ _HINTS: Mapping[int, str] = {
 }
 
 
-def _reason(body: bytes) -> str:
+def _reason(content_type: str, body: bytes) -> str:
+    if content_type.startswith("text/") and not body.lstrip().startswith(b"<"):  # so GCS answers a download
+        return _in_a_line(body.decode(errors="replace"))
     try:
-        message = str(json.loads(body)["error"]["message"])
+        return _in_a_line(str(json.loads(body)["error"]["message"]))
     except (ValueError, KeyError, TypeError, RecursionError):
         return ""
-    return " ".join(message.split())[:LONGEST_REASON]
+
+
+def _in_a_line(text: str) -> str:
+    return " ".join(text.split())[:LONGEST_REASON]
 
 
 def _all(headers: Mapping[str, str], name: str) -> list[str]:

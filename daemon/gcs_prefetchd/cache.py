@@ -10,9 +10,9 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from gcs_prefetchd.directory import CacheDirectory
 from gcs_prefetchd.errors import CacheFullError
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 DISK_THREADS = 8
 INDEX_TICK_S = 0.25
+INDEX_RETRY_S = 5.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,33 +52,40 @@ class Cache:
         self.on_lost: Callable[[str], None] = lambda path: None
         self._entries: OrderedDict[str, Stamp] = OrderedDict()
         self._changed: dict[str, Record | None] = {}
-        self._touched_by_rescan: set[str] | None = None
-        self._unlinking: set[asyncio.Future[None]] = set()
+        self._rescans: list[set[str]] = []  # for each under way, what has changed since it began
+        self._unlinking: set[asyncio.Task[None]] = set()
+        self._leaving: set[str] = set()
+        self._arriving: set[str] = set()
+        self._held: set[asyncio.Task[None]] = set()
+        self._last_use_s = 0.0
         self._disk = ThreadPoolExecutor(DISK_THREADS, "disk")
         self._index_thread = ThreadPoolExecutor(1, "index")
-        self._index: Index
+        self._index: Index | None = None
+        self._index_failing = False
+        self._applying: asyncio.Task[None] | None = None
         self._something_changed = asyncio.Event()
         self._index_writer: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Load the index. What it says is believed until `rescan` has compared it with the files."""
-        self._index = await self._on_index(Index, self.directory.index)
-        for path, record in (await self._on_index(self._index.load)).items():
-            self._entries[path] = record.stamp
-            self.bytes += record.stamp.size
-        self._index_writer = asyncio.create_task(self._write_index(), name="index writer")
-        await self.shrink()
+        """Load the index, and compare it with the files first where the last process did not close it: after a crash it
+        lacks the latest files, whose bytes count too. Raises CacheWriteError where no index can be made."""
+        try:
+            index_is_complete = await self._load_index()
+            self._index_writer = asyncio.create_task(self._write_index(), name="index writer")
+            if index_is_complete:
+                await self.shrink()
+            else:
+                await self.rescan()
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
-        """Write what the index lacks and end the threads."""
-        if self._index_writer is not None:
-            self._index_writer.cancel()
-            await asyncio.gather(self._index_writer, return_exceptions=True)
-            await self._flush_index()
-            await self._on_index(self._index.close)
-        await asyncio.gather(*self._unlinking, return_exceptions=True)
-        self._disk.shutdown()
-        self._index_thread.shutdown()
+        """Write what the index lacks and end the threads. A caller that is cancelled does not keep it from ending."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name="close cache")
+        await asyncio.shield(self._closing)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -105,21 +113,18 @@ class Cache:
 
         Raises CacheFullError, with nothing dropped, where that is impossible. The caller calls `release`.
         """
+        while self._unlinking and self._under_floor(size_bytes) > max(0, self._over_limit(size_bytes)):
+            await asyncio.wait(self._unlinking)  # what goes already may be enough; the disk tells when it has gone
         short_bytes = self._short_of(size_bytes)
         if short_bytes > 0:
-            sizes = ((path, stamp.size) for path, stamp in self._entries.items())
-            victims = choose_victims(sizes, short_bytes, keep)
+            victims = choose_victims(self._sizes(), short_bytes, keep)
             if victims is None:
-                raise CacheFullError(
-                    f"no room for {format_size(size_bytes)}: the cache holds {format_size(self.bytes)} of "
-                    f"{format_size(self.limit_bytes)}, keeps {format_size(self.min_free_bytes)} of the disk free, and what it "
-                    "holds is needed sooner"
-                )
+                raise CacheFullError(self._no_room_for(size_bytes))
             self.evictions += len(victims)
             self._unlink(victims)
         self.reserved_bytes += size_bytes
         try:
-            while self._unlinking:  # bytes that another reservation frees may be the ones we count on
+            if self._unlinking:  # bytes that another reservation frees may be the ones we count on
                 await asyncio.wait(self._unlinking)
         except asyncio.CancelledError:
             self.release(size_bytes)
@@ -129,18 +134,31 @@ class Cache:
         """Give reserved room back."""
         self.reserved_bytes -= size_bytes
 
+    async def expect(self, path: str) -> None:
+        """A file is about to be published at this path: returns when no older one is being unlinked there.
+
+        Until `admit` or `give_up` the path is left alone, so that no unlink meant for the older file meets the new one.
+        """
+        while path in self._leaving:
+            await asyncio.wait(self._unlinking)
+        self._arriving.add(path)
+
+    def give_up(self, path: str) -> None:
+        """The file that was expected does not come."""
+        self._arriving.discard(path)
+
     def admit(self, path: str, stamp: Stamp) -> None:
         """A file has been published at this path."""
-        before = self._entries.pop(path, None)
-        self.bytes += stamp.size - (before.size if before else 0)
-        self._entries[path] = stamp
+        self._arriving.discard(path)
+        self._insert(path, stamp)
         self._note(path, stamp)
 
     async def drop(self, path: str) -> None:
-        """Remove an object."""
-        if path in self._entries:
+        """Remove an object; one that is being replaced at this moment goes by that."""
+        if path in self._entries and path not in self._arriving:
             self._unlink([path])
-        await asyncio.gather(*self._unlinking)
+        if self._unlinking:
+            await asyncio.wait(self._unlinking)
 
     def forget(self, path: str) -> None:
         """The file is gone: somebody deleted it."""
@@ -167,36 +185,51 @@ class Cache:
         """Drop the least recently used until the bound and the floor hold again."""
         short_bytes = self._short_of(0)
         if short_bytes > 0:
-            sizes = [(path, stamp.size) for path, stamp in self._entries.items()]
-            victims = choose_victims(sizes, min(short_bytes, self.bytes), ()) or []
+            sizes = list(self._sizes())
+            victims = choose_victims(sizes, min(short_bytes, sum(size for _, size in sizes)), ()) or []
             self.evictions += len(victims)
             self._unlink(victims)
-            await asyncio.gather(*self._unlinking)
+            if self._unlinking:
+                await asyncio.wait(self._unlinking)
 
     async def rescan(self) -> tuple[int, int]:
-        """Compare the index with the files: adopt what a crash left unindexed, forget what is gone. Returns both numbers."""
-        self._touched_by_rescan = set()
+        """Compare the index with the files: adopt what a crash left unindexed, forget what is gone. Returns both numbers.
+
+        Files that came or went while it ran are left to those who moved them.
+        """
+        changed = self._leaving | self._arriving
+        self._rescans.append(changed)
         try:
-            known = dict(self._entries)
-            found = await self.on_disk(find_files, self.directory.objects, known)
-            meanwhile = self._touched_by_rescan
+            found = await self.on_disk(find_files, self.directory.objects, dict(self._entries))
+        except OSError as exc:
+            log.warning("%s: not compared with the index: %s (%s)", self.directory.objects, exc.strerror, exc.filename)
+            return 0, 0
         finally:
-            self._touched_by_rescan = None
-        gone = [path for path in found.missing if path not in meanwhile]
-        new = {path: stamp for path, stamp in found.unknown.items() if path not in meanwhile and path not in self._entries}
+            self._rescans = [one for one in self._rescans if one is not changed]
+        changed |= self._arriving
+        gone = [path for path in found.missing if path not in changed]
+        new = {path: stamp for path, stamp in found.unknown.items() if path not in changed}
         for path in gone:
             self.forget(path)
-        for path, stamp in new.items():
-            self.admit(path, stamp)
+        for path, stamp in reversed(new.items()):
+            self._insert(path, stamp)
             self._entries.move_to_end(path, last=False)
-        self._unlink([path for path in found.damaged if path not in meanwhile])
+        for path, stamp in new.items():
+            self._note(path, stamp, used_s=0.0)
+        self._unlink([path for path in found.damaged if path not in changed])
         await self.shrink()
+        if self._unlinking:
+            await asyncio.wait(self._unlinking)
         return len(new), len(gone)
 
     async def check(self) -> list[str]:
         """Everything that is wrong: index against entries, files against their stamps, sums against bounds. Empty is good."""
+        assert self._index is not None
         await self._flush_index()
-        index = await self._on_index(self._index.load)
+        try:
+            index = await self._on_index(self._index.load)
+        except INDEX_ERRORS as exc:
+            return [f"the index cannot be read: {exc}"]
         problems = [f"{path}: in the index only" for path in index if path not in self._entries]
         problems += [f"{path}: not in the index" for path in self._entries if path not in index]
         problems += [
@@ -206,12 +239,13 @@ class Cache:
             if await self.on_disk(read_checked, self.directory.objects / path, stamp) is None:
                 problems.append(f"{path}: the file is not what the index says")
         found: Found = await self.on_disk(find_files, self.directory.objects, dict(self._entries))
-        problems += [f"{path}: a file that the index lacks" for path in [*found.unknown, *found.damaged]]
+        unindexed = [path for path in [*found.unknown, *found.damaged] if path not in self._entries]
+        problems += [f"{path}: a file that the index lacks" for path in unindexed]
         if self.bytes != sum(stamp.size for stamp in self._entries.values()):
             problems.append(f"the sum of sizes is not {self.bytes}")
         if self.bytes + self.reserved_bytes > self.limit_bytes:
             problems.append(f"{self.bytes} bytes and {self.reserved_bytes} reserved exceed {self.limit_bytes}")
-        if not self.reserved_bytes and any(self.directory.tmp.iterdir()):
+        if not self.reserved_bytes and await self.on_disk(lambda: any(self.directory.tmp.iterdir())):
             problems.append("leftovers in tmp/")
         return problems
 
@@ -219,15 +253,65 @@ class Cache:
         """Run a blocking call in one of the disk threads."""
         return await asyncio.get_running_loop().run_in_executor(self._disk, functools.partial(call, *args, **kwargs))
 
+    def hold(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that ends even where whoever waits for it is cancelled, at the latest within `close`."""
+        return _kept(asyncio.create_task(work), self._held)
+
+    async def _load_index(self) -> bool:
+        self._index = await self._on_index(Index, self.directory.index)
+        try:
+            records = await self._on_index(self._index.load)
+        except INDEX_ERRORS as exc:
+            await self._on_index(self._index.start_afresh, exc)
+            records = {}
+        for path, record in records.items():
+            self._insert(path, record.stamp)
+            self._last_use_s = record.used_s
+        return self._index.complete
+
+    async def _close(self) -> None:
+        if self._index_writer is not None:
+            self._index_writer.cancel()
+            await asyncio.wait([self._index_writer])
+        while self._unlinking or self._held:
+            await asyncio.wait(self._unlinking | self._held)
+        if self._index is not None:
+            await self._flush_index()
+            await self._on_index(self._index.close, complete=not self._changed)
+        # Not here: a thread that is stuck in the disk must not stop the loop, and with it the deadline for stopping.
+        await asyncio.to_thread(self._disk.shutdown)
+        await asyncio.to_thread(self._index_thread.shutdown)
+
+    def _sizes(self) -> Iterator[tuple[str, int]]:
+        """What can be dropped, least recently used first."""
+        return ((path, stamp.size) for path, stamp in self._entries.items() if path not in self._arriving)
+
     def _short_of(self, size_bytes: int) -> int:
         """How many bytes must go before `size_bytes` more fit within the bound and above the floor."""
-        wanted = self.reserved_bytes + size_bytes
-        over_limit = self.bytes + wanted - self.limit_bytes
+        return max(self._over_limit(size_bytes), self._under_floor(size_bytes))
+
+    def _over_limit(self, size_bytes: int) -> int:
+        return self.bytes + self.reserved_bytes + size_bytes - self.limit_bytes
+
+    def _under_floor(self, size_bytes: int) -> int:
         if not self.min_free_bytes:
-            return over_limit
+            return -self.limit_bytes
         about = os.statvfs(self.directory.objects)
-        under_floor = self.min_free_bytes + wanted - about.f_bavail * about.f_frsize
-        return max(over_limit, under_floor)
+        return self.min_free_bytes + self.reserved_bytes + size_bytes - about.f_bavail * about.f_frsize
+
+    def _no_room_for(self, size_bytes: int) -> str:
+        if size_bytes > self.limit_bytes:
+            return f"no room for {format_size(size_bytes)}: the whole cache is {format_size(self.limit_bytes)}"
+        return (
+            f"no room for {format_size(size_bytes)}: the cache holds {format_size(self.bytes)} of "
+            f"{format_size(self.limit_bytes)}, has {format_size(self.reserved_bytes)} set aside for downloads, keeps "
+            f"{format_size(self.min_free_bytes)} of the disk free, and what it holds is needed sooner"
+        )
+
+    def _insert(self, path: str, stamp: Stamp) -> None:
+        before = self._entries.pop(path, None)
+        self.bytes += stamp.size - (before.size if before else 0)
+        self._entries[path] = stamp
 
     def _unlink(self, paths: list[str]) -> None:
         for path in paths:
@@ -237,32 +321,63 @@ class Cache:
                 self._note(path, None)
                 self.on_lost(path)
         if paths:
-            files = [self.directory.objects / path for path in paths]
-            future = asyncio.ensure_future(self.on_disk(unlink_all, files))
-            self._unlinking.add(future)
-            future.add_done_callback(self._unlinking.discard)
+            self._leaving.update(paths)
+            _kept(asyncio.create_task(self._unlink_files(paths), name="unlink"), self._unlinking)
 
-    def _note(self, path: str, stamp: Stamp | None) -> None:
-        self._changed[path] = None if stamp is None else Record(stamp, time.time())
+    async def _unlink_files(self, paths: list[str]) -> None:
+        try:
+            await self.on_disk(unlink_all, [self.directory.objects / path for path in paths])
+        finally:
+            self._leaving.difference_update(paths)
+
+    def _note(self, path: str, stamp: Stamp | None, used_s: float | None = None) -> None:
+        if used_s is None:
+            # Never twice the same and never back, whatever the clock does: a restart sorts by it.
+            used_s = self._last_use_s = max(time.time(), self._last_use_s + 1e-6)
+        self._changed[path] = None if stamp is None else Record(stamp, used_s)
         self._something_changed.set()
-        if self._touched_by_rescan is not None:
-            self._touched_by_rescan.add(path)
+        for changed in self._rescans:
+            changed.add(path)
 
     async def _write_index(self) -> None:
         while True:
             await self._something_changed.wait()
-            await asyncio.sleep(INDEX_TICK_S)  # what changes within a tick shares one transaction
+            # What changes within a tick shares one transaction.
+            await asyncio.sleep(INDEX_RETRY_S if self._index_failing else INDEX_TICK_S)
             await self._flush_index()
 
     async def _flush_index(self) -> None:
-        changes, self._changed = self._changed, {}
-        self._something_changed.clear()
+        assert self._index is not None
+        while self._applying is not None:  # one at a time: changes that could not be written come before later ones
+            await asyncio.wait([self._applying])
+        if self._changed:
+            changes, self._changed = self._changed, {}
+            self._something_changed.clear()
+            self._applying = asyncio.create_task(self._apply(self._index, changes))
+            await asyncio.wait([self._applying])
+
+    async def _apply(self, index: Index, changes: dict[str, Record | None]) -> None:
         try:
-            await asyncio.shield(asyncio.ensure_future(self._on_index(self._index.apply, changes)))
+            await self._on_index(index.apply, changes)
         except INDEX_ERRORS as exc:
-            # Degraded, not lost: the files carry their stamps, and the next change tries again.
+            # Degraded, not lost: the files carry their stamps, and the next tick tries again.
             self._changed = changes | self._changed
-            log.warning("index: %d changes not written (%s); tried again with the next", len(changes), exc)
+            self._something_changed.set()
+            if not self._index_failing:
+                log.warning("index: %d changes not written (%s); tried again every %g s", len(changes), exc, INDEX_RETRY_S)
+            self._index_failing = True
+        else:
+            if self._index_failing:
+                log.info("index: written again")
+            self._index_failing = False
+        finally:
+            self._applying = None
 
     async def _on_index(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._index_thread, functools.partial(call, *args, **kwargs))
+
+
+def _kept(task: asyncio.Task[None], tasks: set[asyncio.Task[None]]) -> asyncio.Task[None]:
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+    return task

@@ -100,50 +100,57 @@ class Control:
 
 def control_app(control: Control) -> web.Application:
     """The application behind the socket; whoever runs it binds and closes it."""
-
-    async def status(_: web.Request) -> web.Response:
-        return _json(control.status().to_json())
-
-    async def stats(_: web.Request) -> web.Response:
-        return web.json_response(control.statistics.snapshot())
-
-    async def manifest(request: web.Request) -> web.Response:
-        return _json(control.manifest(request.query.get("data_root", "")).to_json())
-
-    async def fetch(request: web.Request) -> web.Response:
-        return _json((await control.fetch(FetchRequest.from_json(await request.read()))).to_json())
-
-    async def plan(request: web.Request) -> web.Response:
-        control.add_plan(await request.read())
-        return _json("{}")
-
-    async def reads(request: web.Request) -> web.Response:
-        control.note_reads(ReadReport.from_json(await request.read()))
-        return _json("{}")
-
-    async def objects(request: web.Request) -> web.Response:
-        prefix = request.query.get("prefix", "")
-        uris = [name.uri for name in control.cache.names() if name.uri.startswith(prefix)]
-        return web.json_response({"objects": uris[:LISTED_AT_MOST], "total": len(uris)})
-
-    async def stop(_: web.Request) -> web.Response:
-        control.stop()
-        return _json("{}")
-
     app = web.Application(middlewares=[_errors], client_max_size=LARGEST_BODY)
+    handlers = _Handlers(control)
     app.add_routes(
         [
-            web.get("/v1/status", status),
-            web.get("/v1/stats", stats),
-            web.get("/v1/manifest", manifest),
-            web.post("/v1/fetch", fetch),
-            web.post("/v1/plan", plan),
-            web.post("/v1/reads", reads),
-            web.get("/v1/objects", objects),
-            web.post("/v1/stop", stop),
+            web.get("/v1/status", handlers.status),
+            web.get("/v1/stats", handlers.stats),
+            web.get("/v1/manifest", handlers.manifest),
+            web.post("/v1/fetch", handlers.fetch),
+            web.post("/v1/plan", handlers.plan),
+            web.post("/v1/reads", handlers.reads),
+            web.get("/v1/objects", handlers.objects),
+            web.post("/v1/stop", handlers.stop),
         ]
     )
     return app
+
+
+@dataclass(frozen=True, slots=True)
+class _Handlers:
+    """From request to message and back."""
+
+    control: Control
+
+    async def status(self, _: web.Request) -> web.Response:
+        return _json(self.control.status().to_json())
+
+    async def stats(self, _: web.Request) -> web.Response:
+        return web.json_response(self.control.statistics.snapshot())
+
+    async def manifest(self, request: web.Request) -> web.Response:
+        return _json(self.control.manifest(request.query.get("data_root", "")).to_json())
+
+    async def fetch(self, request: web.Request) -> web.Response:
+        return _json((await self.control.fetch(FetchRequest.from_json(await request.read()))).to_json())
+
+    async def plan(self, request: web.Request) -> web.Response:
+        self.control.add_plan(await request.read())
+        return _json("{}")
+
+    async def reads(self, request: web.Request) -> web.Response:
+        self.control.note_reads(ReadReport.from_json(await request.read()))
+        return _json("{}")
+
+    async def objects(self, request: web.Request) -> web.Response:
+        prefix = request.query.get("prefix", "")
+        uris = [name.uri for name in self.control.cache.names() if name.uri.startswith(prefix)]
+        return web.json_response({"objects": uris[:LISTED_AT_MOST], "total": len(uris)})
+
+    async def stop(self, _: web.Request) -> web.Response:
+        self.control.stop()
+        return _json("{}")
 
 
 @web.middleware

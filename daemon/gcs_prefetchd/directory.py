@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import uuid
 from pathlib import Path
 
@@ -18,7 +19,7 @@ MARKER_NAME = "CACHEDIR.TAG"
 MARKER = """Signature: 8a477f597d28d172789f06886806bc55
 # This directory is a cache of gcs-prefetchd, layout 1. The daemon may delete anything below objects/.
 """
-NOT_FOREIGN = {"lost+found"}  # what mkfs leaves in a fresh file system
+NOT_FOREIGN = {"lost+found", "lock"}  # what mkfs leaves in a fresh file system, and a first start that was cut short
 
 # ext4 then spreads the subdirectories over the disk: evicting and creating files stays fast (chattr +T).
 _FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS, _FS_TOPDIR_FL = 0x80086601, 0x40086602, 0x00020000
@@ -46,9 +47,10 @@ class CacheDirectory:
             self._check_owner()
             self.path.mkdir(mode=0o750, parents=True, exist_ok=True)
             self._take_lock()
+            self._mark()
             for folder in (self.objects, self.index, self.manifests, self.tmp):
                 folder.mkdir(mode=0o750, exist_ok=True)
-            (self.path / MARKER_NAME).write_text(MARKER)
+            self._clear_tmp()
             self._check_attributes()
         except OSError as exc:
             self.close()
@@ -57,8 +59,6 @@ class CacheDirectory:
             self.close()
             raise
         _spread_subdirectories(self.objects)
-        for leftover in self.tmp.iterdir():
-            leftover.unlink()
 
     def announce(self, content: dict[str, object]) -> None:
         """Write `daemon.json`, whole or not at all."""
@@ -89,7 +89,7 @@ class CacheDirectory:
             )
         marker = self.path / MARKER_NAME
         if marker.is_file():
-            if marker.read_text() != MARKER:
+            if marker.read_bytes() not in (MARKER.encode(), b""):  # empty: a power cut or a crash came between
                 raise CacheDirectoryError(
                     f"cache directory {self.path}: {MARKER_NAME} is not this version's; name an empty directory"
                 )
@@ -97,6 +97,19 @@ class CacheDirectory:
             raise CacheDirectoryError(
                 f"cache directory {self.path}: not empty and not ours (it holds {foreign[0]!r}); name an empty or a new one"
             )
+
+    def _mark(self) -> None:
+        """Before anything else, so that a start cut short leaves nothing that the next one takes for foreign."""
+        marker = self.path / MARKER_NAME
+        if not marker.is_file() or marker.read_bytes() != MARKER.encode():
+            marker.write_text(MARKER)
+
+    def _clear_tmp(self) -> None:
+        for leftover in self.tmp.iterdir():
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
 
     def _take_lock(self) -> None:
         self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)

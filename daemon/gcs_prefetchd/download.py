@@ -12,7 +12,7 @@ from gcs_prefetchd.errors import CacheWriteError
 from gcs_prefetchd.manifest import ObjectVersion
 from gcs_prefetchd.names import ObjectName, cache_path, name_of
 from gcs_prefetchd.stamp import Stamp
-from gcs_prefetchd.tree import publish
+from gcs_prefetchd.tree import publish, unlink_all
 
 __all__ = ["Download"]
 
@@ -38,7 +38,8 @@ class Download:
         self._chunks: list[bytes] = []
         self._buffered = 0
         self._reserved_bytes = 0
-        self._writing: asyncio.Future[None] | None = None
+        self._writing: asyncio.Task[None] | None = None
+        self._stamp: Stamp | None = None  # once the file is on its way to its final name
 
     async def __aenter__(self) -> Self:
         return self
@@ -46,14 +47,10 @@ class Download:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._writing is not None:
-            # A cancelled download's thread may still be at it, and would write into what is removed here.
-            await asyncio.wait([self._writing])
-            self._writing = None
-            if self._unfinished.exists():
-                self._unfinished.unlink(missing_ok=True)
-        self._cache.release(self._reserved_bytes)
-        self._reserved_bytes = 0
+        if self._writing is None:
+            self._release()
+        else:
+            await asyncio.shield(self._cache.hold(self._clean_up(self._writing)))
 
     async def begin(self, version: ObjectVersion) -> None:
         """An attempt starts at byte 0."""
@@ -62,8 +59,7 @@ class Download:
         if self._writing is not None:
             await self._on_disk(_truncate, self._unfinished)
         if version.size != self._reserved_bytes:
-            self._cache.release(self._reserved_bytes)
-            self._reserved_bytes = 0
+            self._release()
             await self._cache.reserve(version.size, self._keep)
             self._reserved_bytes = version.size
 
@@ -78,9 +74,30 @@ class Download:
     async def publish(self, version: ObjectVersion) -> None:
         """Give the file its final name. `version` is what the bytes were checked to be."""
         assert version.crc32c is not None
-        stamp = Stamp(version.generation, version.size, version.crc32c)
-        await self._on_disk(self._finish, stamp)
+        await self._cache.expect(self._path)
+        self._stamp = Stamp(version.generation, version.size, version.crc32c)
+        await self._on_disk(self._finish, self._stamp)
+        self._admit(self._stamp)
+
+    async def _clean_up(self, writing: asyncio.Task[None]) -> None:
+        # A cancelled download's thread may still be at it, and would write into what is removed here.
+        await asyncio.wait([writing])
+        if self._stamp is not None and writing.exception() is None:
+            self._admit(self._stamp)  # cancelled when nothing could stop it any more
+            return
+        self._cache.give_up(self._path)
+        await self._cache.on_disk(unlink_all, [self._unfinished])
+        self._release()
+
+    def _admit(self, stamp: Stamp) -> None:
+        """In one step, for the bytes are either reserved or in the cache, and never counted twice."""
+        self._writing = None
+        self._release()
         self._cache.admit(self._path, stamp)
+
+    def _release(self) -> None:
+        self._cache.release(self._reserved_bytes)
+        self._reserved_bytes = 0
 
     def _finish(self, stamp: Stamp) -> None:
         _append(self._unfinished, self._chunks)
@@ -88,7 +105,7 @@ class Download:
         publish(self._unfinished, self._cache.directory.objects / self._path, stamp, hashed_name)
 
     async def _on_disk(self, call: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
-        self._writing = asyncio.ensure_future(self._cache.on_disk(call, *args, **kwargs))
+        self._writing = asyncio.create_task(self._cache.on_disk(call, *args, **kwargs))
         try:
             await asyncio.shield(self._writing)
         except OSError as exc:

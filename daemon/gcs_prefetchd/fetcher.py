@@ -1,51 +1,68 @@
 """Brings objects into the cache: one download for any number of askers, demand before prefetch."""
 
 import asyncio
-import logging
 from collections.abc import Container
 from dataclasses import dataclass
 
 from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.download import Download
-from gcs_prefetchd.errors import CacheFullError, ObjectChangedError
+from gcs_prefetchd.errors import CacheFullError, DaemonUnavailableError, ObjectChangedError
 from gcs_prefetchd.manifest import ObjectVersion
 from gcs_prefetchd.names import ObjectName, cache_path
 from gcs_prefetchd.origin import Origin
-from gcs_prefetchd.slots import Slots
+from gcs_prefetchd.slots import Slots, Turn
 
 __all__ = ["Fetched", "Fetcher"]
 
-log = logging.getLogger(__name__)
+NOTHING: Container[str] = ()
 
 
 @dataclass(slots=True)
 class Fetched:
-    """Objects brought into the cache since the start, by what asked for them."""
+    """Objects brought into the cache since the start: while a reader waited, and before one did."""
 
     demand: int = 0
     prefetch: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A download under way, and on what terms: anybody who wants it on the same ones shares it."""
+
+    version: ObjectVersion | None
+    keep: Container[str]
+    turn: Turn
+    task: asyncio.Task[None]
+
+    def serves(self, version: ObjectVersion | None, keep: Container[str]) -> bool:
+        """Whether its end, good or bad, is that of a download of this version that drops nothing in `keep`."""
+        mine, wanted = self.version, version
+        same = mine is wanted is None or (mine is not None and wanted is not None and mine.generation == wanted.generation)
+        return same and (self.keep is keep or self.keep is NOTHING)
+
+
 class Fetcher:
-    """Downloads into the cache, at most `concurrency` at a time. `close` ends what is under way."""
+    """Downloads into the cache, at most `concurrency` at a time. `close` ends what is under way.
+
+    An object that GCS or the disk refuses raises what `Origin.download` and `Download` raise, a closed fetcher
+    DaemonUnavailableError.
+    """
 
     def __init__(self, cache: Cache, origin: Origin, concurrency: int) -> None:
         self.slots = Slots(concurrency)
         self.fetched = Fetched()
         self._cache = cache
         self._origin = origin
-        self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._under_way: dict[str, _Job] = {}
+        self._closed = False
 
     async def close(self) -> None:
-        """Cancel every download and wait until nothing of them is left."""
-        tasks = list(self._under_way.values())
+        """Cancel every download and wait until nothing of them is left; nothing is begun after it."""
+        self._closed = True
+        tasks = [job.task for job in self._under_way.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-    def is_under_way(self, path: str) -> bool:
-        """Whether somebody asked for it already."""
-        return path in self._under_way
 
     def is_cached(self, version: ObjectVersion) -> bool:
         """Whether this generation of the object is in the cache."""
@@ -53,46 +70,76 @@ class Fetcher:
         return stamp is not None and stamp.generation == version.generation
 
     async def prefetch(self, version: ObjectVersion, keep: Container[str]) -> None:
-        """Have this generation in the cache, dropping nothing that is in `keep` for it. Raises what the download raises."""
+        """Have this generation in the cache, dropping nothing that is in `keep` for it."""
         if not self.is_cached(version):
-            await self._join(version.name, version, keep, demand=False)
+            await self._have(version.name, version, keep, demand=False)
 
     async def demand(self, name: ObjectName, version: ObjectVersion | None, keep: Container[str]) -> None:
         """Have the object in the cache now; what is in `keep` goes only where nothing else can.
 
-        A reader asks because its own look at the disk failed, so a file that is here is read and checked first.
+        A reader asks because its own look at the disk failed, so a file that is here is read and checked first. Where the
+        bucket has another generation by now, that one comes.
         """
         path = cache_path(name.bucket, name.name)
-        if version is not None and not self.is_cached(version):
-            pass  # an older generation lies here, or nothing
-        elif await self._cache.verify(path):
+        if (version is None or self.is_cached(version)) and await self._cache.verify(path):
             self._cache.touch(path)
             return
-        try:
-            await self._join(name, version, keep, demand=True)
-        except CacheFullError:
-            await self._join(name, version, (), demand=True)
-        except ObjectChangedError:
-            await self._join(name, None, keep, demand=True)
+        while True:
+            try:
+                await self._have(name, version, keep, demand=True)
+            except CacheFullError:
+                if keep is NOTHING:
+                    raise
+                keep = NOTHING
+            except ObjectChangedError:
+                if version is None:
+                    raise
+                version = None
+            else:
+                return
 
-    async def _join(self, name: ObjectName, version: ObjectVersion | None, keep: Container[str], *, demand: bool) -> None:
+    async def _have(self, name: ObjectName, version: ObjectVersion | None, keep: Container[str], *, demand: bool) -> None:
         path = cache_path(name.bucket, name.name)
-        task = self._under_way.get(path)
-        if task is None:
-            task = asyncio.create_task(self._bring(name, version, keep, demand=demand), name=f"fetch {name.uri}")
-            self._under_way[path] = task
-            task.add_done_callback(lambda done: self._ended(path, done))
-        # Shielded: an asker that goes away must not take the download from the others, nor waste its bytes.
-        await asyncio.shield(task)
+        while (job := self._under_way.get(path)) is not None:
+            if demand:
+                self.slots.promote(job.turn)
+            if job.serves(version, keep):
+                break
+            # It may bring what is wanted all the same. If not, it is asked for on our own terms.
+            await asyncio.wait([job.task])
+            if self._cache.stamp(path) is not None if version is None else self.is_cached(version):
+                return
+        await self._end_of(job or self._start(path, name, version, keep, demand=demand), name)
 
-    async def _bring(self, name: ObjectName, version: ObjectVersion | None, keep: Container[str], *, demand: bool) -> None:
-        await self.slots.acquire(demand=demand)
+    async def _end_of(self, job: _Job, name: ObjectName) -> None:
+        try:
+            # Shielded: an asker that goes away must not take the download from the others, nor waste its bytes.
+            await asyncio.shield(job.task)
+        except asyncio.CancelledError:
+            asker = asyncio.current_task()
+            if job.task.cancelled() and asker is not None and not asker.cancelling():
+                raise DaemonUnavailableError(f"fetch {name.uri}: the daemon is stopping") from None
+            raise
+
+    def _start(self, path: str, name: ObjectName, version: ObjectVersion | None, keep: Container[str], *, demand: bool) -> _Job:
+        if self._closed:
+            raise DaemonUnavailableError(f"fetch {name.uri}: the daemon is stopping")
+        turn = Turn(demand)
+        task = asyncio.create_task(self._bring(name, version, keep, turn), name=f"fetch {name.uri}")
+        job = self._under_way[path] = _Job(version, keep, turn, task)
+        task.add_done_callback(lambda done: self._ended(path, done))
+        return job
+
+    async def _bring(self, name: ObjectName, version: ObjectVersion | None, keep: Container[str], turn: Turn) -> None:
+        await self.slots.acquire(turn)
         try:
             async with Download(self._cache, name, keep) as download:
+                if version is not None:
+                    await download.begin(version)  # nothing is asked of GCS for which there is no room
                 await download.publish(await self._origin.download(name, version, download))
         finally:
             self.slots.release()
-        if demand:
+        if turn.demand:
             self.fetched.demand += 1
         else:
             self.fetched.prefetch += 1

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 NAMED_AT_MOST = 5
 # Training jobs map a manifest into memory by its path for as long as they run.
 KEPT_PER_DATA_ROOT = 8
+UNFINISHED = ".tmp"  # what a crash left of a manifest that was being written
 
 
 async def list_manifest(origin: Origin, data_root: DataRoot, layout: Layout) -> Manifest:
@@ -28,7 +29,12 @@ async def list_manifest(origin: Origin, data_root: DataRoot, layout: Layout) -> 
         async for page in origin.list(data_root.bucket, data_root.folder + folder):
             objects.extend(page)
 
-    await asyncio.gather(*(collect(folder) for folder in layout.folders()))
+    listings = [asyncio.create_task(collect(folder)) for folder in layout.folders()]
+    try:
+        await asyncio.gather(*listings)
+    finally:
+        for listing in listings:  # the others ask for nothing more once one has failed
+            listing.cancel()
     manifest = await asyncio.to_thread(build_manifest, data_root, layout, objects)
     if manifest.incomplete:
         shown = ", ".join(manifest.incomplete[:NAMED_AT_MOST]) + (", ..." if len(manifest.incomplete) > NAMED_AT_MOST else "")
@@ -63,5 +69,5 @@ def remove_old_manifests(manifests: Path, data_root: DataRoot) -> None:
 
 
 def _newest_first(manifests: Path) -> list[Path]:
-    folders = [folder for folder in manifests.iterdir() if folder.is_dir()]
+    folders = [folder for folder in manifests.iterdir() if folder.is_dir() and folder.suffix != UNFINISHED]
     return sorted(folders, key=lambda folder: folder.stat().st_mtime_ns, reverse=True)

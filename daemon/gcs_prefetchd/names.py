@@ -94,10 +94,8 @@ def validate_bucket(bucket: str) -> None:
 
     Rules: https://cloud.google.com/storage/docs/buckets#naming
     """
-    longest = 63 if "." not in bucket else 222
     if (
         not _BUCKET.fullmatch(bucket)
-        or len(bucket) > longest
         or any(not part or len(part) > 63 for part in bucket.split("."))
         or _IP_ADDRESS.fullmatch(bucket)
     ):

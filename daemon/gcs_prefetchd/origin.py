@@ -6,24 +6,25 @@ checks nothing (it returns a truncated body, a flipped byte or a login page with
 
 import asyncio
 import base64
-import binascii
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, Self, TypeVar
 from urllib.parse import quote
 
 import aiohttp
 import google_crc32c
-from gcloud.aio.auth import Token
 from gcloud.aio.storage import Storage
 
 from gcs_prefetchd.answers import UnfitAnswerError, answer_error, named_version
 from gcs_prefetchd.backoff import delay_s
 from gcs_prefetchd.credentials import Access, make_token
-from gcs_prefetchd.errors import CredentialsError, OriginUnavailableError
+from gcs_prefetchd.errors import ObjectChangedError, OriginUnavailableError
 from gcs_prefetchd.manifest import ObjectVersion
 from gcs_prefetchd.names import ObjectName
+from gcs_prefetchd.tokens import SharedToken, brief
 from gcs_prefetchd.traffic import Traffic
 
 __all__ = ["Access", "Origin", "Sink"]
@@ -35,6 +36,7 @@ LIST_TIMEOUT_S = 60.0
 LARGEST_ERROR_BODY = 16_384
 
 T = TypeVar("T")
+Page = tuple[list[ObjectVersion], str]  # its objects and the token of the next one
 
 
 class Sink(Protocol):
@@ -47,38 +49,64 @@ class Sink(Protocol):
         """The next bytes."""
 
 
+@dataclass(slots=True)
+class _Try:
+    """How far the try under way has come."""
+
+    received_bytes: int = 0
+    size_bytes: int | None = None
+
+    def __str__(self) -> str:
+        return "no answer" if self.size_bytes is None else f"{self.received_bytes} of {self.size_bytes} bytes had come"
+
+
+Attempt = Callable[[_Try], Awaitable[T]]
+
+
 class Origin:
     """GCS, for as long as the context is entered. Leaving it closes its connections.
 
     `connections` bounds how many requests are open at a time; `deadline_s` bounds one object or one page, all its tries
-    included. What it sends, receives and fails at is counted in `traffic`.
+    included, `read_timeout_s` how long a try may wait for the next byte. What it sends, receives and fails at is counted in
+    `traffic`.
     """
 
     def __init__(
-        self, access: Access, *, connections: int = 128, deadline_s: float = 60.0, traffic: Traffic | None = None
+        self,
+        access: Access,
+        *,
+        connections: int = 128,
+        deadline_s: float = 60.0,
+        read_timeout_s: float = READ_TIMEOUT_S,
+        traffic: Traffic | None = None,
     ) -> None:
         self.traffic = traffic or Traffic()
         self._access = access
         self._connections = connections
         self._deadline_s = deadline_s
+        self._read_timeout_s = read_timeout_s
         self._root = access.endpoint or PUBLIC_ENDPOINT
         self._closing = AsyncExitStack()
         self._session: aiohttp.ClientSession
         self._storage: Storage
-        self._token: Token | None = None
+        self._token: SharedToken | None = None
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             # The timeouts are per socket operation; the whole is bounded by a deadline that covers every try.
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=self._read_timeout_s)
             connector = aiohttp.TCPConnector(limit=self._connections, ttl_dns_cache=300)
             self._session = await stack.enter_async_context(
                 aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False)
             )
-            self._token = await make_token(self._access, self._session)
+            source = await make_token(self._access, self._session)
+            if source is not None:
+                self._token = SharedToken(source)
+                stack.push_async_callback(self._token.close)
             self._storage = Storage(
                 session=self._session,  # type: ignore[arg-type]  # the library types it for requests and aiohttp alike
-                token=self._token or Token(service_file=None, session=self._session),  # type: ignore[arg-type]
+                # Where it gets none it makes one of whatever key the environment names, which may not even exist.
+                token=self._token or _NO_TOKEN,  # type: ignore[arg-type]  # it calls nothing but `get`
                 api_root=self._root,
                 api_is_dev=self._token is None,
             )
@@ -90,11 +118,10 @@ class Origin:
 
     async def list(self, bucket: str, prefix: str) -> AsyncIterator[list[ObjectVersion]]:
         """Every object below the prefix, a page (at most 1,000) at a time; folder placeholders are left out."""
-        token = ""
+        what, token = f"list gs://{bucket}/{prefix}", ""
         while True:
-            page = await self._retrying(f"list gs://{bucket}/{prefix}", lambda: self._page(bucket, prefix, token))  # noqa: B023
-            yield [_version_of(bucket, item) for item in page.get("items", []) if not item["name"].endswith("/")]
-            token = page.get("nextPageToken", "")
+            versions, token = await self._retrying(what, partial(self._page, bucket, prefix, token))
+            yield [version for version in versions if not version.name.name.endswith("/")]
             if not token:
                 return
 
@@ -112,57 +139,73 @@ class Origin:
         """
         self.traffic.in_flight += 1
         try:
-            return await self._retrying(f"fetch {name.uri}", lambda: self._attempt(name, version, sink))
+            return await self._retrying(f"fetch {name.uri}", partial(self._attempt, name, version, sink))
         finally:
             self.traffic.in_flight -= 1
 
-    async def _retrying(self, what: str, attempt: Callable[[], Awaitable[T]]) -> T:
-        tries, last = 0, "no answer"
+    async def _retrying(self, what: str, attempt: Attempt[T]) -> T:
+        tries, renewed, last = 0, False, ""
+        current: _Try | None = None
         try:
             async with asyncio.timeout(self._deadline_s):
-                refreshed = False
                 while True:
-                    tries += 1
+                    tries, current = tries + 1, _Try()
                     try:
-                        return await attempt()
+                        return await attempt(current)
                     except UnfitAnswerError as exc:
                         self.traffic.errors[exc.kind] += 1
                         last, wait_s = str(exc), exc.retry_after_s
-                        if exc.final is not None and not (exc.kind == "401" and self._token is not None and not refreshed):
+                        if exc.kind == "401" and self._token is not None and not renewed:
+                            renewed = True  # the token was refused and forgotten: the next try asks for another
+                        elif exc.final is not None:
                             raise exc.final(f"{what}: {last}") from None
-                        if exc.kind == "401":
-                            refreshed = self._forget_token()
                     except (aiohttp.ClientError, TimeoutError, OSError) as exc:
                         self.traffic.errors[_kind_of(exc)] += 1
-                        last, wait_s = _short(exc), None
+                        last, wait_s = brief(exc), None
+                    current = None
                     await asyncio.sleep(delay_s(tries, wait_s))
         except TimeoutError:
+            self.traffic.errors["deadline"] += 1
+            causes = [last] if current is None else [str(current), *([f"before that {last}"] if last else [])]
             raise OriginUnavailableError(
-                f"{what}: gave up after {self._deadline_s:g} s and {tries} tries; last: {last}"
+                f"{what}: gave up after {self._deadline_s:g} s and {tries} {'try' if tries == 1 else 'tries'}; "
+                f"last: {', '.join(causes)}"
             ) from None
 
-    async def _attempt(self, name: ObjectName, version: ObjectVersion | None, sink: Sink) -> ObjectVersion:
-        url = f"{self._root}/storage/v1/b/{name.bucket}/o/{quote(name.name, safe='')}"
+    async def _attempt(self, name: ObjectName, version: ObjectVersion | None, sink: Sink, current: _Try) -> ObjectVersion:
+        url = self._url(name)
         params = {"alt": "media"} | ({"generation": str(version.generation)} if version else {}) | self._payer()
         # gzip is accepted so that GCS sends stored bytes: decompressed ones match neither hash nor length.
         headers = {"Accept-Encoding": "gzip"} | await self._authorization()
         self.traffic.requests += 1
         async with self._session.get(url, params=params, headers=headers, allow_redirects=False) as response:
-            await self._check_status(response, pinned=version is not None)
-            expected = named_version(name, response.headers)
-            if version is not None:
-                if expected is not None and expected.generation != version.generation:
-                    raise UnfitAnswerError("generation", f"generation {expected.generation} came for {version.generation}")
-                expected = version
-            elif expected is None:
-                expected = await self._describe(name)
-            return await self._receive(response, expected, sink)
+            await self._check_status(response, headers, pinned=version is not None)
+            expected = _expected(version, named_version(name, response.headers))
+            if expected is not None:
+                return await self._receive(response, expected, sink, current)
+            # Closed before the metadata is asked for: with every connection held by a download that asks, all would wait.
+            response.close()
+        return await self._attempt_described(name, sink, current)
 
-    async def _receive(self, response: aiohttp.ClientResponse, expected: ObjectVersion, sink: Sink) -> ObjectVersion:
+    async def _attempt_described(self, name: ObjectName, sink: Sink, current: _Try) -> ObjectVersion:
+        """Bring the generation that the metadata names, for an answer that named no hash or no generation."""
+        described = await self._describe(name)
+        try:
+            return await self._attempt(name, described, sink, current)
+        except UnfitAnswerError as exc:
+            if exc.final is ObjectChangedError:
+                raise UnfitAnswerError("generation", "replaced while it was being read") from None
+            raise
+
+    async def _receive(
+        self, response: aiohttp.ClientResponse, expected: ObjectVersion, sink: Sink, current: _Try
+    ) -> ObjectVersion:
         await sink.begin(expected)
+        current.size_bytes = expected.size
         received, crc32c = 0, 0
         async for chunk in response.content.iter_any():
             received += len(chunk)
+            current.received_bytes = received
             self.traffic.received_bytes += len(chunk)
             if received > expected.size:
                 response.close()
@@ -176,21 +219,20 @@ class Origin:
         return ObjectVersion(expected.name, expected.generation, expected.size, crc32c)
 
     async def _describe(self, name: ObjectName) -> ObjectVersion:
-        """Ask for the metadata of an object whose download named no hash or no generation."""
-        url = f"{self._root}/storage/v1/b/{name.bucket}/o/{quote(name.name, safe='')}"
         headers = await self._authorization()
         self.traffic.requests += 1
+        url = self._url(name)
         async with self._session.get(url, params=self._payer(), headers=headers, allow_redirects=False) as response:
-            await self._check_status(response, pinned=False)
+            await self._check_status(response, headers, pinned=False)
             try:
                 return _version_of(name.bucket, json.loads(await response.read()))
             except ValueError:
                 raise UnfitAnswerError("metadata", "its metadata is not JSON") from None
 
-    async def _page(self, bucket: str, prefix: str, token: str) -> dict[str, Any]:
+    async def _page(self, bucket: str, prefix: str, token: str, current: _Try) -> Page:
         params = {"prefix": prefix, "fields": "nextPageToken,items(name,generation,size,crc32c)"} | self._payer()
+        headers = await self._authorization()
         self.traffic.requests += 1
-        await self._authorization()
         try:
             page = await self._storage.list_objects(
                 bucket,
@@ -201,36 +243,39 @@ class Origin:
             if exc.status == 400 and "{" not in exc.message:
                 raise  # aiohttp's own word for an answer that is no HTTP
             body = exc.message.partition(": ")[2][:LARGEST_ERROR_BODY].encode()
-            raise answer_error(exc.status, exc.headers or {}, body, pinned=False) from None
+            raise self._refusal(exc.status, exc.headers or {}, body, headers, pinned=False) from None
         except ValueError:
             raise UnfitAnswerError("listing", "the page is not JSON") from None
-        if not isinstance(page, dict):
-            raise UnfitAnswerError("listing", "the page is not a JSON object")
-        return page
+        try:
+            return [_version_of(bucket, item) for item in page.get("items", [])], str(page.get("nextPageToken", ""))
+        except (AttributeError, TypeError):
+            raise UnfitAnswerError("listing", "the page is no listing") from None
 
-    async def _check_status(self, response: aiohttp.ClientResponse, *, pinned: bool) -> None:
+    async def _check_status(self, response: aiohttp.ClientResponse, sent: Mapping[str, str], *, pinned: bool) -> None:
         if response.status != 200:
             body = await response.content.read(LARGEST_ERROR_BODY)
             response.close()  # the rest of a large error is not worth its bytes
-            raise answer_error(response.status, response.headers, body, pinned=pinned)
+            raise self._refusal(response.status, response.headers, body, sent, pinned=pinned)
+
+    def _refusal(
+        self, status: int, headers: Mapping[str, str], body: bytes, sent: Mapping[str, str], *, pinned: bool
+    ) -> UnfitAnswerError:
+        if status == 401 and self._token is not None:
+            self._token.forget(sent["Authorization"].removeprefix("Bearer "))
+        return answer_error(status, headers, body, pinned=pinned)
 
     async def _authorization(self) -> dict[str, str]:
-        if self._token is None:
-            return {}
-        try:
-            # Shielded: the library's waiters share one refresh, and cancelling one of them would cancel it for all.
-            token = await asyncio.shield(asyncio.ensure_future(self._token.get()))
-        except (aiohttp.ClientResponseError, KeyError, ValueError) as exc:
-            raise CredentialsError(f"no access token: {_short(exc)}") from None
-        return {"Authorization": f"Bearer {token}"}
+        return {} if self._token is None else {"Authorization": f"Bearer {await self._token.get()}"}
 
-    def _forget_token(self) -> bool:
-        if self._token is not None:
-            self._token.access_token = None
-        return True
+    def _url(self, name: ObjectName) -> str:
+        return f"{self._root}/storage/v1/b/{name.bucket}/o/{quote(name.name, safe='')}"
 
     def _payer(self) -> dict[str, str]:
         return {"userProject": self._access.user_project} if self._access.user_project else {}
+
+
+# Never asked: api_is_dev sends no authorization.
+_NO_TOKEN = object()
 
 
 class _Memory:
@@ -246,22 +291,26 @@ class _Memory:
         self.chunks.append(chunk)
 
 
-def _version_of(bucket: str, item: dict[str, Any]) -> ObjectVersion:
+def _expected(wanted: ObjectVersion | None, named: ObjectVersion | None) -> ObjectVersion | None:
+    """What the body must turn out to be: what was asked for, completed by what the answer says it is."""
+    if wanted is None or named is None:
+        return wanted or named
+    if named.generation != wanted.generation:
+        raise UnfitAnswerError("generation", f"generation {named.generation} came for {wanted.generation}")
+    return wanted if wanted.crc32c is not None else replace(wanted, crc32c=named.crc32c)
+
+
+def _version_of(bucket: str, item: Any) -> ObjectVersion:
     try:
-        crc32c = item.get("crc32c")
-        return ObjectVersion(
-            ObjectName(bucket, item["name"]),
-            int(item["generation"]),
-            int(item["size"]),
-            None if crc32c is None else int.from_bytes(base64.b64decode(crc32c, validate=True)),
-        )
-    except (KeyError, ValueError, TypeError, binascii.Error):
+        encoded = item.get("crc32c")
+        crc32c = None if encoded is None else base64.b64decode(encoded, validate=True)
+        generation, size = int(item["generation"]), int(item["size"])
+        if (crc32c is not None and len(crc32c) != 4) or generation < 0 or size < 0 or not isinstance(item["name"], str):
+            raise ValueError
+    except (AttributeError, KeyError, ValueError, TypeError):
         raise UnfitAnswerError("listing", f"an entry lacks name, generation or size: {str(item)[:200]}") from None
+    return ObjectVersion(ObjectName(bucket, item["name"]), generation, size, None if crc32c is None else int.from_bytes(crc32c))
 
 
 def _kind_of(exc: BaseException) -> str:
     return "timeout" if isinstance(exc, TimeoutError) else "connection"
-
-
-def _short(exc: BaseException) -> str:
-    return f"{type(exc).__name__}: {exc}"[:300] if str(exc) else type(exc).__name__

@@ -66,7 +66,9 @@ class Registry:
                 f"Plan: field 'manifest': {plan.manifest!r} is no listing of {plan.data_root!r}; ask for it again"
             )
         if len(order) and int(order.max()) >= len(manifest):
-            raise ProtocolError(f"Plan: index {int(order.max())} is beyond the {len(manifest)} items of the manifest")
+            raise ProtocolError(
+                f"Plan: field 'indices': index {int(order.max())} is beyond the {len(manifest)} items of the manifest"
+            )
         if plan.position > len(order):
             raise ProtocolError(f"Plan: field 'position': {plan.position} is beyond the plan's {len(order)} items")
         if order_digest(order) != plan.digest:

@@ -181,7 +181,7 @@ def load_settings(flags: Mapping[str, object], config: Path | None, environment:
     for source, values in sources.items():
         for key, value in values.items():
             if key not in Settings.model_fields:  # before pydantic, to which `_env_file` and its like mean something
-                name = key if key.isidentifier() else _shown(key)
+                name = key if key.isidentifier() and len(key) <= SHOWN_AT_MOST else _shown(key)
                 raise SettingsError(f"setting {name} {source} is unknown; docs/configuration.md names the settings")
             if value == "" and key in _REQUIRED:
                 merged.pop(key, None)

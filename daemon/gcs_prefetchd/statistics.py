@@ -58,17 +58,7 @@ class Statistics:
 
     def snapshot(self) -> dict[str, Any]:
         """What `/stats` answers; `docs/http-api.md` explains each number."""
-        streams: list[dict[str, Any]] = [
-            {
-                "id": stream.id,
-                "data_root": stream.manifest.data_root.uri,
-                "epoch": stream.epoch,
-                "position": stream.position,
-                "length": stream.length,
-                "runway_items": self.prefetcher.runway_items(stream),
-            }
-            for stream in self.registry
-        ]
+        streams = self._streams()
         return {
             "version": __version__,
             "instance_id": self.instance_id,
@@ -101,6 +91,19 @@ class Statistics:
             },
             "streams": streams,
         }
+
+    def _streams(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "id": stream.id,
+                "data_root": stream.manifest.data_root.uri,
+                "epoch": stream.epoch,
+                "position": stream.position,
+                "length": stream.length,
+                "runway_items": self.prefetcher.runway_items(stream),
+            }
+            for stream in self.registry
+        ]
 
     def metrics(self) -> bytes:
         """The same for Prometheus, in its text format."""

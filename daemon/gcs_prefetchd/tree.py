@@ -1,6 +1,5 @@
 """The tree of files under `objects/`: walking, publishing, unlinking. All of it blocks; no link is followed."""
 
-import contextlib
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ NAME_ATTRIBUTE = "user.gcs.name"
 
 @dataclass(slots=True)
 class Found:
-    """How the files differ from what was known of them."""
+    """How the files differ from what was known of them. `unknown` holds new paths and known ones with another stamp."""
 
     unknown: dict[str, Stamp] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
@@ -29,26 +28,25 @@ class Found:
 
 
 def find_files(objects: Path, known: Mapping[str, Stamp]) -> Found:
-    """Compare the files with what is known. Files that carry no stamp of ours are foreign: they are left alone."""
+    """Compare the files with what is known. Files that carry no stamp of ours are foreign: they are left alone.
+
+    Raises OSError where the disk fails: what cannot be looked at is not gone.
+    """
     found = Found()
-    seen = 0
     present = set()
-    for path, entry in _walk(objects, ""):
-        stamp = known.get(path)
-        size = entry.stat(follow_symlinks=False).st_size
-        if stamp is not None and size == stamp.size:
-            present.add(path)
-            seen += 1
-            continue
-        stamp = read_stamp(Path(entry.path))
+    for path, file, size in _walk(objects, ""):
+        stamp = read_stamp(Path(file)) if _is_text(path) else None
         if stamp is None:
             found.foreign.append(path)
         elif stamp.size != size:
             found.damaged.append(path)
-        else:
+        elif stamp != known.get(path):
             found.unknown[path] = stamp
-    if seen < len(known):
-        found.missing = [path for path in known if path not in present and path not in found.damaged]
+        else:
+            present.add(path)
+    if len(present) < len(known):
+        present.update(found.unknown, found.damaged)
+        found.missing = [path for path in known if path not in present]
     return found
 
 
@@ -64,7 +62,7 @@ def publish(unfinished: Path, final: Path, stamp: Stamp, hashed_name: ObjectName
     try:
         unfinished.rename(final)
     except FileNotFoundError:
-        final.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        _make_folder(final.parent)
         unfinished.rename(final)
 
 
@@ -87,14 +85,36 @@ def unlink_all(files: list[Path]) -> None:
             log.warning("cached %s: cannot be unlinked: %s", file, exc.strerror)
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def _make_folder(folder: Path) -> None:
+    """Make the folder and those above it; `Path.mkdir` would leave the ones above open to everybody."""
+    try:
+        folder.mkdir(mode=0o750, exist_ok=True)
+    except FileNotFoundError:
+        _make_folder(folder.parent)
+        folder.mkdir(mode=0o750, exist_ok=True)
+
+
+def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, str, int]]:
+    """Every regular file: its path below `objects/`, its path, its size in bytes."""
     try:
         entries = list(os.scandir(folder))
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
+    except (FileNotFoundError, NotADirectoryError):
         return
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
         elif entry.is_file(follow_symlinks=False):
-            with contextlib.suppress(FileNotFoundError):
-                yield prefix + entry.name, entry
+            try:
+                size = entry.stat(follow_symlinks=False).st_size
+            except FileNotFoundError:
+                continue  # evicted since the folder was read
+            yield prefix + entry.name, entry.path, size
+
+
+def _is_text(path: str) -> bool:
+    """Whether the file's name is UTF-8: ours are, and the index can hold nothing else."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

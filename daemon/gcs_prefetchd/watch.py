@@ -5,7 +5,10 @@ kernel's queue, a system has too few inotify watches): the periodic rescan is th
 """
 
 import asyncio
+import contextlib
+import itertools
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from queue import Full
@@ -22,6 +25,8 @@ __all__ = ["Watch"]
 log = logging.getLogger(__name__)
 
 QUEUE_LENGTH = 16_384  # as long as the kernel's own
+ADVICE = "Raise fs.inotify.max_user_watches and max_user_instances"
+AT_A_TIME = 256  # events handled before the rest of the daemon has its turn
 
 
 class Watch:
@@ -30,42 +35,70 @@ class Watch:
     def __init__(self, cache: Cache, *, opens: bool) -> None:
         self._cache = cache
         self._events: list[type[FileSystemEvent]] = [FileDeletedEvent, FileOpenedEvent] if opens else [FileDeletedEvent]
-        self._observer = InotifyObserver()
+        self._observer: InotifyObserver | None = None
         self._queue: janus.Queue[FileSystemEvent]
         self._reader: asyncio.Task[None]
 
     async def __aenter__(self) -> Self:
         self._queue = janus.Queue(QUEUE_LENGTH)
         self._reader = asyncio.create_task(self._read(), name="watch")
-        handler = _Handler(self._queue.sync_q.put_nowait)
-        objects = str(self._cache.directory.objects)
+        objects = self._cache.directory.objects
         try:
-            self._observer.schedule(handler, objects, recursive=True, event_filter=self._events)
-            await asyncio.to_thread(self._observer.start)
+            unwatched = await asyncio.to_thread(self._start, objects)
         except OSError as exc:
-            log.warning(
-                "%s: not watched (%s); a rescan finds what changes there. Raise fs.inotify.max_user_watches", objects, exc
-            )
+            log.warning("%s: not watched (%s); a rescan finds what changes there. %s", objects, exc.strerror or exc, ADVICE)
+        else:
+            if unwatched > 0:
+                log.warning("%s: %d folders not watched; a rescan finds what changes there. %s", objects, unwatched, ADVICE)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        if self._observer.is_alive():
-            self._observer.stop()
-            await asyncio.to_thread(self._observer.join)
+        if self._observer is not None:
+            await asyncio.to_thread(self._stop, self._observer)
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
         await self._queue.aclose()
 
+    def _start(self, objects: Path) -> int:
+        """Returns how many folders are not watched: watchdog passes over those for which the system has no watch left."""
+        self._observer = InotifyObserver()
+        handler = _Handler(self._queue.sync_q.put_nowait)
+        self._observer.schedule(handler, str(objects), recursive=True, event_filter=self._events)
+        self._observer.start()
+        return sum(1 for _ in os.walk(objects)) - _inotify_watches()
+
+    @staticmethod
+    def _stop(observer: InotifyObserver) -> None:
+        observer.stop()
+        if observer.is_alive():
+            observer.join()
+
     async def _read(self) -> None:
-        objects = self._cache.directory.objects
-        while True:
+        for count in itertools.count(1):
             event = await self._queue.async_q.get()
-            path = Path(str(event.src_path))
-            relative = path.relative_to(objects).as_posix()
+            path = os.fsdecode(event.src_path).removeprefix(f"{self._cache.directory.objects}/")
             if isinstance(event, FileOpenedEvent):
-                self._cache.touch(relative)
-            elif self._cache.stamp(relative) is not None and not await self._cache.on_disk(path.exists):
-                self._cache.forget(relative)
+                self._cache.touch(path)
+            else:
+                await self._deleted(path)
+            if count % AT_A_TIME == 0:
+                await asyncio.sleep(0)
+
+    async def _deleted(self, path: str) -> None:
+        stamp = self._cache.stamp(path)
+        if stamp is None or await self._cache.on_disk((self._cache.directory.objects / path).exists):
+            return
+        if self._cache.stamp(path) is stamp:  # else it was published again meanwhile
+            self._cache.forget(path)
+
+
+def _inotify_watches() -> int:
+    """How many this process has."""
+    watches = 0
+    for descriptor in Path("/proc/self/fdinfo").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            watches += descriptor.read_bytes().count(b"inotify wd:")
+    return watches
 
 
 class _Handler(FileSystemEventHandler):

@@ -1,0 +1,229 @@
+"""Ready-made pairs of DataLoaders, `{"train": ..., "test": ...}`, one function for each way to read a dataset.
+
+What they have in common: images and labels are listed, items that lack one of them are reported and left out, the split is
+that of `consistent_train_test_split`, and without a `transform` the samples are tensors (`to_tensors`), because PIL images
+cannot be batched. Further keyword arguments: `label_mode`, `image_pattern`, `label_pattern` as in ImageDataset.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, SubsetRandomSampler
+
+from gcs_dataset.cached import CachedLoader
+from gcs_dataset.gcs import gcs_pil_loader
+from gcs_dataset.images import ImageDataset
+from gcs_dataset.items import Items, Selection, consistent_train_test_split, warn_of_incomplete
+from gcs_dataset.listing import list_manifest
+from gcs_dataset.local import list_pairs_local, pil_loader
+from gcs_dataset.pairs import LabelMode, pillow_mode
+from gcs_dataset.plans import PlanSender
+from gcs_dataset.sampler import PlannedSampler
+from gcs_dataset.stream import AsyncImageDataset
+from gcs_dataset.tensors import to_tensors
+from gcs_dataset.workers import worker_init_fn
+from gcs_prefetchd.client import DaemonClient
+from gcs_prefetchd.errors import ManifestError, PrefetchdError
+from gcs_prefetchd.manifest import IMAGE_PATTERN, LABEL_PATTERN, Layout, Manifest, load_manifest
+from gcs_prefetchd.names import DataRoot
+
+__all__ = ["get_async_dataloaders", "get_cached_dataloaders", "get_local_dataloaders", "get_streamed_dataloaders"]
+
+Loaders = dict[str, DataLoader[Any]]
+Transform = Callable[[tuple[Any, Any]], Any]
+
+ASYNC_CONCURRENCY = 128
+BATCHES_PER_WORKER = 2  # DataLoader's prefetch_factor: how many batches each worker is given ahead
+STATUS_TIMEOUT_S = 5.0
+MANIFEST_TIMEOUT_S = 300.0  # the daemon may have to list a million objects first
+
+log = logging.getLogger("gcs_dataset")
+
+
+def get_local_dataloaders(
+    data_root: str | os.PathLike[str],
+    batch_size: int = 8,
+    transform: Transform | None = None,
+    test_ratio: float = 0.1,
+    num_workers: int = 8,
+    *,
+    label_mode: LabelMode = "RGB",
+    image_pattern: str = IMAGE_PATTERN,
+    label_pattern: str = LABEL_PATTERN,
+) -> Loaders:
+    """DataLoaders over a local folder. Raises ItemError where it holds no complete item."""
+    layout = Layout((image_pattern, label_pattern))
+    items = list_pairs_local(data_root, layout)
+    warn_of_incomplete(items, layout, os.fspath(data_root))
+    dataset = ImageDataset(
+        data_root,
+        items.ids,
+        pil_loader,
+        transform or to_tensors,
+        label_mode=label_mode,
+        image_pattern=image_pattern,
+        label_pattern=label_pattern,
+    )
+    return _shuffled(dataset, items.ids, batch_size, test_ratio, num_workers)
+
+
+def get_streamed_dataloaders(
+    gcs_data_root: str,
+    batch_size: int = 8,
+    transform: Transform | None = None,
+    test_ratio: float = 0.1,
+    num_workers: int = 8,
+    *,
+    label_mode: LabelMode = "RGB",
+    image_pattern: str = IMAGE_PATTERN,
+    label_pattern: str = LABEL_PATTERN,
+) -> Loaders:
+    """DataLoaders that read every image and label from GCS when it is wanted.
+
+    Raises ItemError where no complete item lies below the data root, ObjectMissingError where there is no such bucket.
+    """
+    manifest = _listed(gcs_data_root, image_pattern, label_pattern)
+    dataset = ImageDataset(
+        gcs_data_root,
+        manifest.ids,
+        gcs_pil_loader,
+        transform or to_tensors,
+        label_mode=label_mode,
+        image_pattern=image_pattern,
+        label_pattern=label_pattern,
+    )
+    return _shuffled(dataset, manifest.ids, batch_size, test_ratio, num_workers)
+
+
+def get_async_dataloaders(
+    gcs_data_root: str,
+    batch_size: int = 8,
+    transform: Transform | None = None,
+    test_ratio: float = 0.1,
+    num_workers: int = 8,
+    *,
+    seed: int | None = None,
+    label_mode: LabelMode = "RGB",
+    image_pattern: str = IMAGE_PATTERN,
+    label_pattern: str = LABEL_PATTERN,
+) -> Loaders:
+    """DataLoaders that stream from GCS with many downloads in flight.
+
+    "train" is endless and draws with replacement (`seed` fixes the draw); "test" ends after one pass. Raises as
+    get_streamed_dataloaders does.
+    """
+    pillow_mode(label_mode)
+    ids = _listed(gcs_data_root, image_pattern, label_pattern).ids
+    train, test = (Selection(ids, side.numpy()) for side in consistent_train_test_split(ids, test_ratio))
+
+    def stream(items: Selection, passes: int | None) -> DataLoader[Any]:
+        dataset = AsyncImageDataset(
+            gcs_data_root,
+            items,
+            transform or to_tensors,
+            ASYNC_CONCURRENCY,
+            passes=passes,
+            seed=seed,
+            label_mode=label_mode,
+            image_pattern=image_pattern,
+            label_pattern=label_pattern,
+        )
+        return _loader(dataset, None, batch_size, num_workers)
+
+    return {"train": stream(train, None), "test": stream(test, 1)}
+
+
+def get_cached_dataloaders(
+    gcs_data_root: str,
+    cache_dir: str | os.PathLike[str],
+    batch_size: int = 8,
+    transform: Transform | None = None,
+    test_ratio: float = 0.1,
+    num_workers: int = 8,
+    seed: int = 0,
+    *,
+    label_mode: LabelMode = "RGB",
+    image_pattern: str = IMAGE_PATTERN,
+    label_pattern: str = LABEL_PATTERN,
+) -> Loaders:
+    """DataLoaders that read through the cache of the daemon that serves `cache_dir`, and tell it what they will read.
+
+    "train" is shuffled by `seed` and the epoch, "test" is in order; both are the same with and without a daemon. Raises as
+    get_streamed_dataloaders does.
+    """
+    pillow_mode(label_mode)
+    manifest = _manifest(DataRoot.parse(gcs_data_root), Layout((image_pattern, label_pattern)), Path(cache_dir))
+    loader = CachedLoader(cache_dir)
+    dataset = ImageDataset(
+        gcs_data_root,
+        manifest.ids,
+        loader,
+        transform or to_tensors,
+        label_mode=label_mode,
+        image_pattern=image_pattern,
+        label_pattern=label_pattern,
+    )
+    train, test = consistent_train_test_split(manifest.ids, test_ratio)
+    read_ahead = BATCHES_PER_WORKER * num_workers * batch_size
+
+    def planned(side: str, indices: torch.Tensor) -> DataLoader[Any]:
+        sender = PlanSender(Path(cache_dir), manifest, job=loader.job, stream=f"{side}-{loader.job[:8]}")
+        sampler = PlannedSampler(indices, seed=seed, shuffle=side == "train", plan_sender=sender, read_ahead=read_ahead)
+        return _loader(dataset, sampler, batch_size, num_workers)
+
+    return {"train": planned("train", train), "test": planned("test", test)}
+
+
+def _manifest(data_root: DataRoot, layout: Layout, cache_dir: Path) -> Manifest:
+    """The daemon's manifest; without a daemon that has one for this layout, a listing of our own, which is the same."""
+    try:
+        manifest = _manifest_of_daemon(data_root, cache_dir)
+        if manifest.layout != layout:
+            raise ManifestError(f"manifest of {data_root.uri}: the daemon's patterns are {manifest.layout.patterns}")
+    except PrefetchdError as exc:
+        log.warning("%s; listing %s without the daemon", exc, data_root.uri)
+        manifest = list_manifest(data_root, layout)
+    warn_of_incomplete(Items(manifest.ids, manifest.incomplete), layout, data_root.uri)
+    return manifest
+
+
+def _manifest_of_daemon(data_root: DataRoot, cache_dir: Path) -> Manifest:
+    client = DaemonClient(cache_dir, STATUS_TIMEOUT_S)
+    try:
+        client.status()  # tells a daemon that hangs from one that lists
+        client.close()
+        client.timeout_s = MANIFEST_TIMEOUT_S
+        return load_manifest(Path(client.manifest(data_root.uri).path))
+    finally:
+        client.close()
+
+
+def _listed(gcs_data_root: str, image_pattern: str, label_pattern: str) -> Manifest:
+    data_root, layout = DataRoot.parse(gcs_data_root), Layout((image_pattern, label_pattern))
+    manifest = list_manifest(data_root, layout)
+    warn_of_incomplete(Items(manifest.ids, manifest.incomplete), layout, data_root.uri)
+    return manifest
+
+
+def _shuffled(dataset: ImageDataset, items: Sequence[str], batch_size: int, test_ratio: float, num_workers: int) -> Loaders:
+    train, test = consistent_train_test_split(items, test_ratio)
+    return {
+        "train": _loader(dataset, SubsetRandomSampler(train.tolist()), batch_size, num_workers),
+        "test": _loader(dataset, PlannedSampler(test, shuffle=False), batch_size, num_workers),
+    }
+
+
+def _loader(dataset: Dataset[Any], sampler: Sampler[int] | None, batch_size: int, num_workers: int) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        worker_init_fn=worker_init_fn,
+        # Workers that live on keep their connections, their imports and the memory that malloc kept.
+        persistent_workers=num_workers > 0,
+    )

@@ -1,0 +1,41 @@
+"""Where the image and the label of an item lie, and how its label is wanted."""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+from gcs_prefetchd.errors import SettingsError
+from gcs_prefetchd.manifest import Layout
+from gcs_prefetchd.names import DataRoot
+
+__all__ = ["LabelMode", "Pairs", "pillow_mode"]
+
+LabelMode = Literal["RGB", "index"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """The images and labels below one data root: a folder, or `gs://bucket/prefix`."""
+
+    root: str
+    layout: Layout
+
+    @classmethod
+    def below(cls, data_root: str | os.PathLike[str], image_pattern: str, label_pattern: str) -> "Pairs":
+        """Raises InvalidNameError for a URI that is none, SettingsError for a pattern without `{id}`."""
+        root = os.fspath(data_root)
+        root = DataRoot.parse(root).uri if "://" in root else root.rstrip("/")
+        return cls(root, Layout((image_pattern, label_pattern)))
+
+    def of(self, item_id: str) -> list[str]:
+        """The paths or URIs of the item's image and label."""
+        return [f"{self.root}/{self.layout.part_name(item_id, part)}" for part in (0, 1)]
+
+
+def pillow_mode(label_mode: LabelMode) -> str | None:
+    """The mode that labels are converted to: "RGB", or None to keep class indices. Raises SettingsError for any other."""
+    if label_mode == "RGB":
+        return "RGB"
+    if label_mode == "index":
+        return None
+    raise SettingsError(f"label_mode must be 'RGB' or 'index', not {label_mode!r}")

@@ -1,0 +1,235 @@
+"""What the tests of gcs_dataset share: a bucket of small pairs, a cache directory made by hand, a daemon that keeps notes."""
+
+import io
+import json
+import logging
+import socketserver
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from gcs_prefetchd.names import cache_path, parse_object_uri
+from gcs_prefetchd.protocol import FetchRequest, Plan, ReadReport
+from gcs_prefetchd.stamp import Stamp, crc32c_of, write_stamp
+from gcs_prefetchd.testing import ServingGCS, serving
+
+ROOT = "gs://pictures/set"
+SIZE = 16  # pixels a side
+
+
+def image_bytes(number: int) -> bytes:
+    """A JPEG whose pixels tell its number."""
+    pixels = np.full((SIZE, SIZE, 3), number % 250, dtype=np.uint8)
+    return encoded(Image.fromarray(pixels), "JPEG")
+
+
+def label_bytes(number: int) -> bytes:
+    """A PNG of class indices (mode P), all of them `number % 7`."""
+    label = Image.new("P", (SIZE, SIZE), number % 7)
+    label.putpalette([value for index in range(256) for value in (index, 2 * index % 256, 255 - index)])
+    return encoded(label, "PNG")
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind)
+    return stream.getvalue()
+
+
+def item_ids(count: int) -> list[str]:
+    return [f"{number:04d}" for number in range(count)]
+
+
+def pair_of(number: int) -> dict[str, bytes]:
+    """The objects of one item, by name below the data root."""
+    return {f"images/{number:04d}.jpg": image_bytes(number), f"labels/{number:04d}.png": label_bytes(number)}
+
+
+def fill(server: ServingGCS, count: int, bucket: str = "pictures", prefix: str = "set/") -> list[str]:
+    """Put `count` items into the bucket; returns their ids."""
+    for number in range(count):
+        for name, data in pair_of(number).items():
+            server.put(bucket, prefix + name, data)
+    return item_ids(count)
+
+
+def write_local(folder: Path, count: int) -> list[str]:
+    """The same items in a local folder."""
+    for number in range(count):
+        for name, data in pair_of(number).items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    return item_ids(count)
+
+
+def cache_file(cache_dir: Path, uri: str, data: bytes) -> Path:
+    """Put an object into a cache directory as the daemon does."""
+    name = parse_object_uri(uri)
+    path = cache_dir / "objects" / cache_path(name.bucket, name.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(data)
+        write_stamp(file.fileno(), Stamp(1, len(data), crc32c_of(data)))
+    return path
+
+
+def number_of(image: Image.Image) -> int:
+    """The number that an image of `image_bytes` was made of; JPEG keeps a flat grey to within 1."""
+    return round(float(np.asarray(image).mean()))
+
+
+@contextmanager
+def gcs(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Iterator[ServingGCS]:
+    """A GCS-speaking server that the environment's STORAGE_EMULATOR_HOST names."""
+    with serving(**settings) as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+        yield server
+
+
+def read_all(loader: DataLoader[Any]) -> list[Any]:
+    """Every batch; ends the workers at once where one raises.
+
+    Left to the garbage collector, in a cycle with the error's traceback, they take 5 s each.
+    """
+    iterator: Any = iter(loader)
+    try:
+        return list(iterator)
+    finally:
+        iterator._shutdown_workers()
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+class NotingDaemon:
+    """Speaks the daemon's side of the protocol on a Unix socket, fetches from a dict of objects, and notes what it is told."""
+
+    def __init__(self, cache_dir: Path, instance_id: str = "first") -> None:
+        self.cache_dir = cache_dir
+        self.objects: dict[str, bytes] = {}
+        self.fetches: list[list[str]] = []
+        self.reports: list[ReadReport] = []
+        self.plans: list[tuple[Plan, bytes]] = []
+        self.refuses: dict[str, tuple[int, str]] = {}  # by path: the status and text to answer with
+        self.manifest_folder: Path | None = None
+        self.refused = 0
+        self._changed = threading.Condition()
+        self._answering = threading.Event()
+        self._answering.set()
+        # A Unix socket's path may have 107 bytes, and pytest's folders are longer.
+        self._folder = tempfile.TemporaryDirectory()
+        socket_path = f"{self._folder.name}/s"
+        self._server = _Server(socket_path, self)
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self._thread.start()
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        (cache_dir / "daemon.json").write_text(json.dumps({"socket": socket_path, "instance_id": instance_id}))
+
+    def stop(self) -> None:
+        """Leave as a killed daemon does: daemon.json stays."""
+        self._server.shutdown()
+        self._server.end_connections()
+        self._server.server_close()
+        self._thread.join()
+        self._folder.cleanup()
+
+    def __enter__(self) -> "NotingDaemon":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def wait_for(self, condition: Callable[["NotingDaemon"], bool], timeout_s: float = 20.0) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: condition(self), timeout_s), "the daemon was not told in time"
+
+    def reads(self) -> tuple[int, int, int]:
+        """Hits, misses and fallbacks reported so far."""
+        return (
+            sum(report.hits for report in self.reports),
+            sum(report.misses for report in self.reports),
+            sum(report.fallbacks for report in self.reports),
+        )
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Answer nothing meanwhile."""
+        self._answering.clear()
+        try:
+            yield
+        finally:
+            self._answering.set()
+
+    def answer(self, path: str, body: bytes) -> tuple[int, str]:
+        self._answering.wait()
+        with self._changed:
+            self._changed.notify_all()
+            if path in self.refuses:
+                self.refused += 1
+                return self.refuses[path]
+            if path == "/v1/fetch":
+                return 200, json.dumps({"errors": self._fetch(FetchRequest.from_json(body).objects)})
+            if path == "/v1/reads":
+                self.reports.append(ReadReport.from_json(body))
+            if path == "/v1/plan":
+                self.plans.append(Plan.from_body(body))
+            if path == "/v1/status":
+                return 200, json.dumps({"pid": 1, "instance_id": "noting", "version": "0", "data_roots": [ROOT]})
+            if path.startswith("/v1/manifest") and self.manifest_folder is not None:
+                return 200, json.dumps({"digest": self.manifest_folder.name, "path": str(self.manifest_folder), "items": 0})
+            return 200, "{}"
+
+    def _fetch(self, uris: list[str]) -> list[str]:
+        self.fetches.append(uris)
+        for uri in uris:
+            if uri in self.objects:
+                cache_file(self.cache_dir, uri, self.objects[uri])
+        return ["" if uri in self.objects else "not found" for uri in uris]
+
+
+class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+
+    def __init__(self, path: str, notes: NotingDaemon) -> None:
+        super().__init__(path, _Handler)
+        self.notes = notes
+        self._connections: list[Any] = []
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._connections.append(request)
+        super().process_request(request, client_address)
+
+    def end_connections(self) -> None:
+        for connection in self._connections:
+            with suppress(OSError):  # its client was gone already
+                connection.shutdown(2)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def _answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        status, text = self.server.notes.answer(self.path, body)
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text.encode())))
+        with suppress(OSError):  # whoever asked may have gone
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+    do_GET = do_POST = _answer  # noqa: N815 - http.server's names
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
+        pass

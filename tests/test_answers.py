@@ -1,0 +1,196 @@
+"""What an answer of GCS means."""
+
+import base64
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from multidict import CIMultiDict
+
+from gcs_prefetchd.answers import answer_error, named_version
+from gcs_prefetchd.errors import (
+    AccessDeniedError,
+    CredentialsError,
+    ObjectChangedError,
+    ObjectMissingError,
+    OriginError,
+)
+from gcs_prefetchd.manifest import ObjectVersion
+from gcs_prefetchd.names import ObjectName
+from gcs_prefetchd.stamp import crc32c_of
+
+NAME = ObjectName("pictures", "train/images/1.jpg")
+CRC32C = crc32c_of(b"123456789")
+GOOD = {
+    "x-goog-generation": "1700000000000000",
+    "x-goog-stored-content-length": "9",
+    "x-goog-hash": "crc32c=4waSgw==",
+    "Content-Length": "9",
+}
+
+
+@pytest.mark.parametrize(
+    ("status", "pinned", "final"),
+    [
+        (400, False, OriginError),
+        (401, False, CredentialsError),
+        (403, False, AccessDeniedError),
+        (404, False, ObjectMissingError),
+        (404, True, ObjectChangedError),
+        (412, True, ObjectChangedError),
+        (403, True, AccessDeniedError),
+        (204, False, None),
+        (206, True, None),
+        (302, False, None),
+        (304, True, None),
+        (408, False, None),
+        (416, False, None),
+        (429, False, None),
+        (500, True, None),
+        (502, False, None),
+        (503, False, None),
+        (504, False, None),
+    ],
+)
+def test_a_status_is_final_or_tried_again(status: int, pinned: bool, final: type[OriginError] | None) -> None:
+    error = answer_error(status, {}, b"", pinned=pinned)
+    assert error.final is final
+    assert error.kind == str(status)
+    assert f"GCS says {status}" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("header", "wait_s"), [(None, None), ("7", 7.0), ("never", None), ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0), ("-1", None)]
+)
+def test_retry_after_is_passed_on(header: str | None, wait_s: float | None) -> None:
+    headers = CIMultiDict({} if header is None else {"retry-after": header})
+    assert answer_error(503, headers, b"", pinned=False).retry_after_s == wait_s
+
+
+def test_the_servers_own_words_are_shown_in_one_short_line() -> None:
+    body = json.dumps({"error": {"code": 400, "message": "Invalid\nbucket:\t'x' " + "y" * 5000}}).encode()
+    text = str(answer_error(400, {}, body, pinned=False))
+    assert text.startswith("GCS says 400 (Invalid bucket: 'x' yyy")
+    assert len(text) < 300
+
+
+def test_a_plain_text_is_the_servers_own_words_too() -> None:
+    """So GCS answers a download. An HTML page, from a proxy between us and it, says nothing in a line."""
+    headers = CIMultiDict({"Content-Type": "text/html; charset=UTF-8"})
+    assert str(answer_error(416, headers, b"Invalid\nrange", pinned=False)) == "GCS says 416 (Invalid range)"
+    assert str(answer_error(502, headers, b"\n <!doctype html><h1>Bad Gateway</h1>", pinned=False)) == "GCS says 502"
+
+
+@pytest.mark.parametrize(
+    ("status", "hint"), [(401, "not accepted"), (403, "may not read it"), (404, "no such object or bucket")]
+)
+def test_what_everybody_meets_once_is_explained(status: int, hint: str) -> None:
+    assert hint in str(answer_error(status, {}, b"<Error>whatever</Error>", pinned=False))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(
+            b"",
+            b"<html>",
+            b"\xff\xfe",
+            b"[]",
+            b"null",
+            b'"text"',
+            b"5",
+            b"{}",
+            b'{"error": null}',
+            b'{"error": "invalid_grant"}',
+        ),
+        *(b'{"error": {}}', b'{"error": []}', b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000),
+    ],
+)
+def test_any_other_body_is_left_out(body: bytes) -> None:
+    assert str(answer_error(500, {}, body, pinned=False)) == "GCS says 500"
+
+
+@given(st.integers(100, 599), st.binary(max_size=200), st.sampled_from(["", "text/plain; charset=utf-8", "application/json"]))
+def test_any_answer_is_one_short_line(status: int, body: bytes, content_type: str) -> None:
+    text = str(answer_error(status, CIMultiDict({"Content-Type": content_type}), body, pinned=False))
+    assert text.splitlines() == [text]
+    assert len(text) < 300
+
+
+def version(changes: dict[str, str | None]) -> ObjectVersion | None:
+    return named_version(NAME, CIMultiDict({name: value for name, value in (GOOD | changes).items() if value is not None}))
+
+
+def test_the_headers_name_generation_size_and_crc32c() -> None:
+    assert version({}) == ObjectVersion(NAME, 1700000000000000, 9, CRC32C)
+
+
+@pytest.mark.parametrize(
+    "hashes",
+    [
+        ["crc32c=4waSgw=="],
+        ["crc32c=4waSgw==", "md5=JfnnlDI7RTiF9RgfG2JNCw=="],
+        ["md5=JfnnlDI7RTiF9RgfG2JNCw==", "crc32c=4waSgw=="],
+        ["crc32c=4waSgw==,md5=JfnnlDI7RTiF9RgfG2JNCw=="],
+        ["md5=JfnnlDI7RTiF9RgfG2JNCw==, crc32c=4waSgw=="],
+    ],
+)
+def test_the_crc32c_is_found_in_one_header_or_in_two(hashes: list[str]) -> None:
+    headers = CIMultiDict({name: value for name, value in GOOD.items() if name != "x-goog-hash"})
+    for value in hashes:
+        headers.add("X-Goog-Hash", value)
+    found = named_version(NAME, headers)
+    assert found is not None
+    assert found.crc32c == CRC32C
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"x-goog-hash": None},
+        {"x-goog-hash": ""},
+        {"x-goog-hash": "md5=JfnnlDI7RTiF9RgfG2JNCw=="},
+        {"x-goog-hash": "crc32c="},
+        {"x-goog-hash": "crc32c"},
+        {"x-goog-hash": "crc32c=4waSgw"},
+        {"x-goog-hash": "crc32c=4waS"},
+        {"x-goog-hash": "crc32c=AAAAAAAA"},
+        {"x-goog-hash": "crc32c=!!!!!!=="},
+        {"x-goog-hash": "crc32c=ümlaut=="},
+        {"x-goog-generation": None},
+        {"x-goog-generation": ""},
+        {"x-goog-generation": "new"},
+        {"x-goog-generation": "-1"},
+        {"x-goog-stored-content-length": "nine"},
+        {"x-goog-stored-content-length": "-9"},
+        {"x-goog-stored-content-length": None, "Content-Length": None},
+        {"x-goog-stored-content-length": None, "Content-Length": "x"},
+    ],
+)
+def test_headers_that_lack_something_name_no_version(changes: dict[str, str | None]) -> None:
+    """Nothing can be checked against them, so nothing is published."""
+    assert version(changes) is None
+
+
+def test_the_stored_length_counts_before_the_sent_one() -> None:
+    """They differ where something between us and GCS unpacks gzip."""
+    found = version({"Content-Length": "20"})
+    assert found is not None
+    assert found.size == 9
+    fallback = version({"x-goog-stored-content-length": None})
+    assert fallback is not None
+    assert fallback.size == 9
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_every_crc32c_reads_back(crc32c: int) -> None:
+    found = version({"x-goog-hash": f"crc32c={base64.b64encode(crc32c.to_bytes(4)).decode()}"})
+    assert found is not None
+    assert found.crc32c == crc32c
+
+
+@given(st.dictionaries(st.sampled_from(list(GOOD)), st.text(max_size=20)))
+def test_any_headers_name_a_version_or_none(changes: dict[str, str]) -> None:
+    found = version(dict(changes))
+    assert found is None or (found.generation >= 0 and found.size >= 0 and found.crc32c is not None)

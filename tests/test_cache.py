@@ -1,0 +1,774 @@
+"""The cache keeps its bound, its recency and its files, whatever happens to its process, its index or its directory."""
+
+import asyncio
+import contextlib
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cache_support import (
+    LIMIT,
+    content,
+    file_of,
+    index_elsewhere,
+    mounted,
+    needs_mount,
+    opened,
+    path_of,
+    put,
+    rows,
+    stamp_of,
+)
+from gcs_prefetchd.cache import Cache
+from gcs_prefetchd.directory import CacheDirectory
+from gcs_prefetchd.errors import CacheFullError
+from gcs_prefetchd.stamp import Stamp, read_checked, read_stamp, write_stamp
+
+PAGE = 4096
+
+
+def write_stamped(file: Path, data: bytes, stamp: Stamp) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("wb") as stream:
+        stream.write(data)
+        write_stamp(stream.fileno(), stamp)
+
+
+def held(cache: Cache) -> list[str]:
+    """The names in the cache, least recently used first."""
+    return [name.name for name in cache.names()]
+
+
+# The bound
+
+
+async def busy_reader(cache: Cache, seed: int, largest: int, seen: Callable[[], None]) -> None:
+    """Do 60 random things to a cache, as prefetches, demands, stops and rescans do."""
+    chance = random.Random(seed)
+    for step in range(60):
+        number = chance.randrange(40) * 4 + seed % 4  # the fetcher never has two downloads of one object
+        name, size = f"images/{number}.jpg", chance.randrange(largest + 1) // PAGE * PAGE
+        match chance.randrange(12):
+            case 0:
+                await cache.drop(path_of(name))
+            case 1:
+                await cache.verify(path_of(name))
+            case 2:
+                await cache.rescan()
+            case 3:
+                download = asyncio.create_task(put(cache, name, content(number, size), generation=step + 1))
+                for _ in range(chance.randrange(6)):
+                    await asyncio.sleep(0)
+                download.cancel()
+                await asyncio.gather(download, return_exceptions=True)
+            case _:
+                with contextlib.suppress(CacheFullError):
+                    await put(cache, name, content(number, size), generation=step + 1)
+        cache.touch(path_of(f"images/{chance.randrange(160)}.jpg"))
+        seen()
+
+
+@pytest.mark.parametrize("seed", range(0, 12, 4))
+async def test_bytes_and_reservations_never_exceed_the_bound(cache: Cache, seed: int) -> None:
+    most = 0
+
+    def look() -> None:
+        nonlocal most
+        most = max(most, cache.bytes + cache.reserved_bytes)
+
+    for _ in range(2):
+        await asyncio.gather(*(busy_reader(cache, seed + i, 200_000, look) for i in range(4)))
+        assert await cache.check() == []
+    assert LIMIT * 0.6 < most <= LIMIT
+    assert cache.reserved_bytes == 0
+    assert cache.evictions > 0
+
+
+@needs_mount
+async def test_a_disk_as_small_as_the_bound_never_runs_full(tmp_path: Path) -> None:
+    """The kernel keeps watch: one byte more than the bound at any moment, and a write would fail."""
+    limit = 100 * PAGE
+    with mounted(tmp_path / "disk", "tmpfs", f"size={limit + 4 * PAGE}") as disk:  # marker, lock and probe have a page each
+        index_elsewhere(disk, tmp_path / "index")
+        async with opened(disk, limit) as cache:
+            await asyncio.gather(*(busy_reader(cache, i, 20 * PAGE, lambda: None) for i in range(4)))
+            assert cache.evictions > 0
+            assert await cache.check() == []
+
+
+async def test_the_least_recently_used_goes_first(cache: Cache) -> None:
+    for i in range(5):
+        await put(cache, f"{i}.jpg", content(i, 200_000))
+    cache.touch(path_of("0.jpg"))
+    cache.touch(path_of("2.jpg"))
+
+    await put(cache, "5.jpg", content(5, 400_000))
+
+    assert held(cache) == ["4.jpg", "0.jpg", "2.jpg", "5.jpg"]
+    assert cache.evictions == 2
+
+
+async def test_asking_what_is_held_counts_as_no_use(cache: Cache) -> None:
+    await put(cache, "a.jpg", b"a")
+    await put(cache, "b.jpg", b"b")
+
+    assert cache.stamp(path_of("a.jpg")) == stamp_of(b"a")
+    assert await cache.verify(path_of("a.jpg"))
+
+    assert held(cache) == ["a.jpg", "b.jpg"]
+
+
+async def test_an_evicted_file_is_gone_from_the_disk_when_the_room_is_there(cache: Cache) -> None:
+    path = await put(cache, "a.jpg", content(1, 600_000))
+
+    await cache.reserve(500_000)
+
+    assert not file_of(cache, path).exists()
+    assert (cache.bytes, cache.reserved_bytes) == (0, 500_000)
+    cache.release(500_000)
+
+
+async def test_whoever_is_interested_hears_of_every_eviction(cache: Cache) -> None:
+    lost: list[str] = []
+    cache.on_lost = lost.append
+    path = await put(cache, "a.jpg", content(1, 600_000))
+    await put(cache, "b.jpg", content(2, 600_000))
+
+    assert lost == [path]
+
+
+async def test_no_room_is_made_from_what_is_kept_and_nothing_is_dropped_for_it(cache: Cache) -> None:
+    paths = [await put(cache, f"{i}.jpg", content(i, 300_000)) for i in range(3)]
+
+    with pytest.raises(CacheFullError) as error:
+        await cache.reserve(500_000, keep=set(paths[:2]))
+
+    assert held(cache) == ["0.jpg", "1.jpg", "2.jpg"]
+    assert (cache.reserved_bytes, cache.evictions) == (0, 0)
+    assert "500 KB" in str(error.value)
+    assert "900 KB of 1.0 MB" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+async def test_an_object_larger_than_the_cache_is_refused_and_nothing_is_dropped_for_it(cache: Cache) -> None:
+    await put(cache, "a.jpg", b"a")
+
+    with pytest.raises(CacheFullError, match=r"no room for 1\.0 MB: the whole cache is 1\.0 MB"):
+        await cache.reserve(LIMIT + 1)
+
+    assert held(cache) == ["a.jpg"]
+
+
+async def test_an_object_exactly_as_large_as_the_cache_has_room(cache: Cache) -> None:
+    await put(cache, "a.jpg", b"a")
+    await put(cache, "b.jpg", content(1, LIMIT))
+
+    assert held(cache) == ["b.jpg"]
+
+
+async def test_downloads_under_way_count_with_what_they_reserved(cache: Cache) -> None:
+    await cache.reserve(600_000)
+    with pytest.raises(CacheFullError, match="600 KB set aside"):
+        await cache.reserve(600_000)
+    cache.release(600_000)
+
+
+async def test_a_new_generation_takes_the_place_of_the_old_one(cache: Cache) -> None:
+    path = await put(cache, "a.jpg", content(1, 100), generation=1)
+    await put(cache, "a.jpg", content(2, 300), generation=2)
+
+    assert cache.stamp(path) == stamp_of(content(2, 300), 2)
+    assert (len(cache), cache.bytes) == (1, 300)
+
+
+async def test_the_bytes_of_a_download_are_reserved_or_held_and_never_both(cache: Cache) -> None:
+    """Else there would be, for a moment, no room for an object that fits beside the one just published."""
+    publishing = asyncio.create_task(put(cache, "a.jpg", content(1, 600_000)))
+    while not publishing.done():
+        await cache.reserve(400_000)
+        cache.release(400_000)
+        await asyncio.sleep(0)
+    assert held(cache) == ["a.jpg"]
+    assert cache.evictions == 0
+
+
+async def test_dropping_an_object_while_its_next_generation_arrives_leaves_the_new_file(cache: Cache) -> None:
+    for generation in range(1, 60):
+        data = content(generation, 1000)
+        arriving = asyncio.create_task(put(cache, "a.jpg", data, generation))
+        for _ in range(generation % 12):
+            await asyncio.sleep(0)
+        await cache.drop(path_of("a.jpg"))
+        await arriving
+        stamp = cache.stamp(path_of("a.jpg"))
+        assert (stamp is not None) == file_of(cache, path_of("a.jpg")).exists()
+    assert await cache.check() == []
+
+
+async def test_an_empty_object_lost_and_fetched_again_in_the_same_moment_is_there(cache: Cache) -> None:
+    """It reserves nothing, so nothing but the path itself makes it wait for the older file's unlinking."""
+    for _ in range(50):
+        path = await put(cache, "empty.jpg", b"")
+        dropping = asyncio.create_task(cache.drop(path))
+        await asyncio.sleep(0)
+        await put(cache, "empty.jpg", b"")
+        await dropping
+        assert read_checked(file_of(cache, path)) == b""
+
+
+# The free-space floor
+
+
+async def test_a_floor_that_is_not_there_refuses_every_object(tmp_path: Path) -> None:
+    total = shutil.disk_usage(tmp_path).total
+    async with opened(tmp_path / "cache", LIMIT, min_free_bytes=total) as cache:
+        with pytest.raises(CacheFullError, match=r"keeps .+ of the disk free"):
+            await cache.reserve(1)
+        assert cache.reserved_bytes == 0
+
+
+@needs_mount
+async def test_the_disk_keeps_its_free_space(tmp_path: Path) -> None:
+    floor = 100 * PAGE
+    with mounted(tmp_path / "disk", "tmpfs", f"size={3 * floor}") as disk:
+        index_elsewhere(disk, tmp_path / "index")
+        async with opened(disk, 10 * floor, floor) as cache:
+            for i in range(40):
+                await put(cache, f"{i}.jpg", content(i, 10 * PAGE))
+                assert shutil.disk_usage(disk).free >= floor
+            assert 10 < len(cache) < 20
+            assert await cache.check() == []
+
+
+@needs_mount
+async def test_reservations_made_together_drop_no_more_for_the_floor_than_they_need(tmp_path: Path) -> None:
+    floor = 100 * PAGE
+    with mounted(tmp_path / "disk", "tmpfs", f"size={2 * floor}") as disk:
+        index_elsewhere(disk, tmp_path / "index")
+        async with opened(disk, 10 * floor, floor) as cache:
+            for i in range(90):
+                await put(cache, f"{i}.jpg", content(i, PAGE))
+            await asyncio.gather(*(cache.reserve(PAGE) for _ in range(40)))
+            assert len(cache) >= 90 - 40
+            assert shutil.disk_usage(disk).free >= floor + 40 * PAGE
+
+
+@needs_mount
+async def test_what_others_write_to_the_disk_is_made_up_for(tmp_path: Path) -> None:
+    floor = 100 * PAGE
+    with mounted(tmp_path / "disk", "tmpfs", f"size={3 * floor}") as disk:
+        index_elsewhere(disk / "cache", tmp_path / "index")
+        async with opened(disk / "cache", 10 * floor, floor) as cache:
+            for i in range(15):
+                await put(cache, f"{i}.jpg", content(i, 10 * PAGE))
+            (disk / "foreign").write_bytes(bytes(100 * PAGE))
+            await cache.shrink()
+            assert shutil.disk_usage(disk).free >= floor
+            assert len(cache) > 0
+
+
+async def test_a_lower_limit_drops_the_least_recently_used_when_the_cache_is_opened(tmp_path: Path) -> None:
+    async with opened(tmp_path / "cache") as cache:
+        for i in range(9):
+            await put(cache, f"{i}.jpg", content(i, 100_000))
+
+    async with opened(tmp_path / "cache", limit_bytes=350_000) as cache:
+        assert held(cache) == ["6.jpg", "7.jpg", "8.jpg"]
+        assert len(list(cache.directory.objects.rglob("*.jpg"))) == 3
+        assert await cache.check() == []
+
+
+# Damage
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def truncate(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def zero(file: Path) -> None:
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+def grow(file: Path) -> None:
+    with file.open("ab") as stream:
+        stream.write(b"x")
+
+
+def strip_stamp(file: Path) -> None:
+    os.removexattr(file, "user.gcs.object")
+
+
+def link_elsewhere(file: Path) -> None:
+    elsewhere = file.parents[3] / "elsewhere"
+    shutil.copy2(file, elsewhere)  # with its stamp
+    file.unlink()
+    file.symlink_to(elsewhere)
+
+
+def pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+DAMAGE = [flip, truncate, zero, grow, strip_stamp, link_elsewhere, pipe, Path.unlink]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+async def test_a_damaged_file_is_found_dropped_and_counted(cache: Cache, damage: Callable[[Path], None]) -> None:
+    path = await put(cache, "a.jpg", content(1, 5000))
+    damage(file_of(cache, path))
+
+    assert not await cache.verify(path)
+
+    assert cache.damaged == 1
+    assert cache.stamp(path) is None
+    file = file_of(cache, path)
+    assert not file.exists()
+    assert not file.is_symlink()
+
+
+async def test_a_damaged_file_that_was_linked_elsewhere_leaves_the_other_file_alone(cache: Cache) -> None:
+    path = await put(cache, "a.jpg", content(1, 5000))
+    link_elsewhere(file_of(cache, path))
+    elsewhere = file_of(cache, path).readlink()
+
+    await cache.verify(path)
+
+    assert elsewhere.read_bytes() == content(1, 5000)
+
+
+async def test_verifying_what_is_not_held_says_no_and_counts_no_damage(cache: Cache) -> None:
+    assert not await cache.verify(path_of("absent.jpg"))
+    assert cache.damaged == 0
+
+
+# The rescan
+
+
+async def test_a_rescan_adopts_a_stamped_file_that_the_index_lacks(cache: Cache) -> None:
+    await put(cache, "used.jpg", b"used")
+    data = content(1, 5000)
+    write_stamped(file_of(cache, path_of("new.jpg")), data, stamp_of(data))
+
+    assert await cache.rescan() == (1, 0)
+
+    assert cache.stamp(path_of("new.jpg")) == stamp_of(data)
+    assert held(cache) == ["new.jpg", "used.jpg"]
+    assert await cache.check() == []
+
+
+async def test_a_rescan_takes_over_a_file_that_is_of_another_generation_than_the_index_says(cache: Cache) -> None:
+    path = await put(cache, "a.jpg", content(1, 5000), generation=1)
+    newer = content(2, 5000)
+    file_of(cache, path).unlink()
+    write_stamped(file_of(cache, path), newer, stamp_of(newer, 2))
+
+    assert await cache.rescan() == (1, 0)
+
+    assert cache.stamp(path) == stamp_of(newer, 2)
+    assert await cache.check() == []
+
+
+async def test_a_rescan_forgets_files_that_are_gone(cache: Cache) -> None:
+    lost: list[str] = []
+    cache.on_lost = lost.append
+    path = await put(cache, "a.jpg", b"a")
+    await put(cache, "b.jpg", b"b")
+    file_of(cache, path).unlink()
+
+    assert await cache.rescan() == (0, 1)
+
+    assert held(cache) == ["b.jpg"]
+    assert lost == [path]
+    assert cache.bytes == 1
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_rescan_removes_a_stamped_file_of_a_wrong_length(cache: Cache, known: bool) -> None:
+    path = await put(cache, "a.jpg", content(1, 5000))
+    file = file_of(cache, path)
+    truncate(file)
+    if not known:
+        cache.forget(path)
+
+    await cache.rescan()
+
+    assert cache.stamp(path) is None
+    assert not file.exists()
+
+
+async def test_a_rescan_leaves_foreign_files_alone(cache: Cache) -> None:
+    foreign = cache.directory.objects / "notes.txt"
+    foreign.write_text("mine")
+    no_text = cache.directory.objects / os.fsdecode(b"caf\xe9.jpg")  # Latin-1, and even with a stamp
+    write_stamped(no_text, b"x", stamp_of(b"x"))
+
+    assert await cache.rescan() == (0, 0)
+
+    assert foreign.read_text() == "mine"
+    assert no_text.exists()
+    assert len(cache) == 0
+
+
+async def test_a_rescan_follows_no_link(cache: Cache, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    write_stamped(outside / "a.jpg", b"a", stamp_of(b"a"))
+    (cache.directory.objects / "folder").symlink_to(outside)
+    (cache.directory.objects / "file.jpg").symlink_to(outside / "a.jpg")
+
+    assert await cache.rescan() == (0, 0)
+
+    assert (outside / "a.jpg").exists()
+
+
+async def test_a_rescan_is_not_fooled_by_what_comes_and_goes_meanwhile(cache: Cache) -> None:
+    lost: list[str] = []
+
+    async def churn() -> None:
+        for i in range(60):
+            await put(cache, f"{i % 30}.jpg", content(i, 50_000), generation=i + 1)
+
+    churning = asyncio.create_task(churn())
+    scans = []
+    while not churning.done():
+        cache.on_lost = lost.append
+        before = cache.evictions
+        lost.clear()
+        scans.append(await cache.rescan())
+        assert len(lost) == cache.evictions - before  # nobody else lost anything
+
+    assert set(scans) == {(0, 0)}
+    assert await cache.check() == []
+
+
+async def test_rescans_may_overlap(cache: Cache) -> None:
+    paths = [await put(cache, f"{i}.jpg", b"x") for i in range(20)]
+    file_of(cache, paths[0]).unlink()
+    first = asyncio.create_task(cache.rescan())
+    second = asyncio.create_task(cache.rescan())
+    await put(cache, "late.jpg", b"late")
+
+    assert sorted([await first, await second]) == [(0, 0), (0, 1)]
+    assert len(cache) == 20
+
+
+# The check
+
+
+async def plant_index_only(cache: Cache) -> None:
+    with rows(cache.directory.path) as index:
+        index.execute("INSERT INTO Cache (key, raw, mode, value) VALUES ('pictures/b.jpg', 1, 1, '1 1 00000000 1.0')")
+
+
+async def plant_not_in_the_index(cache: Cache) -> None:
+    await cache.check()  # which writes the index
+    with rows(cache.directory.path) as index:
+        index.execute("DELETE FROM Cache")
+
+
+async def plant_other_stamp(cache: Cache) -> None:
+    await cache.check()
+    with rows(cache.directory.path) as index:
+        index.execute("UPDATE Cache SET value = '7 5000 00000000 1.0'")
+
+
+async def plant_damage(cache: Cache) -> None:
+    flip(file_of(cache, path_of("a.jpg")))
+
+
+async def plant_absence(cache: Cache) -> None:
+    file_of(cache, path_of("a.jpg")).unlink()
+
+
+async def plant_unindexed(cache: Cache) -> None:
+    write_stamped(file_of(cache, path_of("c.jpg")), b"c", stamp_of(b"c"))
+
+
+async def plant_unindexed_of_wrong_length(cache: Cache) -> None:
+    write_stamped(file_of(cache, path_of("c.jpg")), b"", stamp_of(b"c"))
+
+
+async def plant_wrong_sum(cache: Cache) -> None:
+    cache.bytes += 1
+
+
+async def plant_excess(cache: Cache) -> None:
+    cache.limit_bytes = 10
+
+
+async def plant_leftover(cache: Cache) -> None:
+    (cache.directory.tmp / "leftover").touch()
+
+
+async def plant_garbage(cache: Cache) -> None:
+    with rows(cache.directory.path) as index:
+        index.execute("INSERT INTO Cache (key, raw, mode, value) VALUES (x'80', 0, 1, 'x')")
+
+
+@pytest.mark.parametrize(
+    ("plant", "problem"),
+    [
+        (plant_index_only, "pictures/b.jpg: in the index only"),
+        (plant_not_in_the_index, "pictures/a.jpg: not in the index"),
+        (plant_other_stamp, "pictures/a.jpg: index and memory differ"),
+        (plant_damage, "pictures/a.jpg: the file is not what the index says"),
+        (plant_absence, "pictures/a.jpg: the file is not what the index says"),
+        (plant_unindexed, "pictures/c.jpg: a file that the index lacks"),
+        (plant_unindexed_of_wrong_length, "pictures/c.jpg: a file that the index lacks"),
+        (plant_wrong_sum, "the sum of sizes is not 5001"),
+        (plant_excess, "5000 bytes and 0 reserved exceed 10"),
+        (plant_leftover, "leftovers in tmp/"),
+        (plant_garbage, "the index cannot be read: a pickled key in the index"),
+    ],
+)
+async def test_the_check_finds(plant: Callable[[Cache], object], problem: str, tmp_path: Path) -> None:
+    async with opened(tmp_path / "cache") as cache:
+        await put(cache, "a.jpg", content(1, 5000))
+        assert await cache.check() == []
+        planted = plant(cache)
+        assert asyncio.iscoroutine(planted)
+        await planted
+
+        assert await cache.check() == [problem]
+
+
+# Restarts
+
+
+async def test_a_restart_keeps_everything_and_the_order_of_use(tmp_path: Path) -> None:
+    async with opened(tmp_path / "cache") as cache:
+        for i in range(50):
+            await put(cache, f"{i}.jpg", content(i, 1000))
+        order = random.Random(1).sample(range(50), 50)
+        for i in order:  # many within one tick of any clock
+            cache.touch(path_of(f"{i}.jpg"))
+
+    async with opened(tmp_path / "cache") as cache:
+        assert held(cache) == [f"{i}.jpg" for i in order]
+        assert cache.bytes == 50_000
+        assert await cache.check() == []
+
+
+async def test_a_use_after_a_restart_is_later_than_any_before_even_when_the_clock_went_back(tmp_path: Path) -> None:
+    async with opened(tmp_path / "cache") as cache:
+        for name in ("a.jpg", "b.jpg"):
+            await put(cache, name, b"x")
+    with rows(tmp_path / "cache") as index:  # used a year ahead of the clock that the restart finds
+        index.execute("UPDATE Cache SET value = substr(value, 1, 13) || '4000000000.' || rowid WHERE key LIKE '%/%'")
+    async with opened(tmp_path / "cache") as cache:
+        assert held(cache) == ["a.jpg", "b.jpg"]
+        cache.touch(path_of("a.jpg"))
+
+    async with opened(tmp_path / "cache") as cache:
+        assert held(cache) == ["b.jpg", "a.jpg"]
+
+
+async def test_names_come_back_for_objects_whose_files_lie_under_a_hash(cache: Cache) -> None:
+    long_name = "folder/" + "x" * 300 + ".jpg"
+    await put(cache, long_name, b"long")
+    await put(cache, "short.jpg", b"short")
+
+    assert held(cache) == [long_name, "short.jpg"]
+
+
+async def test_an_adopted_file_stays_the_oldest_over_a_restart(tmp_path: Path) -> None:
+    async with opened(tmp_path / "cache") as cache:
+        await put(cache, "used.jpg", b"x")
+        for name in ("new1.jpg", "new2.jpg", "new3.jpg"):
+            write_stamped(file_of(cache, path_of(name)), b"y", stamp_of(b"y"))
+        await cache.rescan()
+        before = held(cache)
+
+    async with opened(tmp_path / "cache") as cache:
+        assert held(cache) == before
+        assert before[-1] == "used.jpg"
+
+
+PUBLISHER = """
+import asyncio, itertools, os, sys
+from pathlib import Path
+from cache_support import content, opened, put
+
+async def main(directory, first):
+    async with opened(Path(directory), 10**9) as cache:
+        async def publish(number):
+            # Few names and one size: most publications put a new generation in the place of an old one.
+            await put(cache, f"images/{number % 32}.jpg", content(number, 20_000), generation=number)
+            os.write(1, f"{number}\\n".encode())
+        for number in itertools.count(int(first), 4):
+            await asyncio.gather(*(publish(number + i) for i in range(4)))
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_a_crash_loses_nothing_that_was_published_and_leaves_only_whole_files(tmp_path: Path) -> None:
+    directory, chance = tmp_path / "cache", random.Random()
+    newest: dict[str, int] = {}
+    first = 1
+    for _ in range(10):
+        finished = await asyncio.to_thread(publish_until_killed, directory, first, chance.randrange(1, 200))
+        for number in finished:
+            path = path_of(f"images/{number % 32}.jpg")
+            newest[path] = max(number, newest.get(path, 0))
+        first = max(finished) + 64
+
+        for file in (directory / "objects").rglob("*.jpg"):
+            stamp = read_stamp(file)
+            assert stamp is not None
+            assert read_checked(file) == content(stamp.generation, 20_000)
+        async with opened(directory, 10**9) as cache:
+            for path, number in newest.items():
+                stamp = cache.stamp(path)
+                assert stamp is not None
+                assert stamp.generation >= number
+            assert await cache.check() == []
+            assert cache.evictions == 0
+
+
+def publish_until_killed(directory: Path, first: int, publications: int) -> list[int]:
+    """Have another process publish, kill it after about so many publications; returns the numbers of all that it finished."""
+    command = [sys.executable, "-c", PUBLISHER, str(directory), str(first)]
+    with subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE) as publisher:
+        assert publisher.stdout is not None
+        lines = [publisher.stdout.readline() for _ in range(publications)]
+        publisher.send_signal(signal.SIGKILL)
+        lines += publisher.stdout.readlines()
+    assert publisher.returncode == -signal.SIGKILL
+    return [int(line) for line in lines if line.endswith(b"\n")]
+
+
+async def test_after_a_crash_the_bytes_that_the_index_lacks_count_from_the_start(tmp_path: Path) -> None:
+    async with opened(tmp_path / "cache") as cache:
+        await put(cache, "indexed.jpg", content(1, 400_000))
+    with rows(tmp_path / "cache") as index:
+        index.execute("DELETE FROM Cache WHERE key = 'complete'")  # a crash writes none
+    unindexed = content(2, 500_000)
+    write_stamped(tmp_path / "cache/objects" / path_of("unindexed.jpg"), unindexed, stamp_of(unindexed))
+
+    async with opened(tmp_path / "cache") as cache:
+        assert cache.bytes == 900_000
+        await put(cache, "next.jpg", content(3, 200_000))
+        assert await cache.check() == []
+
+
+async def test_a_clean_restart_trusts_its_index(tmp_path: Path) -> None:
+    """It takes no time that grows with the files: what is in the index is served before anything is compared."""
+    async with opened(tmp_path / "cache") as cache:
+        path = await put(cache, "a.jpg", b"a")
+    file_of(cache, path).unlink()
+
+    async with opened(tmp_path / "cache") as cache:
+        assert cache.stamp(path) is not None
+        assert await cache.rescan() == (0, 1)
+
+
+# The index breaks
+
+
+def delete_index(directory: Path) -> None:
+    shutil.rmtree(directory / "index")
+
+
+def delete_database(directory: Path) -> None:
+    (directory / "index/cache.db").unlink()
+
+
+def garbage(directory: Path) -> None:
+    (directory / "index/cache.db").write_bytes(content(1, 40_000))
+
+
+def garbage_inside(directory: Path) -> None:
+    database = directory / "index/cache.db"
+    data = bytearray(database.read_bytes())
+    data[4096:] = content(1, len(data) - 4096)
+    database.write_bytes(data)
+
+
+def empty(directory: Path) -> None:
+    (directory / "index/cache.db").write_bytes(b"")
+
+
+def other_tables(directory: Path) -> None:
+    with rows(directory) as index:
+        index.executescript("DROP TABLE Cache; CREATE TABLE Cache (a, b)")
+
+
+@pytest.mark.parametrize("damage", [delete_index, delete_database, garbage, garbage_inside, empty, other_tables])
+async def test_a_lost_index_is_made_anew_from_the_files(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    async with opened(tmp_path / "cache") as cache:
+        for i in range(100):
+            await put(cache, f"{i}.jpg", content(i, 1000))
+    damage(tmp_path / "cache")
+
+    for _ in range(2):
+        async with opened(tmp_path / "cache") as cache:
+            assert (len(cache), cache.bytes) == (100, 100_000)
+            assert await cache.check() == []
+
+
+async def test_an_index_locked_by_another_process_at_the_start_is_made_anew(tmp_path: Path) -> None:
+    async with opened(tmp_path / "cache") as cache:
+        await put(cache, "a.jpg", b"a")
+
+    with rows(tmp_path / "cache") as index:
+        index.execute("BEGIN EXCLUSIVE")
+        async with asyncio.timeout(20), opened(tmp_path / "cache") as cache:
+            assert held(cache) == ["a.jpg"]
+            assert await cache.check() == []
+
+
+async def test_an_index_locked_by_another_process_stops_nothing_and_catches_up(
+    cache: Cache, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = await put(cache, "kept.jpg", content(1, 400_000))
+    assert await cache.check() == []
+    with rows(cache.directory.path) as index:
+        index.execute("BEGIN EXCLUSIVE")
+        for i in range(10):
+            await put(cache, f"{i}.jpg", content(i, 100_000), keep={kept})
+        problems = await cache.check()
+    assert len(cache) == 7
+    assert "pictures/9.jpg: not in the index" in problems
+    assert "changes not written" in caplog.text
+    assert await cache.check() == []
+
+
+async def test_an_index_that_could_not_be_written_at_the_end_is_not_trusted_at_the_next_start(tmp_path: Path) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        index: sqlite3.Connection
+        async with opened(tmp_path / "cache") as cache:
+            await put(cache, "a.jpg", b"a")
+            index = stack.enter_context(rows(tmp_path / "cache"))
+            index.execute("BEGIN EXCLUSIVE")
+        index.execute("ROLLBACK")
+
+    async with opened(tmp_path / "cache") as cache:
+        assert held(cache) == ["a.jpg"]
+        assert await cache.check() == []
+
+
+async def test_the_index_is_written_by_itself_soon_after_a_change(cache: Cache) -> None:
+    path = await put(cache, "a.jpg", b"a")
+    async with asyncio.timeout(10):
+        while path not in await asyncio.to_thread(keys, cache.directory):
+            pass
+
+
+def keys(directory: CacheDirectory) -> list[str]:
+    with rows(directory.path) as index:
+        return [key for (key,) in index.execute("SELECT key FROM Cache")]

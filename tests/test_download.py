@@ -1,0 +1,250 @@
+"""A download ends as a whole file of the right name and stamp, or leaves nothing: no bytes, no room set aside."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from cache_support import (
+    BUCKET,
+    LIMIT,
+    content,
+    file_of,
+    index_elsewhere,
+    mounted,
+    needs_mount,
+    opened,
+    path_of,
+    put,
+    run_script,
+    stamp_of,
+    version_of,
+)
+from gcs_prefetchd.cache import Cache
+from gcs_prefetchd.credentials import Access
+from gcs_prefetchd.download import BUFFER_BYTES, Download
+from gcs_prefetchd.errors import CacheFullError, CacheWriteError, ObjectMissingError, OriginUnavailableError
+from gcs_prefetchd.manifest import ObjectVersion
+from gcs_prefetchd.names import ObjectName, parse_object_uri
+from gcs_prefetchd.origin import Origin
+from gcs_prefetchd.stamp import read_checked, read_stamp
+from gcs_prefetchd.testing import Cut, FlippedByte, GCSServer, Reset
+from gcs_prefetchd.tree import read_object_name
+
+
+async def fetch(cache: Cache, gcs: GCSServer, name: str, version: ObjectVersion | None = None, deadline_s: float = 30.0) -> str:
+    """Bring an object from GCS into the cache; returns its path there."""
+    wanted = ObjectName(BUCKET, name)
+    access = Access(gcs.url, anonymous=True)
+    async with Origin(access, deadline_s=deadline_s) as origin, Download(cache, wanted) as download:
+        await download.publish(await origin.download(wanted, version, download))
+    return path_of(name)
+
+
+async def assert_nothing_left(cache: Cache) -> None:
+    assert list(cache.directory.tmp.iterdir()) == []
+    assert (cache.reserved_bytes, cache.bytes, len(cache)) == (0, 0, 0)
+    assert await cache.check() == []
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, 100_000, BUFFER_BYTES - 1, BUFFER_BYTES, BUFFER_BYTES + 1, 5 * BUFFER_BYTES + 7])
+async def test_an_object_of_any_size_arrives_whole_and_stamped(size_bytes: int, gcs: GCSServer, tmp_path: Path) -> None:
+    data = content(size_bytes, size_bytes)
+    stored = gcs.put(BUCKET, "images/a.jpg", data)
+    async with opened(tmp_path / "cache", 10 * BUFFER_BYTES) as cache:
+        path = await fetch(cache, gcs, "images/a.jpg")
+
+        assert read_checked(file_of(cache, path)) == data
+        assert read_stamp(file_of(cache, path)) == cache.stamp(path) == stamp_of(data, stored.generation)
+        assert (cache.bytes, cache.reserved_bytes) == (size_bytes, 0)
+        assert await cache.check() == []
+
+
+@pytest.mark.parametrize(
+    "fault", [Cut(1_500_000), Reset(1_500_000), FlippedByte(10), Cut(10), Cut(BUFFER_BYTES + 5, "chunked")]
+)
+async def test_an_attempt_that_fails_starts_again_from_the_first_byte(fault: Cut, gcs: GCSServer, tmp_path: Path) -> None:
+    data = content(1, 3 * BUFFER_BYTES)
+    gcs.put(BUCKET, "a.jpg", data)
+    gcs.faults.add(fault, requests={1, 2})
+    async with opened(tmp_path / "cache", 10 * BUFFER_BYTES) as cache:
+        path = await fetch(cache, gcs, "a.jpg")
+
+        assert gcs.counts.media[f"{BUCKET}/a.jpg"] == 3
+        assert read_checked(file_of(cache, path)) == data
+        assert await cache.check() == []
+
+
+async def test_a_shorter_second_attempt_leaves_no_tail_of_the_first(cache: Cache) -> None:
+    long, short = content(1, 900_000), content(2, 300_000)
+    async with Download(cache, ObjectName(BUCKET, "a.jpg")) as download:
+        await download.begin(version_of("a.jpg", long))
+        await download.write(long)
+        await download.begin(version_of("a.jpg", short))
+        assert cache.reserved_bytes == 300_000
+        await download.write(short)
+        await download.publish(version_of("a.jpg", short))
+
+    assert read_checked(file_of(cache, path_of("a.jpg"))) == short
+
+
+async def test_a_second_attempt_forgets_what_the_first_had_written_to_disk(tmp_path: Path) -> None:
+    long, short = content(1, 2 * BUFFER_BYTES), content(2, 300)
+    async with opened(tmp_path / "cache", 10 * BUFFER_BYTES) as cache:
+        async with Download(cache, ObjectName(BUCKET, "a.jpg")) as download:
+            await download.begin(version_of("a.jpg", long))
+            await download.write(long)
+            await download.begin(version_of("a.jpg", short))
+            await download.write(short)
+            await download.publish(version_of("a.jpg", short))
+        assert read_checked(file_of(cache, path_of("a.jpg"))) == short
+
+
+async def test_nothing_is_under_the_final_name_before_it_is_whole(cache: Cache) -> None:
+    data = content(1, 500_000)
+    async with Download(cache, ObjectName(BUCKET, "a.jpg")) as download:
+        await download.begin(version_of("a.jpg", data))
+        await download.write(data)
+        assert list(cache.directory.objects.rglob("*")) == []
+        await download.publish(version_of("a.jpg", data))
+    assert file_of(cache, path_of("a.jpg")).is_file()
+
+
+async def test_an_object_with_a_long_name_lies_under_a_hash_and_carries_its_name(cache: Cache, gcs: GCSServer) -> None:
+    name = "images/" + "ä" * 200 + ".jpg"
+    gcs.put(BUCKET, name, b"x")
+    path = await fetch(cache, gcs, name)
+
+    assert "%h" in path
+    assert read_object_name(file_of(cache, path)) == ObjectName(BUCKET, name)
+
+
+async def test_objects_whose_names_would_be_file_and_folder_at_once_lie_side_by_side(cache: Cache, gcs: GCSServer) -> None:
+    names = ["d", "d/e", "d/e/f.jpg", "d/e/f.jpg/g", "d.jpg", "d.jpg/e.jpg", "d//e", "d/./e", "d/../e", "d/e%2Ff"]
+    for number, name in enumerate(names):
+        gcs.put(BUCKET, name, content(number, 100))
+    paths = await asyncio.gather(*(fetch(cache, gcs, name) for name in names))
+
+    assert len(set(paths)) == len(names)
+    for number, path in enumerate(paths):
+        assert read_checked(file_of(cache, path)) == content(number, 100)
+    assert {name.name for name in cache.names()} == set(names)
+
+
+async def test_an_object_that_does_not_exist_leaves_nothing(cache: Cache, gcs: GCSServer) -> None:
+    gcs.create_bucket(BUCKET)
+    with pytest.raises(ObjectMissingError):
+        await fetch(cache, gcs, "absent.jpg")
+    await assert_nothing_left(cache)
+
+
+async def test_a_download_that_gives_up_leaves_nothing(gcs: GCSServer, tmp_path: Path) -> None:
+    gcs.put(BUCKET, "a.jpg", content(1, 3 * BUFFER_BYTES))
+    gcs.faults.add(Cut(2 * BUFFER_BYTES))
+    async with opened(tmp_path / "cache", 10 * BUFFER_BYTES) as cache:
+        with pytest.raises(OriginUnavailableError):
+            await fetch(cache, gcs, "a.jpg", deadline_s=0.5)
+        await assert_nothing_left(cache)
+
+
+async def test_an_object_for_which_there_is_no_room_leaves_nothing(cache: Cache, gcs: GCSServer) -> None:
+    gcs.put(BUCKET, "a.jpg", content(1, LIMIT + 1))
+    with pytest.raises(CacheFullError, match=r"no room for 1\.0 MB"):
+        await fetch(cache, gcs, "a.jpg")
+    await assert_nothing_left(cache)
+
+
+async def test_room_is_set_aside_from_the_first_byte_and_given_back_once(cache: Cache) -> None:
+    async with Download(cache, ObjectName(BUCKET, "a.jpg")) as download:
+        await download.begin(version_of("a.jpg", content(1, 1000)))
+        assert cache.reserved_bytes == 1000
+        await download.begin(version_of("a.jpg", content(1, 1000)))
+        assert cache.reserved_bytes == 1000
+    await assert_nothing_left(cache)
+
+
+@pytest.mark.parametrize("missing", ["tmp", "objects"])
+async def test_a_folder_that_somebody_removed_is_an_error_that_names_the_object(missing: str, tmp_path: Path) -> None:
+    async with opened(tmp_path / "cache") as cache:
+        (tmp_path / "cache" / missing).rename(tmp_path / "elsewhere")
+        if missing == "objects":
+            (tmp_path / "cache/objects").touch()
+        with pytest.raises(CacheWriteError, match=rf"^cache gs://pictures/a\.jpg: .* \({tmp_path}/cache\)$"):
+            await put(cache, "a.jpg", b"x")
+        assert cache.reserved_bytes == 0
+
+
+async def test_a_foreign_file_in_the_way_of_a_folder_is_an_error_that_names_the_object(cache: Cache) -> None:
+    (cache.directory.objects / BUCKET).write_text("mine")
+    with pytest.raises(CacheWriteError, match=r"^cache gs://pictures/a\.jpg: Not a directory"):
+        await put(cache, "a.jpg", b"x")
+    await assert_nothing_left(cache)
+
+
+@needs_mount
+@pytest.mark.parametrize("size_bytes", [900_000, 3 * BUFFER_BYTES])
+async def test_a_full_disk_is_an_error_that_names_the_object_and_leaves_nothing(size_bytes: int, tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "tmpfs", "size=500k") as disk:
+        index_elsewhere(disk, tmp_path / "index")
+        async with opened(disk, 10 * BUFFER_BYTES) as cache:
+            with pytest.raises(CacheWriteError, match=rf"^cache gs://pictures/a\.jpg: No space left on device \({disk}\)$"):
+                await put(cache, "a.jpg", content(1, size_bytes))
+            await assert_nothing_left(cache)
+
+            await put(cache, "small.jpg", content(2, 100_000))  # the next one that fits is as good as ever
+            assert await cache.check() == []
+
+
+@needs_mount
+async def test_a_failed_publication_leaves_the_older_generation_in_its_place(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "tmpfs", "size=500k") as disk:
+        index_elsewhere(disk, tmp_path / "index")
+        async with opened(disk, 10 * BUFFER_BYTES) as cache:
+            path = await put(cache, "a.jpg", b"old")
+            with pytest.raises(CacheWriteError):
+                await put(cache, "a.jpg", content(1, 900_000), generation=2)
+
+            assert read_checked(file_of(cache, path)) == b"old"
+            assert await cache.check() == []
+            await cache.drop(path)  # and it can be dropped as before
+            await assert_nothing_left(cache)
+
+
+LIMITED = """
+import asyncio, resource, signal, sys
+from pathlib import Path
+from cache_support import content, opened, put
+from gcs_prefetchd.errors import CacheWriteError
+
+async def main():
+    async with opened(Path(sys.argv[1])) as cache:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+        try:
+            await put(cache, "a.jpg", content(1, 300_000))
+        except CacheWriteError as exc:
+            print(exc)
+        print(list(cache.directory.tmp.iterdir()), cache.reserved_bytes)
+
+asyncio.run(main())
+"""
+
+
+def test_a_write_that_is_cut_short_half_way_is_an_error_that_names_the_object(tmp_path: Path) -> None:
+    done = run_script(LIMITED, tmp_path / "cache")
+    assert done.stdout == f"cache gs://pictures/a.jpg: File too large ({tmp_path}/cache)\n[] 0\n", done.stderr
+
+
+async def test_objects_fetched_together_all_arrive(gcs: GCSServer, cache: Cache) -> None:
+    for number in range(100):
+        gcs.put(BUCKET, f"images/{number}.jpg", content(number, 5000))
+    paths = await asyncio.gather(*(fetch(cache, gcs, f"images/{number}.jpg") for number in range(100)))
+    for number, path in enumerate(paths):
+        assert read_checked(file_of(cache, path)) == content(number, 5000)
+
+
+async def test_the_generation_asked_for_is_the_one_that_comes(gcs: GCSServer, cache: Cache) -> None:
+    stored = gcs.put(BUCKET, "a.jpg", b"x", generation=1234)
+    name = parse_object_uri(f"gs://{BUCKET}/a.jpg")
+    path = await fetch(cache, gcs, "a.jpg", ObjectVersion(name, stored.generation, 1, None))
+    assert cache.stamp(path) == stamp_of(b"x", 1234)

@@ -1,0 +1,445 @@
+"""Bringing objects into the cache: sharing, order, what gives way to what."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Container
+
+import pytest
+
+from gcs_prefetchd.cache import Cache
+from gcs_prefetchd.errors import (
+    CacheFullError,
+    DaemonUnavailableError,
+    ObjectChangedError,
+    ObjectMissingError,
+    OriginUnavailableError,
+)
+from gcs_prefetchd.fetcher import Fetcher
+from gcs_prefetchd.manifest import ObjectVersion
+from gcs_prefetchd.names import ObjectName, cache_path
+from gcs_prefetchd.origin import Access, Origin
+from gcs_prefetchd.stamp import crc32c_of, read_checked
+from gcs_prefetchd.testing import FlippedByte, GCSServer, Stall, Status
+
+BUCKET = "pictures"
+NOTHING: Container[str] = ()
+
+
+@pytest.fixture
+async def origin(gcs: GCSServer) -> AsyncIterator[Origin]:
+    async with Origin(Access(gcs.url, anonymous=True), deadline_s=20.0) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def fetcher(cache: Cache, origin: Origin) -> AsyncIterator[Fetcher]:
+    opened = Fetcher(cache, origin, concurrency=4)
+    yield opened
+    await opened.close()
+
+
+def put(gcs: GCSServer, name: str, data: bytes) -> ObjectVersion:
+    """Store the object and return the version that a listing would name."""
+    stored = gcs.put(BUCKET, name, data)
+    return ObjectVersion(ObjectName(BUCKET, name), stored.generation, len(data), crc32c_of(data))
+
+
+def path_of(version: ObjectVersion) -> str:
+    return cache_path(version.name.bucket, version.name.name)
+
+
+def cached(cache: Cache, version: ObjectVersion) -> bytes | None:
+    """What a reader finds at the object's place."""
+    return read_checked(cache.directory.objects / path_of(version))
+
+
+def gets(gcs: GCSServer, version: ObjectVersion) -> int:
+    return gcs.counts.media[f"{BUCKET}/{version.name.name}"]
+
+
+def media_in_order(gcs: GCSServer) -> list[str]:
+    return [seen.key.removeprefix(f"{BUCKET}/") for seen in gcs.seen if seen.kind == "media"]
+
+
+# Sharing
+
+
+async def test_callers_who_miss_together_share_one_get(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
+    version = put(gcs, "a.jpg", b"bytes of a")
+    gcs.faults.add(Stall(3))
+    callers = [asyncio.create_task(fetcher.demand(version.name, version, NOTHING)) for _ in range(20)]
+    await gcs.wait_for(lambda counts: counts.open_media == 1)
+    callers += [asyncio.create_task(fetcher.demand(version.name, version, NOTHING)) for _ in range(20)]
+    callers += [asyncio.create_task(fetcher.prefetch(version, NOTHING)) for _ in range(20)]
+    gcs.release()
+    await asyncio.gather(*callers)
+    assert cached(cache, version) == b"bytes of a"
+    assert gets(gcs, version) == 1
+
+
+async def test_callers_who_know_no_version_share_one_get(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
+    version = put(gcs, "a.jpg", b"bytes of a")
+    await asyncio.gather(*(fetcher.demand(version.name, None, NOTHING) for _ in range(20)))
+    assert cached(cache, version) == b"bytes of a"
+    assert gets(gcs, version) == 1
+
+
+async def test_a_demand_joins_the_prefetch_under_way(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
+    version = put(gcs, "a.jpg", b"bytes of a")
+    gcs.faults.add(Stall(3))
+    prefetch = asyncio.create_task(fetcher.prefetch(version, NOTHING))
+    await gcs.wait_for(lambda counts: counts.open_media == 1)
+    demands = [
+        asyncio.create_task(fetcher.demand(version.name, version, NOTHING)),
+        asyncio.create_task(fetcher.demand(version.name, None, NOTHING)),
+    ]
+    gcs.release()
+    await asyncio.gather(prefetch, *demands)
+    assert cached(cache, version) == b"bytes of a"
+    assert gets(gcs, version) == 1
+
+
+async def test_all_who_share_a_download_get_its_error(gcs: GCSServer, fetcher: Fetcher) -> None:
+    gcs.create_bucket(BUCKET)
+    name = ObjectName(BUCKET, "missing.jpg")
+    demands = (fetcher.demand(name, None, NOTHING) for _ in range(5))
+    errors = await asyncio.gather(*demands, return_exceptions=True)
+    assert all(isinstance(error, ObjectMissingError) and name.uri in str(error) for error in errors)
+    assert gcs.counts.total() == 1
+
+
+async def test_a_caller_that_goes_away_leaves_the_others_their_download(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
+    version = put(gcs, "a.jpg", b"bytes of a")
+    gcs.faults.add(Stall(3))
+    leaving, staying = (asyncio.create_task(fetcher.demand(version.name, version, NOTHING)) for _ in range(2))
+    await gcs.wait_for(lambda counts: counts.open_media == 1)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    gcs.release()
+    await staying
+    assert cached(cache, version) == b"bytes of a"
+    assert gets(gcs, version) == 1
+
+
+async def test_a_download_that_everybody_left_is_finished_all_the_same(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
+    """Its bytes are paid for."""
+    version = put(gcs, "a.jpg", b"bytes of a")
+    gcs.faults.add(Stall(3))
+    leaving = asyncio.create_task(fetcher.demand(version.name, version, NOTHING))
+    await gcs.wait_for(lambda counts: counts.open_media == 1)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    gcs.release()
+    await fetcher.demand(version.name, version, NOTHING)
+    assert cached(cache, version) == b"bytes of a"
+    assert gets(gcs, version) == 1
+
+
+# Generations
+
+
+async def test_who_wants_a_newer_generation_than_the_one_under_way_gets_it(
+    gcs: GCSServer, cache: Cache, fetcher: Fetcher
+) -> None:
+    old = put(gcs, "a.jpg", b"old bytes")
+    gcs.faults.add(Stall(3), requests=1)
+    old_demand = asyncio.create_task(fetcher.prefetch(old, NOTHING))
+    await gcs.wait_for(lambda counts: counts.open_media == 1)
+    new = put(gcs, "a.jpg", b"newer bytes")
+    new_demand = asyncio.create_task(fetcher.demand(new.name, new, NOTHING))
+    new_prefetch = asyncio.create_task(fetcher.prefetch(new, NOTHING))
+    gcs.release()
+    await asyncio.gather(old_demand, new_demand, new_prefetch)
+    assert cached(cache, new) == b"newer bytes"
+    assert gets(gcs, new) == 2
+
+
+async def test_who_wants_a_newer_generation_does_not_get_the_older_ones_error(
+    gcs: GCSServer, cache: Cache, fetcher: Fetcher
+) -> None:
+    old = put(gcs, "a.jpg", b"old bytes")
+    new = put(gcs, "a.jpg", b"newer bytes")
+    results = await asyncio.gather(
+        fetcher.prefetch(old, NOTHING),
+        fetcher.prefetch(new, NOTHING),
+        fetcher.demand(new.name, None, NOTHING),
+        return_exceptions=True,
+    )
+    assert isinstance(results[0], ObjectChangedError)
+    assert results[1] is None
+    assert results[2] is None
+    assert cached(cache, new) == b"newer bytes"
+
+
+async def test_a_stale_generation_in_the_cache_is_replaced(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
+    old = put(gcs, "a.jpg", b"old bytes")
+    await fetcher.demand(old.name, old, NOTHING)
+    new = put(gcs, "a.jpg", b"newer bytes")
+    await fetcher.demand(new.name, new, NOTHING)
+    assert cached(cache, new) == b"newer bytes"
+    assert len(cache) == 1
+    assert cache.bytes == len(b"newer bytes")
+
+
+async def test_a_demand_for_a_generation_that_is_gone_brings_the_live_one(
+    gcs: GCSServer, cache: Cache, fetcher: Fetcher
+) -> None:
+    old = put(gcs, "a.jpg", b"old bytes")
+    new = put(gcs, "a.jpg", b"newer bytes")
+    await asyncio.gather(*(fetcher.demand(old.name, old, NOTHING) for _ in range(5)))
+    assert cached(cache, new) == b"newer bytes"
+    assert gets(gcs, new) == 2
+
+
+async def test_a_prefetch_of_a_generation_that_is_gone_fails(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
+    old = put(gcs, "a.jpg", b"old bytes")
+    put(gcs, "a.jpg", b"newer bytes")
+    with pytest.raises(ObjectChangedError):
+        await fetcher.prefetch(old, NOTHING)
+    assert len(cache) == 0
+
+
+async def test_a_demand_for_a_deleted_object_says_that_it_is_missing(gcs: GCSServer, fetcher: Fetcher) -> None:
+    version = put(gcs, "a.jpg", b"bytes of a")
+    gcs.delete(BUCKET, "a.jpg")
+    with pytest.raises(ObjectMissingError, match=r"gs://pictures/a\.jpg"):
+        await fetcher.demand(version.name, version, NOTHING)
+
+
+# Files on disk
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+async def test_a_demanded_file_that_is_damaged_is_fetched_again(
+    gcs: GCSServer, cache: Cache, fetcher: Fetcher, *, pinned: bool
+) -> None:
+    version = put(gcs, "a.jpg", b"bytes of a")
+    await fetcher.prefetch(version, NOTHING)
+    with (cache.directory.objects / path_of(version)).open("r+b") as file:
+        file.write(b"B")
+    await asyncio.gather(*(fetcher.demand(version.name, version if pinned else None, NOTHING) for _ in range(5)))
+    assert cached(cache, version) == b"bytes of a"
+    assert gets(gcs, version) == 2
+    assert cache.damaged == 1
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+async def test_a_demanded_file_that_is_fine_costs_no_get(
+    gcs: GCSServer, cache: Cache, fetcher: Fetcher, *, pinned: bool
+) -> None:
+    version = put(gcs, "a.jpg", b"bytes of a")
+    await fetcher.prefetch(version, NOTHING)
+    await fetcher.demand(version.name, version if pinned else None, NOTHING)
+    await fetcher.prefetch(version, NOTHING)
+    assert gets(gcs, version) == 1
+    assert fetcher.fetched.prefetch == 1
+    assert fetcher.fetched.demand == 0
+
+
+async def test_a_demand_for_a_file_that_is_there_counts_as_its_use(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
+    first, second = put(gcs, "1.jpg", b"1"), put(gcs, "2.jpg", b"2")
+    await fetcher.prefetch(first, NOTHING)
+    await fetcher.prefetch(second, NOTHING)
+    await fetcher.demand(first.name, first, NOTHING)
+    assert [name.name for name in cache.names()] == ["2.jpg", "1.jpg"]
+
+
+# Order and number
+
+
+async def test_never_more_downloads_at_a_time_than_the_setting(gcs: GCSServer, fetcher: Fetcher) -> None:
+    versions = [put(gcs, f"{i}.jpg", bytes([i])) for i in range(20)]
+    gcs.faults.add(Stall(0))
+    asks = [asyncio.create_task(fetcher.prefetch(version, NOTHING)) for version in versions[:10]]
+    asks += [asyncio.create_task(fetcher.demand(version.name, version, NOTHING)) for version in versions[10:]]
+    for round_of_four in range(1, 6):
+        await gcs.wait_for(lambda counts, n=round_of_four: counts.total() == 4 * n)  # type: ignore[misc]
+        gcs.release()
+    await asyncio.gather(*asks)
+    assert gcs.counts.peak_open_media == 4
+
+
+async def test_a_demand_goes_before_the_prefetches_that_wait(gcs: GCSServer, cache: Cache, origin: Origin) -> None:
+    fetcher = Fetcher(cache, origin, concurrency=1)
+    versions = [put(gcs, f"{i}.jpg", bytes([i])) for i in range(5)]
+    gcs.faults.add(Stall(0), f"{BUCKET}/0.jpg")
+    asks = [asyncio.create_task(fetcher.prefetch(version, NOTHING)) for version in versions[:4]]
+    await gcs.wait_for(lambda counts: counts.open_media == 1)
+    asks.append(asyncio.create_task(fetcher.demand(versions[4].name, versions[4], NOTHING)))
+    asyncio.get_running_loop().call_soon(gcs.release)
+    await asyncio.gather(*asks)
+    assert media_in_order(gcs) == ["0.jpg", "4.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    assert fetcher.fetched.demand == 1
+
+
+async def test_a_demand_for_an_object_whose_prefetch_waits_brings_it_to_the_front(
+    gcs: GCSServer, cache: Cache, origin: Origin
+) -> None:
+    fetcher = Fetcher(cache, origin, concurrency=1)
+    versions = [put(gcs, f"{i}.jpg", bytes([i])) for i in range(5)]
+    gcs.faults.add(Stall(0), f"{BUCKET}/0.jpg")
+    asks = [asyncio.create_task(fetcher.prefetch(version, NOTHING)) for version in versions]
+    await gcs.wait_for(lambda counts: counts.open_media == 1)
+    asks.append(asyncio.create_task(fetcher.demand(versions[4].name, versions[4], NOTHING)))
+    asyncio.get_running_loop().call_soon(gcs.release)
+    await asyncio.gather(*asks)
+    assert media_in_order(gcs) == ["0.jpg", "4.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    assert fetcher.fetched.demand == 1
+    assert fetcher.fetched.prefetch == 4
+
+
+async def test_failed_and_abandoned_downloads_give_their_slots_back(gcs: GCSServer, cache: Cache, origin: Origin) -> None:
+    fetcher = Fetcher(cache, origin, concurrency=1)
+    version = put(gcs, "a.jpg", b"bytes of a")
+    for _ in range(3):
+        with pytest.raises(ObjectMissingError):
+            await fetcher.demand(ObjectName(BUCKET, "missing.jpg"), None, NOTHING)
+    await fetcher.demand(version.name, version, NOTHING)
+    assert cached(cache, version) == b"bytes of a"
+
+
+# Room
+
+
+async def test_a_demand_drops_what_is_to_be_kept_where_nothing_else_can_go(
+    gcs: GCSServer, cache: Cache, fetcher: Fetcher
+) -> None:
+    kept = put(gcs, "kept.jpg", bytes(600_000))
+    await fetcher.prefetch(kept, NOTHING)
+    keep = {path_of(kept)}
+    wanted = put(gcs, "wanted.jpg", bytes(500_000))
+    await asyncio.gather(*(fetcher.demand(wanted.name, wanted, keep) for _ in range(5)))
+    assert cached(cache, wanted) == bytes(500_000)
+    assert cached(cache, kept) is None
+    assert gets(gcs, wanted) == 1
+
+
+async def test_a_demand_drops_nothing_of_what_is_to_be_kept_while_there_is_something_else(
+    gcs: GCSServer, cache: Cache, fetcher: Fetcher
+) -> None:
+    kept, other = put(gcs, "kept.jpg", bytes(400_000)), put(gcs, "other.jpg", bytes(400_000))
+    await fetcher.prefetch(kept, NOTHING)
+    await fetcher.prefetch(other, NOTHING)
+    wanted = put(gcs, "wanted.jpg", bytes(500_000))
+    await fetcher.demand(wanted.name, wanted, {path_of(kept)})
+    assert cached(cache, kept) == bytes(400_000)
+    assert cached(cache, other) is None
+
+
+async def test_a_prefetch_without_room_fails_before_gcs_is_asked_and_drops_nothing(
+    gcs: GCSServer, cache: Cache, fetcher: Fetcher
+) -> None:
+    kept = put(gcs, "kept.jpg", bytes(600_000))
+    await fetcher.prefetch(kept, NOTHING)
+    wanted = put(gcs, "wanted.jpg", bytes(500_000))
+    with pytest.raises(CacheFullError):
+        await fetcher.prefetch(wanted, {path_of(kept)})
+    assert cached(cache, kept) == bytes(600_000)
+    assert gets(gcs, wanted) == 0
+
+
+async def test_a_demand_gets_room_although_it_joins_a_prefetch_that_finds_none(
+    gcs: GCSServer, cache: Cache, origin: Origin
+) -> None:
+    fetcher = Fetcher(cache, origin, concurrency=1)
+    kept = put(gcs, "kept.jpg", bytes(600_000))
+    await fetcher.prefetch(kept, NOTHING)
+    keep, wanted = {path_of(kept)}, put(gcs, "wanted.jpg", bytes(500_000))
+    prefetch = asyncio.create_task(fetcher.prefetch(wanted, keep))
+    demand = asyncio.create_task(fetcher.demand(wanted.name, wanted, keep))
+    results = await asyncio.gather(prefetch, demand, return_exceptions=True)
+    assert isinstance(results[0], CacheFullError)
+    assert results[1] is None
+    assert cached(cache, wanted) == bytes(500_000)
+
+
+async def test_a_demand_gets_room_although_prefetches_that_find_none_keep_coming(
+    gcs: GCSServer, cache: Cache, fetcher: Fetcher
+) -> None:
+    kept = put(gcs, "kept.jpg", bytes(600_000))
+    await fetcher.prefetch(kept, NOTHING)
+    keep, wanted = {path_of(kept)}, put(gcs, "wanted.jpg", bytes(500_000))
+
+    async def insist() -> None:
+        for _ in range(3):
+            with contextlib.suppress(CacheFullError):
+                await fetcher.prefetch(wanted, keep)
+
+    await asyncio.gather(insist(), fetcher.demand(wanted.name, wanted, keep))
+    assert cached(cache, wanted) == bytes(500_000)
+
+
+async def test_an_object_that_changed_gets_room_too(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
+    kept = put(gcs, "kept.jpg", bytes(600_000))
+    await fetcher.prefetch(kept, NOTHING)
+    old = put(gcs, "wanted.jpg", b"small")
+    new = put(gcs, "wanted.jpg", bytes(500_000))
+    await fetcher.demand(old.name, old, {path_of(kept)})
+    assert cached(cache, new) == bytes(500_000)
+
+
+async def test_an_object_larger_than_the_cache_is_refused_and_drops_nothing(
+    gcs: GCSServer, cache: Cache, fetcher: Fetcher
+) -> None:
+    kept, huge = put(gcs, "kept.jpg", b"kept"), put(gcs, "huge.jpg", bytes(1_000_001))
+    await fetcher.prefetch(kept, NOTHING)
+    with pytest.raises(CacheFullError):
+        await fetcher.demand(huge.name, huge, {path_of(kept)})
+    assert cached(cache, kept) == b"kept"
+    assert gets(gcs, huge) == 0
+
+
+# The end
+
+
+async def test_close_leaves_nothing_running_and_nothing_unfinished(gcs: GCSServer, cache: Cache, origin: Origin) -> None:
+    """Some downloads have bytes on disk, some wait for their turn, some for GCS."""
+    fetcher = Fetcher(cache, origin, concurrency=4)
+    large = put(gcs, "large.jpg", bytes(500_000))
+    versions = [large, *(put(gcs, f"{i}.jpg", bytes(1000)) for i in range(10))]
+    gcs.faults.add(Stall(500))
+    before = asyncio.all_tasks()
+    asks = [asyncio.create_task(fetcher.prefetch(version, NOTHING)) for version in versions]
+    await gcs.wait_for(lambda counts: counts.open_media == 4)
+    await fetcher.close()
+    errors = await asyncio.gather(*asks, return_exceptions=True)
+    assert all(isinstance(error, DaemonUnavailableError) for error in errors)
+    assert [task for task in asyncio.all_tasks() - before if task.get_name().startswith("fetch")] == []
+    assert list(cache.directory.tmp.iterdir()) == []
+    assert cache.reserved_bytes == 0
+
+
+async def test_after_close_nothing_is_begun(gcs: GCSServer, fetcher: Fetcher) -> None:
+    version = put(gcs, "a.jpg", b"bytes of a")
+    await fetcher.close()
+    with pytest.raises(DaemonUnavailableError, match=r"gs://pictures/a\.jpg: the daemon is stopping"):
+        await fetcher.demand(version.name, version, NOTHING)
+    with pytest.raises(DaemonUnavailableError):
+        await fetcher.prefetch(version, NOTHING)
+    assert gcs.counts.total() == 0
+
+
+@pytest.mark.parametrize("size_bytes", [0, 10, 900_000])
+async def test_a_download_that_starts_over_leaves_one_whole_file(
+    gcs: GCSServer, cache: Cache, fetcher: Fetcher, size_bytes: int
+) -> None:
+    version = put(gcs, "a.jpg", bytes(size_bytes))
+    gcs.faults.add(FlippedByte() if size_bytes else Status(503), requests=1)
+    await fetcher.demand(version.name, version, NOTHING)
+    assert cached(cache, version) == bytes(size_bytes)
+    assert gets(gcs, version) == 2
+    assert list(cache.directory.tmp.iterdir()) == []
+
+
+async def test_an_outage_of_gcs_removes_nothing_from_the_cache(gcs: GCSServer, cache: Cache) -> None:
+    async with Origin(Access(gcs.url, anonymous=True), deadline_s=0.2) as origin:
+        fetcher = Fetcher(cache, origin, concurrency=4)
+        there, absent = put(gcs, "there.jpg", b"there"), put(gcs, "absent.jpg", b"absent")
+        await fetcher.prefetch(there, NOTHING)
+        gcs.faults.add(Status(503))
+        with pytest.raises(OriginUnavailableError, match=r"absent\.jpg"):
+            await fetcher.demand(absent.name, absent, NOTHING)
+        await fetcher.demand(there.name, there, NOTHING)
+    assert cached(cache, there) == b"there"
+    assert list(cache.directory.tmp.iterdir()) == []

@@ -1,0 +1,223 @@
+"""A data root is listed whole, page by page, and the last listing is there for a start without GCS."""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from gcs_prefetchd.credentials import Access
+from gcs_prefetchd.errors import ItemError, ObjectMissingError, OriginUnavailableError
+from gcs_prefetchd.listing import KEPT_PER_DATA_ROOT, list_manifest, newest_manifest, remove_old_manifests
+from gcs_prefetchd.manifest import Layout, Manifest, ObjectVersion, build_manifest
+from gcs_prefetchd.names import DataRoot, ObjectName
+from gcs_prefetchd.origin import Origin
+from gcs_prefetchd.stamp import crc32c_of
+from gcs_prefetchd.testing import GCSServer, Kind, Stall, Status
+
+BUCKET = "pictures"
+ROOT = DataRoot(BUCKET, "train")
+
+
+@pytest.fixture
+async def origin(gcs: GCSServer) -> AsyncIterator[Origin]:
+    gcs.create_bucket(BUCKET)
+    async with Origin(Access(gcs.url, anonymous=True), deadline_s=5.0) as opened:
+        yield opened
+
+
+def put(gcs: GCSServer, *names: str) -> None:
+    for name in names:
+        gcs.put(BUCKET, name, name.encode())
+
+
+def put_pairs(gcs: GCSServer, count: int) -> None:
+    put(gcs, *(f"train/images/{i}.jpg" for i in range(count)), *(f"train/labels/{i}.png" for i in range(count)))
+
+
+async def test_every_page_of_every_folder_is_listed(gcs: GCSServer, origin: Origin) -> None:
+    put_pairs(gcs, 2345)
+    manifest = await list_manifest(origin, ROOT, Layout())
+
+    assert gcs.counts.list[BUCKET] == 6
+    assert list(manifest.ids) == sorted(str(i) for i in range(2345))
+    assert manifest.incomplete == ()
+
+
+async def test_each_part_has_its_generation_size_and_crc32c(gcs: GCSServer, origin: Origin) -> None:
+    put_pairs(gcs, 3)
+    manifest = await list_manifest(origin, ROOT, Layout())
+
+    name = ObjectName(BUCKET, "train/labels/1.png")
+    stored = gcs.get(BUCKET, name.name)
+    assert stored is not None
+    data = name.name.encode()
+    assert manifest.version(1, 1) == ObjectVersion(name, stored.generation, len(data), crc32c_of(data))
+
+
+async def test_a_data_root_may_be_a_whole_bucket(gcs: GCSServer, origin: Origin) -> None:
+    put(gcs, "images/a.jpg", "labels/a.png", "train/images/b.jpg", "train/labels/b.png")
+    assert list((await list_manifest(origin, DataRoot(BUCKET, ""), Layout())).ids) == ["a"]
+
+
+async def test_folders_whose_names_begin_alike_do_not_mix(gcs: GCSServer, origin: Origin) -> None:
+    put(gcs, "train/images/a.jpg", "train/labels/a.png", "train2/images/b.jpg", "train2/labels/b.png", "train/images2/c.jpg")
+    manifest = await list_manifest(origin, ROOT, Layout())
+    assert list(manifest.ids) == ["a"]
+    assert manifest.incomplete == ()
+
+
+async def test_folder_placeholders_and_foreign_objects_are_passed_over(gcs: GCSServer, origin: Origin) -> None:
+    put(gcs, "train/images/", "train/images/notes.txt", "train/labels/", "train/images/a.jpg", "train/labels/a.png")
+    assert list((await list_manifest(origin, ROOT, Layout())).ids) == ["a"]
+
+
+async def test_other_patterns_list_other_folders(gcs: GCSServer, origin: Origin) -> None:
+    put(gcs, "train/a/x.jpg", "train/a.mask.png", "train/b/x.jpg")
+    manifest = await list_manifest(origin, ROOT, Layout(("{id}/x.jpg", "{id}.mask.png")))
+    assert list(manifest.ids) == ["a"]
+    assert manifest.incomplete == ("gs://pictures/train/b.mask.png",)
+    assert gcs.counts.list[BUCKET] == 1
+
+
+async def test_what_incomplete_items_lack_is_named_in_one_warning(
+    gcs: GCSServer, origin: Origin, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_pairs(gcs, 2)
+    put(gcs, "train/images/alone.jpg", "train/labels/lonely.png")
+    with caplog.at_level(logging.WARNING):
+        manifest = await list_manifest(origin, ROOT, Layout())
+
+    assert list(manifest.ids) == ["0", "1"]
+    (warning,) = caplog.messages
+    assert warning.startswith("gs://pictures/train: ")
+    assert "gs://pictures/train/labels/alone.png, gs://pictures/train/images/lonely.jpg" in warning
+    assert "..." not in warning
+
+
+async def test_of_many_missing_objects_a_few_are_named_and_all_are_counted(
+    gcs: GCSServer, origin: Origin, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_pairs(gcs, 1)
+    put(gcs, *(f"train/images/x{i:03}.jpg" for i in range(500)))
+    await list_manifest(origin, ROOT, Layout())
+
+    (warning,) = caplog.messages
+    assert "500 objects" in warning
+    assert "x004.png, ..." in warning
+    assert len(warning) < 500
+
+
+@pytest.mark.parametrize("names", [(), ("train/images/a.jpg",), ("train/images/a.jpg", "train/labels/b.png"), ("other.jpg",)])
+async def test_a_data_root_without_one_complete_item_is_an_error_that_names_it_and_the_patterns(
+    names: tuple[str, ...], gcs: GCSServer, origin: Origin
+) -> None:
+    put(gcs, *names)
+    with pytest.raises(ItemError) as error:
+        await list_manifest(origin, ROOT, Layout())
+    text = str(error.value)
+    assert text.startswith("gs://pictures/train: no item has all of images/{id}.jpg, labels/{id}.png")
+    assert "is the prefix right" in text
+    assert "\n" not in text
+
+
+async def test_a_bucket_that_does_not_exist_is_named(origin: Origin) -> None:
+    with pytest.raises(ObjectMissingError, match="gs://absent-bucket/train/"):
+        await list_manifest(origin, DataRoot("absent-bucket", "train"), Layout())
+
+
+async def test_a_page_that_fails_is_asked_for_again_and_nothing_is_listed_twice(gcs: GCSServer, origin: Origin) -> None:
+    put_pairs(gcs, 1500)
+    gcs.faults.add(Status(503), BUCKET, kind=Kind.LIST, requests={2, 4})
+    manifest = await list_manifest(origin, ROOT, Layout())
+    assert len(manifest) == 1500
+    assert gcs.counts.list[BUCKET] == 6
+
+
+async def test_a_listing_that_cannot_end_is_an_error_and_no_half_manifest(gcs: GCSServer) -> None:
+    put_pairs(gcs, 1500)
+    gcs.faults.add(Status(503), BUCKET, kind=Kind.LIST, requests=range(3, 1000))
+    async with Origin(Access(gcs.url, anonymous=True), deadline_s=0.5) as origin:
+        with pytest.raises(OriginUnavailableError, match="gs://pictures/train/"):
+            await list_manifest(origin, ROOT, Layout())
+
+
+async def test_when_one_folder_cannot_be_listed_nothing_more_is_asked_for_the_other(gcs: GCSServer, origin: Origin) -> None:
+    put_pairs(gcs, 1500)
+    before = asyncio.all_tasks()
+    gcs.faults.add(Stall(), BUCKET, kind=Kind.LIST, requests=1)
+    gcs.faults.add(Status(404), BUCKET, kind=Kind.LIST, requests=2)
+    with pytest.raises(ObjectMissingError):
+        await list_manifest(origin, ROOT, Layout())
+
+    for task in asyncio.all_tasks() - before:
+        if "collect" in repr(task.get_coro()):
+            await asyncio.wait([task], timeout=1)
+            assert task.done()
+    gcs.release()
+    assert gcs.counts.list[BUCKET] == 2
+
+
+# Manifests on disk
+
+
+def saved(manifests: Path, number: int, root: DataRoot = ROOT, layout: Layout | None = None) -> Manifest:
+    """A manifest whose one image is of this generation, saved so many seconds after 1970."""
+    layout = layout or Layout()
+    objects = [
+        ObjectVersion(ObjectName(root.bucket, f"{root.folder}{layout.part_name('a', part)}"), number, 1, 1) for part in (0, 1)
+    ]
+    manifest = build_manifest(root, layout, objects)
+    folder = manifest.save(manifests)
+    os.utime(folder, (number, number))
+    return manifest
+
+
+def test_the_newest_manifest_is_the_one_saved_last(tmp_path: Path) -> None:
+    for number in (1, 3, 2):
+        saved(tmp_path, number)
+    newest = newest_manifest(tmp_path, ROOT, Layout())
+    assert newest is not None
+    assert newest.version(0, 0).generation == 3
+
+
+def test_manifests_of_other_data_roots_and_layouts_are_passed_over(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    saved(tmp_path, 2, DataRoot(BUCKET, "validation"))
+    saved(tmp_path, 3, layout=Layout(("{id}.jpg", "{id}.png")))
+    newest = newest_manifest(tmp_path, ROOT, Layout())
+    assert newest is not None
+    assert newest.version(0, 0).generation == 1
+    assert newest_manifest(tmp_path, DataRoot(BUCKET, "test"), Layout()) is None
+
+
+def test_no_manifest_is_none(tmp_path: Path) -> None:
+    assert newest_manifest(tmp_path, ROOT, Layout()) is None
+
+
+def test_damaged_and_unfinished_manifests_are_passed_over(tmp_path: Path) -> None:
+    good = saved(tmp_path, 1)
+    damaged = tmp_path / saved(tmp_path, 2).digest
+    (damaged / "size.npy").write_bytes(b"")
+    os.utime(damaged, (5, 5))
+    unfinished = saved(tmp_path, 3)
+    (tmp_path / unfinished.digest).rename(tmp_path / f"{unfinished.digest}.4711.tmp")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").touch()
+
+    newest = newest_manifest(tmp_path, ROOT, Layout())
+    assert newest is not None
+    assert newest.digest == good.digest
+
+
+def test_only_the_newest_manifests_of_a_data_root_are_kept(tmp_path: Path) -> None:
+    other = saved(tmp_path, 1, DataRoot(BUCKET, "validation"))
+    manifests = [saved(tmp_path, number) for number in range(2, 2 + KEPT_PER_DATA_ROOT + 3)]
+    (tmp_path / "foreign").mkdir()
+
+    remove_old_manifests(tmp_path, ROOT)
+
+    kept = {folder.name for folder in tmp_path.iterdir()}
+    assert kept == {manifest.digest for manifest in manifests[3:]} | {other.digest, "foreign"}

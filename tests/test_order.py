@@ -1,0 +1,161 @@
+"""Seeded orders. Their values are frozen: a run resumed with a newer version must go on in the order that it began with."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gcs_prefetchd.order import Indices, endless, epoch_order, order_digest
+
+LARGEST = 2**63 - 1
+
+seeds = st.integers(0, LARGEST)
+subsets = st.sets(st.integers(0, 2**32 - 1), max_size=200)
+
+
+def indices(count: int) -> Indices:
+    return np.arange(count, dtype=np.uint32)
+
+
+@pytest.mark.parametrize(
+    ("seed", "epoch", "order"),
+    [
+        (0, 0, [0, 9, 1, 6, 3, 5, 4, 2, 8, 7]),
+        (0, 1, [8, 3, 0, 1, 5, 2, 7, 4, 9, 6]),
+        (1, 0, [2, 5, 8, 9, 1, 4, 6, 0, 3, 7]),
+        (42, 7, [4, 8, 7, 1, 2, 0, 6, 5, 9, 3]),
+        (LARGEST, 0, [3, 8, 9, 0, 2, 4, 5, 1, 7, 6]),
+        (0, LARGEST, [8, 2, 3, 0, 5, 1, 6, 4, 7, 9]),
+        (LARGEST, LARGEST, [6, 3, 8, 1, 9, 5, 7, 0, 2, 4]),
+    ],
+)
+def test_an_epochs_order_never_changes(seed: int, epoch: int, order: list[int]) -> None:
+    assert epoch_order(seed, epoch, indices(10)).tolist() == order
+
+
+@pytest.mark.parametrize(
+    ("seed", "start", "items", "drawn"),
+    [
+        (0, 0, 10, [3, 4, 4, 3, 5, 2]),
+        (1, 0, 10, [5, 5, 1, 2, 3, 6]),
+        (LARGEST, 2**40, 1000, [683, 182, 836, 790, 10, 708]),
+        (7, 123, 2**32 - 1, [2890451814, 182023492, 1948955375, 2492543860, 4283814480, 1547842456]),
+    ],
+)
+def test_the_endless_stream_never_changes(seed: int, start: int, items: int, drawn: list[int]) -> None:
+    assert endless(seed, start, len(drawn), items).tolist() == drawn
+
+
+def test_the_digests_never_change() -> None:
+    assert order_digest(indices(0)) == "e4a6a0577479b2b4"
+    assert order_digest(indices(10)) == "ebd6ba31423362f8"
+    assert order_digest(epoch_order(3, 5, indices(1000))) == "e8b635835233cfd3"
+
+
+@given(seeds, seeds, subsets)
+def test_the_order_is_that_of_splitmix64_in_plain_integers(seed: int, epoch: int, items: set[int]) -> None:
+    """Anyone can compute it: the same function without numpy."""
+    key = splitmix64(splitmix64(seed) ^ epoch)
+    order = epoch_order(seed, epoch, np.array(sorted(items), dtype=np.uint32))
+    assert order.tolist() == sorted(items, key=lambda item: splitmix64(item ^ key))
+
+
+def test_splitmix64_here_is_the_published_one() -> None:
+    """The first outputs for the seed 1234567, from Vigna's reference implementation."""
+    golden, state = 0x9E3779B97F4A7C15, 1234567
+    outputs = [splitmix64((state + step * golden) % 2**64) for step in range(3)]
+    assert outputs == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+
+@given(seeds, seeds, subsets)
+def test_an_epoch_has_every_item_once(seed: int, epoch: int, items: set[int]) -> None:
+    order = epoch_order(seed, epoch, np.array(list(items), dtype=np.uint32))
+    assert sorted(order.tolist()) == sorted(items)
+    assert order.dtype == np.uint32
+
+
+@given(seeds, seeds, subsets, st.data())
+def test_the_order_of_a_subset_is_that_of_the_whole_with_the_others_left_out(
+    seed: int, epoch: int, items: set[int], data: st.DataObject
+) -> None:
+    whole = sorted(items)
+    subset = {item for item in whole if data.draw(st.booleans())}
+    order = epoch_order(seed, epoch, np.array(whole, dtype=np.uint32)).tolist()
+    of_subset = epoch_order(seed, epoch, np.array(sorted(subset, reverse=True), dtype=np.uint32)).tolist()
+    assert of_subset == [item for item in order if item in subset]
+
+
+@given(seeds, st.integers(0, 2**40), st.integers(1, 2**32 - 1), st.lists(st.integers(0, 50), max_size=8))
+def test_the_endless_stream_is_the_same_in_whatever_chunks_it_is_read(
+    seed: int, start: int, items: int, chunks: list[int]
+) -> None:
+    at_once = endless(seed, start, sum(chunks), items).tolist()
+    in_chunks: list[int] = []
+    for count in chunks:
+        in_chunks += endless(seed, start + len(in_chunks), count, items).tolist()
+    assert in_chunks == at_once
+    assert all(0 <= item < items for item in at_once)
+
+
+def test_asking_for_an_order_leaves_the_indices_as_they_were() -> None:
+    given_indices = indices(100)
+    epoch_order(1, 2, given_indices)
+    endless(1, 0, 100, 10)
+    assert given_indices.tolist() == list(range(100))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32, LARGEST])
+def test_every_item_is_as_often_early_as_late(seed: int) -> None:
+    """20 items, 4,000 epochs, 10 tenths of an epoch: chi-square with 171 degrees of freedom, beyond 6 sigma never by chance."""
+    items, epochs, tenths = 20, 4000, 10
+    counts = np.zeros((items, tenths))
+    for epoch in range(epochs):
+        for place, item in enumerate(epoch_order(seed, epoch, indices(items)).tolist()):
+            counts[item, place * tenths // items] += 1
+    expected = epochs / tenths
+    chi_square = float(((counts - expected) ** 2 / expected).sum())
+    freedom = (items - 1) * (tenths - 1)
+    assert abs(chi_square - freedom) < 6 * (2 * freedom) ** 0.5
+
+
+@pytest.mark.parametrize("seed", [0, 1, LARGEST])
+def test_neighbours_in_one_epoch_are_none_in_the_next(seed: int) -> None:
+    """Two epochs, and two seeds, agree in no more places than chance has it: one on average."""
+    count = 5000
+    first, *others = (
+        epoch_order(*key, indices(count)) for key in [(seed, 0), (seed, 1), (seed, 2**40), (seed ^ 1, 0), (seed ^ 1, 1)]
+    )
+    following = dict(zip(first[:-1].tolist(), first[1:].tolist(), strict=True))
+    for other in others:
+        assert int((first == other).sum()) < 10
+        assert sum(following.get(a) == b for a, b in zip(other[:-1].tolist(), other[1:].tolist(), strict=True)) < 10
+
+
+@pytest.mark.parametrize("items", [3, 10, 1000])
+def test_the_endless_stream_draws_every_item_equally_often(items: int) -> None:
+    draws = 200_000
+    counts = np.bincount(endless(5, 0, draws, items), minlength=items)
+    chi_square = float(((counts - draws / items) ** 2 / (draws / items)).sum())
+    assert abs(chi_square - (items - 1)) < 6 * (2 * (items - 1)) ** 0.5 + 6
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), max_size=50), st.lists(st.integers(0, 2**32 - 1), max_size=50))
+def test_digests_tell_orders_apart(one: list[int], other: list[int]) -> None:
+    first, second = (np.array(order, dtype=np.uint32) for order in (one, other))
+    assert (order_digest(first) == order_digest(second)) == (one == other)
+
+
+def test_the_digest_is_of_the_values_and_not_of_how_they_lie_in_memory() -> None:
+    order = epoch_order(0, 0, indices(100))
+    swapped = order.astype(">u4")
+    spread = np.repeat(order, 2)[::2]
+    assert order_digest(swapped) == order_digest(spread) == order_digest(order)
+    assert order_digest(order[::-1]) != order_digest(order)
+
+
+def splitmix64(value: int) -> int:
+    mask = 2**64 - 1
+    mixed = (value + 0x9E3779B97F4A7C15) & mask
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
+    return mixed ^ (mixed >> 31)

@@ -1,0 +1,221 @@
+"""The stamp of a cached file, and the read that trusts nothing else."""
+
+import os
+import random
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from gcs_prefetchd.stamp import ATTRIBUTE, Stamp, crc32c_of, read_checked, read_stamp, write_stamp
+
+BYTES = random.Random(1).randbytes(5000)
+
+
+def stamp_of(data: bytes, generation: int = 1) -> Stamp:
+    return Stamp(generation, len(data), crc32c_of(data))
+
+
+def cached(path: Path, data: bytes = BYTES, stamp: Stamp | None = None) -> Path:
+    path.write_bytes(data)
+    with path.open("rb+") as file:
+        write_stamp(file.fileno(), stamp or stamp_of(data))
+    return path
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.binary(max_size=3000))
+@example(b"")
+def test_a_whole_file_is_read(tmp_path: Path, data: bytes) -> None:
+    assert read_checked(cached(tmp_path / "file", data)) == data
+    assert read_checked(str(tmp_path / "file"), stamp_of(data)) == data
+
+
+def overwrite(path: Path, at: int, data: bytes) -> None:
+    """In place, so that the stamp stays."""
+    with path.open("rb+") as file:
+        file.seek(at)
+        file.write(data)
+
+
+def fill_with_hole(path: Path) -> None:
+    os.truncate(path, 100)
+    os.truncate(path, len(BYTES))
+
+
+def moved_behind_a_link(path: Path) -> None:
+    path.rename(path.with_name("whole"))
+    path.symlink_to("whole")
+
+
+def replaced_by(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    def replace(path: Path) -> None:
+        path.unlink()
+        make(path)
+
+    return replace
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "truncated by a byte": lambda path: os.truncate(path, len(BYTES) - 1),
+    "grown by a byte": lambda path: overwrite(path, len(BYTES), b"\0"),
+    "emptied": lambda path: os.truncate(path, 0),
+    "zeroed": lambda path: overwrite(path, 0, bytes(len(BYTES))),
+    "replaced by as many bytes": lambda path: overwrite(path, 0, BYTES[::-1]),
+    "cut and filled up with a hole": fill_with_hole,
+    "without a stamp": lambda path: os.removexattr(path, ATTRIBUTE),
+    "removed": lambda path: path.unlink(),
+    "a directory": replaced_by(Path.mkdir),
+    "a link to itself": replaced_by(lambda path: path.symlink_to(path)),
+    "a dangling link": replaced_by(lambda path: path.symlink_to("nowhere")),
+    "a link to a whole file": moved_behind_a_link,
+    "a FIFO": replaced_by(os.mkfifo),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_file_that_is_not_what_its_stamp_says_is_a_miss(tmp_path: Path, damage: str) -> None:
+    path = cached(tmp_path / "file")
+    assert read_checked(path) == BYTES
+    DAMAGES[damage](path)
+    assert read_checked(path) is None
+    assert read_checked(path, stamp_of(BYTES)) is None
+
+
+def test_a_socket_is_a_miss(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        assert read_checked(tmp_path / "socket") is None
+
+
+def test_a_device_is_a_miss() -> None:
+    assert read_checked("/dev/zero") is None
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.integers(0, len(BYTES) - 1), st.integers(1, 255))
+def test_any_flipped_byte_is_a_miss(tmp_path: Path, at: int, flip: int) -> None:
+    path = cached(tmp_path / "file")
+    overwrite(path, at, bytes([BYTES[at] ^ flip]))
+    assert read_checked(path) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"1",
+        b"1 5000",
+        b"1 5000 zzzzzzzz",
+        b"one 5000 00000000",
+        b"1  5000 00000000",
+        b"1 5000 00000000 0",
+        b"1 5000 -1",
+        b"\xff\xfe",
+        b"1 " + b"9" * 3000 + b" 0",
+        bytes(30),
+    ],
+)
+def test_a_stamp_that_is_none_of_ours_is_a_miss(tmp_path: Path, value: bytes) -> None:
+    path = cached(tmp_path / "file")
+    os.setxattr(path, ATTRIBUTE, value)
+    assert read_checked(path) is None
+
+
+@given(st.binary(max_size=60))
+def test_any_value_reads_as_a_stamp_or_as_none(value: bytes) -> None:
+    stamp = Stamp.from_bytes(value)
+    assert stamp is None or isinstance(stamp.crc32c, int)
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1), st.integers(0, 2**32 - 1))
+def test_a_stamp_reads_back_as_it_was(generation: int, size: int, crc32c: int) -> None:
+    stamp = Stamp(generation, size, crc32c)
+    assert Stamp.from_bytes(stamp.to_bytes()) == stamp
+
+
+def test_the_stamps_form_never_changes() -> None:
+    """Caches outlive upgrades."""
+    assert ATTRIBUTE == "user.gcs.object"
+    assert Stamp(1700000000000000, 12, 0xABC).to_bytes() == b"1700000000000000 12 00000abc"
+
+
+def test_the_checksum_is_castagnolis() -> None:
+    """The check value of CRC-32C in the literature."""
+    assert crc32c_of(b"123456789") == 0xE3069283
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        Stamp(2, len(BYTES), crc32c_of(BYTES)),
+        Stamp(1, len(BYTES) + 1, crc32c_of(BYTES)),
+        Stamp(1, len(BYTES), crc32c_of(BYTES) ^ 1),
+    ],
+)
+def test_a_whole_file_of_another_version_is_a_miss(tmp_path: Path, expected: Stamp) -> None:
+    path = cached(tmp_path / "file")
+    assert read_checked(path, expected) is None
+    assert read_checked(path) == BYTES
+
+
+def test_a_reader_keeps_a_file_that_is_unlinked_under_it(tmp_path: Path) -> None:
+    path = cached(tmp_path / "file")
+    with path.open("rb") as file:
+        path.unlink()
+        assert read_stamp(file.fileno()) == stamp_of(BYTES)
+        assert file.read() == BYTES
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a process of somebody else")
+def test_a_file_that_may_not_be_read_is_a_miss() -> None:
+    """Read by another user, for whom modes mean something. Below /tmp, since pytest's own folders are closed to others."""
+    program = """
+import os, sys, tempfile
+from pathlib import Path
+from gcs_prefetchd.stamp import Stamp, crc32c_of, read_checked, write_stamp
+with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+    path = Path(folder, "file")
+    path.write_bytes(b"data")
+    with path.open("rb+") as file:
+        write_stamp(file.fileno(), Stamp(1, 4, crc32c_of(b"data")))
+    Path(folder).chmod(0o755)
+    answers = []
+    for mode in (0o644, 0o000):
+        path.chmod(mode)
+        os.seteuid(65534)
+        answers.append(read_checked(path))
+        os.seteuid(0)
+    print(answers)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[b'data', None]\n", "")
+
+
+def test_reading_leaves_no_descriptor_open(tmp_path: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    path = cached(tmp_path / "file")
+    for _ in range(20):
+        read_checked(path)
+        read_checked(path, Stamp(9, 9, 9))
+        read_checked(tmp_path)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
+def test_reading_changes_nothing(tmp_path: Path) -> None:
+    path = cached(tmp_path / "file")
+    path.chmod(0o440)
+    before = path.stat()
+    read_checked(path)
+    after = path.stat()
+    assert (after.st_mtime_ns, after.st_ctime_ns, stat.S_IMODE(after.st_mode)) == (
+        before.st_mtime_ns,
+        before.st_ctime_ns,
+        0o440,
+    )
