@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-SOURCES := daemon dataset tests bench examples
+SOURCES := daemon dataset tests examples
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -75,11 +75,12 @@ def write_local(folder: Path, count: int) -> list[str]:
 def cache_file(cache_dir: Path, uri: str, data: bytes) -> Path:
     """Put an object into a cache directory as the daemon does."""
     name = parse_object_uri(uri)
-    path = cache_dir / "objects" / cache_path(name.bucket, name.name)
+    where = cache_path(name.bucket, name.name)
+    path = cache_dir / "objects" / where
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.write(data)
-        write_stamp(file.fileno(), Stamp(1, len(data), crc32c_of(data)))
+        write_stamp(file.fileno(), Stamp(1, len(data), crc32c_of(data)), where)
     return path
 
 

@@ -144,7 +144,7 @@ async def test_a_download_cancelled_at_any_moment_is_published_or_leaves_nothing
             if not cancelled:
                 break
         assert wait > 3
-        assert read_checked(file_of(cache, path)) == data
+        assert read_checked(cache.directory.objects, path) == data
 
 
 async def test_a_download_cancelled_while_gcs_stalls_leaves_nothing(gcs: ServingGCS, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ async def test_a_cancelled_demand_wastes_no_download_and_leaves_nothing(gcs: Ser
             if not cancelled and wait % 2:
                 break
         assert wait > 2
-        assert read_checked(file_of(cache, path)) == data
+        assert read_checked(cache.directory.objects, path) == data
         await fetcher.close()
 
 

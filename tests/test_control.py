@@ -52,7 +52,7 @@ async def plan_for(client: DaemonClient, order: list[int], **changes: object) ->
 async def test_a_demanded_object_lies_in_the_tree_when_the_answer_comes(service: Service, client: DaemonClient) -> None:
     uri = f"{DATA_ROOT}/images/00003.jpg"
     assert await asyncio.to_thread(client.fetch, [uri]) == [""]
-    assert read_checked(service.directory.objects / BUCKET / "train/images/00003.jpg") is not None
+    assert read_checked(service.directory.objects, f"{BUCKET}/train/images/00003.jpg") is not None
 
 
 async def test_each_object_of_a_demand_has_its_own_answer(client: DaemonClient) -> None:

@@ -54,8 +54,8 @@ async def test_an_object_of_any_size_arrives_whole_and_stamped(size_bytes: int, 
     async with opened(tmp_path / "cache", 10 * BUFFER_BYTES) as cache:
         path = await fetch(cache, gcs, "images/a.jpg")
 
-        assert read_checked(file_of(cache, path)) == data
-        assert read_stamp(file_of(cache, path)) == cache.stamp(path) == stamp_of(data, stored.generation)
+        assert read_checked(cache.directory.objects, path) == data
+        assert read_stamp(file_of(cache, path), path) == cache.stamp(path) == stamp_of(data, stored.generation)
         assert (cache.bytes, cache.reserved_bytes) == (size_bytes, 0)
         assert await cache.check() == []
 
@@ -71,7 +71,7 @@ async def test_an_attempt_that_fails_starts_again_from_the_first_byte(fault: Cut
         path = await fetch(cache, gcs, "a.jpg")
 
         assert gcs.counts.media[f"{BUCKET}/a.jpg"] == 3
-        assert read_checked(file_of(cache, path)) == data
+        assert read_checked(cache.directory.objects, path) == data
         assert await cache.check() == []
 
 
@@ -85,7 +85,7 @@ async def test_a_shorter_second_attempt_leaves_no_tail_of_the_first(cache: Cache
         await download.write(short)
         await download.publish(version_of("a.jpg", short))
 
-    assert read_checked(file_of(cache, path_of("a.jpg"))) == short
+    assert read_checked(cache.directory.objects, path_of("a.jpg")) == short
 
 
 async def test_a_second_attempt_forgets_what_the_first_had_written_to_disk(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ async def test_a_second_attempt_forgets_what_the_first_had_written_to_disk(tmp_p
             await download.begin(version_of("a.jpg", short))
             await download.write(short)
             await download.publish(version_of("a.jpg", short))
-        assert read_checked(file_of(cache, path_of("a.jpg"))) == short
+        assert read_checked(cache.directory.objects, path_of("a.jpg")) == short
 
 
 async def test_nothing_is_under_the_final_name_before_it_is_whole(cache: Cache) -> None:
@@ -127,7 +127,7 @@ async def test_objects_whose_names_would_be_file_and_folder_at_once_lie_side_by_
 
     assert len(set(paths)) == len(names)
     for number, path in enumerate(paths):
-        assert read_checked(file_of(cache, path)) == content(number, 100)
+        assert read_checked(cache.directory.objects, path) == content(number, 100)
     assert {name.name for name in cache.names()} == set(names)
 
 
@@ -204,7 +204,7 @@ async def test_a_failed_publication_leaves_the_older_generation_in_its_place(tmp
             with pytest.raises(CacheWriteError):
                 await put(cache, "a.jpg", content(1, 900_000), generation=2)
 
-            assert read_checked(file_of(cache, path)) == b"old"
+            assert read_checked(cache.directory.objects, path) == b"old"
             assert await cache.check() == []
             await cache.drop(path)  # and it can be dropped as before
             await assert_nothing_left(cache)
@@ -240,7 +240,7 @@ async def test_objects_fetched_together_all_arrive(gcs: GCSServer, cache: Cache)
         gcs.put(BUCKET, f"images/{number}.jpg", content(number, 5000))
     paths = await asyncio.gather(*(fetch(cache, gcs, f"images/{number}.jpg") for number in range(100)))
     for number, path in enumerate(paths):
-        assert read_checked(file_of(cache, path)) == content(number, 5000)
+        assert read_checked(cache.directory.objects, path) == content(number, 5000)
 
 
 async def test_the_generation_asked_for_is_the_one_that_comes(gcs: GCSServer, cache: Cache) -> None:

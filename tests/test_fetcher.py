@@ -50,7 +50,7 @@ def path_of(version: ObjectVersion) -> str:
 
 def cached(cache: Cache, version: ObjectVersion) -> bytes | None:
     """What a reader finds at the object's place."""
-    return read_checked(cache.directory.objects / path_of(version))
+    return read_checked(cache.directory.objects, path_of(version))
 
 
 def gets(gcs: GCSServer, version: ObjectVersion) -> int:

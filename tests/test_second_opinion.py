@@ -93,7 +93,7 @@ async def test_a_data_root_is_listed_and_prefetched_with_the_bytes_that_were_upl
     assert manifest is not None
     assert list(manifest.ids) == [f"{i:05}" for i in range(ITEMS)]
     await service.prefetcher.settled()
-    assert {uri: read_checked(file_of(service, uri)) for uri in objects} == objects
+    assert {uri: read_checked(service.directory.objects, uri.removeprefix("gs://")) for uri in objects} == objects
 
 
 async def test_a_demanded_object_comes_with_the_bytes_that_were_uploaded(
@@ -106,8 +106,8 @@ async def test_a_demanded_object_comes_with_the_bytes_that_were_uploaded(
     await asyncio.to_thread(emulator.put, BUCKET, "train/images/new.jpg", jpeg(999))
     with closing(DaemonClient(service.directory.path)) as client:
         assert await asyncio.to_thread(client.fetch, [listed, new]) == ["", ""]
-    assert read_checked(file_of(service, listed)) == objects[listed]
-    assert read_checked(file_of(service, new)) == jpeg(999)
+    assert read_checked(service.directory.objects, listed.removeprefix("gs://")) == objects[listed]
+    assert read_checked(service.directory.objects, new.removeprefix("gs://")) == jpeg(999)
 
 
 async def test_a_demand_for_an_object_that_does_not_exist_says_so(service: Service) -> None:

@@ -61,7 +61,7 @@ async def test_the_data_root_is_prefetched_before_any_reader_has_come(gcs: GCSSe
     async with running(make_settings(tmp_path / "cache", gcs.url)) as service:
         await service.prefetcher.settled()
         for uri, data in objects.items():
-            assert read_checked(service.directory.objects / uri.removeprefix("gs://")) == data
+            assert read_checked(service.directory.objects, uri.removeprefix("gs://")) == data
 
 
 async def test_a_start_without_gcs_serves_what_was_cached(gcs: GCSServer, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ async def test_an_object_that_changed_in_the_bucket_is_dropped_when_the_data_roo
     async with running(settings) as service:
         await gcs.wait_for(lambda counts: counts.media[changed] > before)
         await service.prefetcher.settled()
-        assert read_checked(service.directory.objects / changed) == b"relabelled"
+        assert read_checked(service.directory.objects, changed) == b"relabelled"
 
 
 async def test_a_missing_bucket_ends_the_start_and_frees_the_directory(gcs: GCSServer, tmp_path: Path) -> None:
@@ -122,6 +122,17 @@ def test_downloads_under_way_do_not_hold_up_a_stop(tmp_path: Path) -> None:
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 0
         assert list((tmp_path / "cache/tmp").iterdir()) == []
+
+
+def test_a_signal_during_the_start_ends_it_at_once(tmp_path: Path) -> None:
+    with serving() as server:
+        put_items(server, 2)
+        server.faults.add(Stall(), kind=Kind.LIST)
+        command = [*COMMAND, "start", *start_arguments(tmp_path / "cache", server.url), "--foreground"]
+        with subprocess.Popen(command, env=clean_environment(), stderr=subprocess.PIPE, text=True) as process:
+            server.wait_for(lambda counts: counts.total(Kind.LIST) > 0)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(5) == 0
 
 
 def test_systemd_is_told_of_the_start_the_watchdog_and_the_stop(server: ServingGCS, tmp_path: Path) -> None:
@@ -163,7 +174,8 @@ def test_a_killed_daemon_leaves_a_directory_that_the_next_one_takes(server: Serv
 def test_the_cache_is_for_the_user_and_the_group_alone(server: ServingGCS, tmp_path: Path) -> None:
     with in_foreground(tmp_path / "cache", server):
         with closing(DaemonClient(tmp_path / "cache")) as client:
-            assert client.fetch([f"{DATA_ROOT}/images/00000.jpg"]) == [""]
+            everything = [f"{DATA_ROOT}/{part}" for i in range(6) for part in (f"images/{i:05}.jpg", f"labels/{i:05}.png")]
+            assert set(client.fetch(everything)) == {""}  # nothing comes and goes in tmp/ any more
         for folder, _, files in os.walk(tmp_path / "cache"):
             for path in (Path(folder), *(Path(folder) / name for name in files)):
                 others, group_writes = 0o007, 0 if path.is_socket() else 0o020

@@ -25,7 +25,7 @@ def stamp_of(data: bytes, generation: int = 1) -> Stamp:
 def cached(path: Path, data: bytes = BYTES, stamp: Stamp | None = None) -> Path:
     path.write_bytes(data)
     with path.open("rb+") as file:
-        write_stamp(file.fileno(), stamp or stamp_of(data))
+        write_stamp(file.fileno(), stamp or stamp_of(data), path.name)
     return path
 
 
@@ -33,8 +33,8 @@ def cached(path: Path, data: bytes = BYTES, stamp: Stamp | None = None) -> Path:
 @given(st.binary(max_size=3000))
 @example(b"")
 def test_a_whole_file_is_read(tmp_path: Path, data: bytes) -> None:
-    assert read_checked(cached(tmp_path / "file", data)) == data
-    assert read_checked(str(tmp_path / "file"), stamp_of(data)) == data
+    assert read_checked(cached(tmp_path / "file", data).parent, "file") == data
+    assert read_checked(str(tmp_path), "file", stamp_of(data)) == data
 
 
 def overwrite(path: Path, at: int, data: bytes) -> None:
@@ -82,20 +82,20 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_file_that_is_not_what_its_stamp_says_is_a_miss(tmp_path: Path, damage: str) -> None:
     path = cached(tmp_path / "file")
-    assert read_checked(path) == BYTES
+    assert read_checked(path.parent, path.name) == BYTES
     DAMAGES[damage](path)
-    assert read_checked(path) is None
-    assert read_checked(path, stamp_of(BYTES)) is None
+    assert read_checked(path.parent, path.name) is None
+    assert read_checked(path.parent, path.name, stamp_of(BYTES)) is None
 
 
 def test_a_socket_is_a_miss(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socket"))
-        assert read_checked(tmp_path / "socket") is None
+        assert read_checked(tmp_path, "socket") is None
 
 
 def test_a_device_is_a_miss() -> None:
-    assert read_checked("/dev/zero") is None
+    assert read_checked("/dev", "zero") is None
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -103,7 +103,7 @@ def test_a_device_is_a_miss() -> None:
 def test_any_flipped_byte_is_a_miss(tmp_path: Path, at: int, flip: int) -> None:
     path = cached(tmp_path / "file")
     overwrite(path, at, bytes([BYTES[at] ^ flip]))
-    assert read_checked(path) is None
+    assert read_checked(path.parent, path.name) is None
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_any_flipped_byte_is_a_miss(tmp_path: Path, at: int, flip: int) -> None:
 def test_a_stamp_that_is_none_of_ours_is_a_miss(tmp_path: Path, value: bytes) -> None:
     path = cached(tmp_path / "file")
     os.setxattr(path, ATTRIBUTE, value)
-    assert read_checked(path) is None
+    assert read_checked(path.parent, path.name) is None
 
 
 @given(st.binary(max_size=60))
@@ -161,15 +161,15 @@ def test_the_checksum_is_castagnolis() -> None:
 )
 def test_a_whole_file_of_another_version_is_a_miss(tmp_path: Path, expected: Stamp) -> None:
     path = cached(tmp_path / "file")
-    assert read_checked(path, expected) is None
-    assert read_checked(path) == BYTES
+    assert read_checked(path.parent, path.name, expected) is None
+    assert read_checked(path.parent, path.name) == BYTES
 
 
 def test_a_reader_keeps_a_file_that_is_unlinked_under_it(tmp_path: Path) -> None:
     path = cached(tmp_path / "file")
     with path.open("rb") as file:
         path.unlink()
-        assert read_stamp(file.fileno()) == stamp_of(BYTES)
+        assert read_stamp(file.fileno(), "file") == stamp_of(BYTES)
         assert file.read() == BYTES
 
 
@@ -184,13 +184,13 @@ with tempfile.TemporaryDirectory(dir="/tmp") as folder:
     path = Path(folder, "file")
     path.write_bytes(b"data")
     with path.open("rb+") as file:
-        write_stamp(file.fileno(), Stamp(1, 4, crc32c_of(b"data")))
+        write_stamp(file.fileno(), Stamp(1, 4, crc32c_of(b"data")), "file")
     Path(folder).chmod(0o755)
     answers = []
     for mode in (0o644, 0o000):
         path.chmod(mode)
         os.seteuid(65534)
-        answers.append(read_checked(path))
+        answers.append(read_checked(path.parent, path.name))
         os.seteuid(0)
     print(answers)
 """
@@ -202,9 +202,9 @@ def test_reading_leaves_no_descriptor_open(tmp_path: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     path = cached(tmp_path / "file")
     for _ in range(20):
-        read_checked(path)
-        read_checked(path, Stamp(9, 9, 9))
-        read_checked(tmp_path)
+        read_checked(path.parent, path.name)
+        read_checked(path.parent, path.name, Stamp(9, 9, 9))
+        read_checked(tmp_path.parent, tmp_path.name)
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
@@ -212,10 +212,15 @@ def test_reading_changes_nothing(tmp_path: Path) -> None:
     path = cached(tmp_path / "file")
     path.chmod(0o440)
     before = path.stat()
-    read_checked(path)
+    read_checked(path.parent, path.name)
     after = path.stat()
     assert (after.st_mtime_ns, after.st_ctime_ns, stat.S_IMODE(after.st_mode)) == (
         before.st_mtime_ns,
         before.st_ctime_ns,
         0o440,
     )
+
+
+def test_a_whole_file_that_was_moved_to_another_objects_path_is_a_miss(tmp_path: Path) -> None:
+    cached(tmp_path / "0.jpg").rename(tmp_path / "1.jpg")
+    assert read_checked(tmp_path, "1.jpg") is None

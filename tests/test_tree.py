@@ -27,7 +27,7 @@ def objects(tmp_path: Path) -> Path:
 def published(objects: Path, path: str, data: bytes, generation: int = 1, stamp: Stamp | None = None) -> Path:
     unfinished = objects.parent / f"unfinished-{threading.get_ident()}"
     unfinished.write_bytes(data)
-    publish(unfinished, objects / path, stamp or stamp_of(data, generation), None)
+    publish(unfinished, objects, path, stamp or stamp_of(data, generation), None)
     return objects / path
 
 
@@ -35,8 +35,8 @@ def published(objects: Path, path: str, data: bytes, generation: int = 1, stamp:
 
 
 def test_a_published_file_has_its_bytes_and_its_stamp_and_leaves_no_other(objects: Path) -> None:
-    file = published(objects, "pictures/a.jpg", b"abc")
-    assert read_checked(file, stamp_of(b"abc")) == b"abc"
+    published(objects, "pictures/a.jpg", b"abc")
+    assert read_checked(objects, "pictures/a.jpg", stamp_of(b"abc")) == b"abc"
     assert [entry.name for entry in objects.parent.iterdir()] == ["objects"]
 
 
@@ -82,7 +82,7 @@ def reading(file: Path) -> Iterator[list[tuple[Stamp | None, bytes]]]:
     def read() -> None:
         while not stop.is_set():
             with file.open("rb") as stream:
-                seen.append((read_stamp(stream.fileno()), stream.read()))
+                seen.append((read_stamp(stream.fileno(), "pictures/a.jpg"), stream.read()))
 
     thread = threading.Thread(target=read)
     thread.start()
@@ -104,7 +104,7 @@ def test_a_reader_that_has_a_file_open_keeps_its_bytes(objects: Path) -> None:
 def test_a_file_that_lies_under_a_hash_carries_its_name(objects: Path) -> None:
     unfinished = objects / "unfinished"
     unfinished.write_bytes(b"x")
-    publish(unfinished, objects / "pictures/%h/ab/abcd", stamp_of(b"x"), OBJECT)
+    publish(unfinished, objects, "pictures/%h/ab/abcd", stamp_of(b"x"), OBJECT)
 
     assert os.getxattr(objects / "pictures/%h/ab/abcd", "user.gcs.name") == b"gs://pictures/a.jpg"
     assert read_object_name(objects / "pictures/%h/ab/abcd") == OBJECT

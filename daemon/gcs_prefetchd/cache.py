@@ -173,7 +173,7 @@ class Cache:
         stamp = self._entries.get(path)
         if stamp is None:
             return False
-        if await self.on_disk(read_checked, self.directory.objects / path, stamp) is not None:
+        if await self.on_disk(read_checked, self.directory.objects, path, stamp) is not None:
             return True
         if self._entries.get(path) == stamp:
             self.damaged += 1
@@ -236,7 +236,7 @@ class Cache:
             f"{path}: index and memory differ" for path, r in index.items() if r.stamp != self._entries.get(path, r.stamp)
         ]
         for path, stamp in list(self._entries.items()):
-            if await self.on_disk(read_checked, self.directory.objects / path, stamp) is None:
+            if await self.on_disk(read_checked, self.directory.objects, path, stamp) is None:
                 problems.append(f"{path}: the file is not what the index says")
         found: Found = await self.on_disk(find_files, self.directory.objects, dict(self._entries))
         unindexed = [path for path in [*found.unknown, *found.damaged] if path not in self._entries]

@@ -42,7 +42,8 @@ class DaemonClient:
 
     Nothing is opened before the first request. Every method raises DaemonUnavailableError when the daemon is absent, slow
     or answers nonsense; after such a failure the next ones raise it at once, for a pause that doubles with every failure in a
-    row, so that a hung daemon costs its readers one timeout and not one a read. The caller closes it.
+    row, so that a hung daemon costs its readers one timeout and not one a read; another daemon is asked at once. The caller
+    closes it.
     """
 
     def __init__(self, cache_dir: Path, timeout_s: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -53,6 +54,7 @@ class DaemonClient:
         self._lock = threading.Lock()
         self._failures = 0
         self._paused_until_s = 0.0
+        self._failed_instance: object = None
 
     def status(self) -> Status:
         """Who the daemon is."""
@@ -113,7 +115,7 @@ class DaemonClient:
 
     def _ask(self, method: str, target: str, body: bytes | None = None) -> bytes:
         with self._lock:
-            if self._clock() < self._paused_until_s:
+            if self._clock() < self._paused_until_s and self._instance_id() == self._failed_instance:
                 raise DaemonUnavailableError(f"daemon of {self.cache_dir}: failed a moment ago, not asked again yet")
             try:
                 status, answer = self._exchange(method, target, body)
@@ -152,7 +154,14 @@ class DaemonClient:
         response = self._connection.getresponse()
         return response.status, response.read()
 
+    def _instance_id(self) -> object:
+        try:
+            return read_daemon_file(self.cache_dir).get("instance_id")
+        except DaemonUnavailableError:
+            return None
+
     def _pause(self) -> None:
+        self._failed_instance = self._instance_id()
         self._disconnect()
         self._paused_until_s = self._clock() + min(FIRST_PAUSE_S * 2**self._failures, LONGEST_PAUSE_S)
         self._failures = min(self._failures + 1, 16)

@@ -102,7 +102,7 @@ class Download:
     def _finish(self, stamp: Stamp) -> None:
         _append(self._unfinished, self._chunks)
         hashed_name = self._name if name_of(self._path) is None else None
-        publish(self._unfinished, self._cache.directory.objects / self._path, stamp, hashed_name)
+        publish(self._unfinished, self._cache.directory.objects, self._path, stamp, hashed_name)
 
     async def _on_disk(self, call: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         self._writing = asyncio.create_task(self._cache.on_disk(call, *args, **kwargs))

@@ -64,13 +64,26 @@ async def serve(settings: Settings, on_claimed: Callable[[], None], on_ready: Ca
     with _signals(stopping):
         stack = AsyncExitStack()
         try:
-            on_ready(await stack.enter_async_context(Service(settings, stopping.set).running(on_claimed)))
-            tell_systemd("READY=1")
+            started = await _unless(stopping, stack.enter_async_context(Service(settings, stopping.set).running(on_claimed)))
+            if started is not None:
+                on_ready(started)
+                tell_systemd("READY=1")
             await stopping.wait()
             tell_systemd("STOPPING=1")
             log.info("stopping")
         finally:
             await _close_in_time(stack, settings.stop_deadline_s)
+
+
+async def _unless(stopping: asyncio.Event, starting: Coroutine[Any, Any, Started]) -> Started | None:
+    """Start, or give it up where the stop comes first: a listing can take minutes."""
+    start, stop = asyncio.create_task(starting), asyncio.create_task(stopping.wait())
+    await asyncio.wait([start, stop], return_when=asyncio.FIRST_COMPLETED)
+    if not start.done():
+        start.cancel()
+        await asyncio.wait([start])
+    stop.cancel()
+    return None if start.cancelled() else start.result()
 
 
 async def _close_in_time(stack: AsyncExitStack, deadline_s: float) -> None:

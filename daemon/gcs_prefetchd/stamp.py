@@ -1,8 +1,9 @@
 """The stamp that every cached file carries, and the checked read that trusts nothing else.
 
-A file's extended attribute `user.gcs.object` holds "<generation> <size in bytes> <crc32c, 8 hexadecimal digits>". One short
-attribute, so that ext4 keeps it within the inode. Readers check what they read against it: a truncated, flipped, edited or
-emptied file is a miss, never wrong bytes.
+A file's extended attribute `user.gcs.object` holds "<generation> <size in bytes> <crc32c> <crc32c of its path in the cache>",
+the last two as 8 hexadecimal digits. One short attribute, so that ext4 keeps it within the inode. Readers check what they
+read against it: a truncated, flipped, edited or emptied file is a miss, never wrong bytes, and so is a whole file that was
+moved to another object's path.
 """
 
 import os
@@ -46,36 +47,37 @@ def crc32c_of(data: bytes) -> int:
     return int(google_crc32c.value(data))
 
 
-def write_stamp(file: int, stamp: Stamp) -> None:
-    """Stamp an open file; raises OSError where the file system has no user attributes."""
-    os.setxattr(file, ATTRIBUTE, stamp.to_bytes())
+def write_stamp(file: int, stamp: Stamp, path: str) -> None:
+    """Stamp an open file for its path (`names.cache_path`); raises OSError where the file system has no user attributes."""
+    os.setxattr(file, ATTRIBUTE, stamp.to_bytes() + b" " + _path_mark(path))
 
 
-def read_stamp(file: int | Path) -> Stamp | None:
-    """The stamp of an open file or of a path, or None."""
+def read_stamp(file: int | Path | str, path: str) -> Stamp | None:
+    """The stamp of a file, open or not, that lies at this path; None where it has none, or one for another path."""
     try:
-        return Stamp.from_bytes(os.getxattr(file, ATTRIBUTE))
+        value, _, mark = os.getxattr(file, ATTRIBUTE).rpartition(b" ")
     except OSError:
         return None
+    return Stamp.from_bytes(value) if mark == _path_mark(path) else None
 
 
-def read_checked(path: Path | str, expected: Stamp | None = None) -> bytes | None:
-    """The file's bytes if they are those of its stamp (and of `expected`, where given), else None."""
+def read_checked(objects: Path | str, path: str, expected: Stamp | None = None) -> bytes | None:
+    """The bytes of the file at `objects/path` if they are those of its stamp (and of `expected`, where given), else None."""
     try:
-        file = os.open(path, OPEN_FLAGS)
-    except OSError:
+        file = os.open(f"{objects}/{path}", OPEN_FLAGS)
+    except (OSError, ValueError):
         return None
     try:
-        return _read_checked(file, expected)
+        return _read_checked(file, path, expected)
     except OSError:
         return None
     finally:
         os.close(file)
 
 
-def _read_checked(file: int, expected: Stamp | None) -> bytes | None:
+def _read_checked(file: int, path: str, expected: Stamp | None) -> bytes | None:
     about = os.fstat(file)
-    stamp = read_stamp(file)
+    stamp = read_stamp(file, path)
     if stamp is None or (expected is not None and stamp != expected):
         return None
     if not stat.S_ISREG(about.st_mode) or about.st_size != stamp.size:
@@ -83,3 +85,7 @@ def _read_checked(file: int, expected: Stamp | None) -> bytes | None:
     with os.fdopen(file, "rb", buffering=0, closefd=False) as stream:
         data = stream.readall()
     return data if len(data) == stamp.size and crc32c_of(data) == stamp.crc32c else None
+
+
+def _path_mark(path: str) -> bytes:
+    return b"%08x" % crc32c_of(os.fsencode(path))

@@ -35,7 +35,7 @@ def find_files(objects: Path, known: Mapping[str, Stamp]) -> Found:
     found = Found()
     present = set()
     for path, file, size in _walk(objects, ""):
-        stamp = read_stamp(Path(file)) if _is_text(path) else None
+        stamp = read_stamp(file, path) if _is_text(path) else None
         if stamp is None:
             found.foreign.append(path)
         elif stamp.size != size:
@@ -50,11 +50,12 @@ def find_files(objects: Path, known: Mapping[str, Stamp]) -> Found:
     return found
 
 
-def publish(unfinished: Path, final: Path, stamp: Stamp, hashed_name: ObjectName | None) -> None:
-    """Stamp a whole and checked file and give it its final name. Raises OSError."""
+def publish(unfinished: Path, objects: Path, path: str, stamp: Stamp, hashed_name: ObjectName | None) -> None:
+    """Stamp a whole and checked file and give it its final name, `objects/path`. Raises OSError."""
+    final = objects / path
     file = os.open(unfinished, os.O_RDWR | os.O_CLOEXEC)
     try:
-        write_stamp(file, stamp)
+        write_stamp(file, stamp, path)
         if hashed_name is not None:
             os.setxattr(file, NAME_ATTRIBUTE, hashed_name.uri.encode())
     finally:

@@ -77,7 +77,7 @@ class CachedLoader:
 
     def _from_cache(self, uri: str, mode: str | None) -> Image.Image | None:
         name = parse_object_uri(uri)
-        data = read_checked(f"{self.cache_dir}/objects/{cache_path(name.bucket, name.name)}")
+        data = read_checked(f"{self.cache_dir}/objects", cache_path(name.bucket, name.name))
         if data is None:
             return None
         try:

@@ -2,8 +2,6 @@
 
 import argparse
 import asyncio
-import contextlib
-import ctypes
 import math
 import signal
 import sys
@@ -12,6 +10,7 @@ from pathlib import Path
 import uvloop
 
 from gcs_prefetchd.errors import PrefetchdError
+from gcs_prefetchd.malloc import keep_freed_memory
 from gcs_prefetchd.testing.server import GCSServer
 
 __all__ = ["main"]
@@ -22,7 +21,7 @@ EXIT_CANNOT_START = 2
 def main(arguments: list[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status."""
     options = _parser().parse_args(arguments)
-    _keep_freed_memory()
+    keep_freed_memory()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(options))
@@ -83,15 +82,6 @@ async def _ready_line(server: GCSServer) -> str:
 
 def _many(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep freed memory: by default it maps and unmaps each body of 100 KB, which halves the rate."""
-    m_trim_threshold, m_mmap_threshold = -1, -3
-    with contextlib.suppress(OSError, AttributeError):  # another libc
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(m_mmap_threshold, 32 << 20)
-        libc.mallopt(m_trim_threshold, 256 << 20)
 
 
 def _port(text: str) -> int:
