@@ -4,11 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-SOURCES := daemon dataset tests examples
+SOURCES := daemon dataset tests examples bench
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check format build clean install-systemd uninstall-systemd
+.PHONY: help install demo test check format bench build clean install-systemd uninstall-systemd
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ check: $(INSTALLED) ## Check format, lint and types; change nothing
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy $(SOURCES)
+
+bench: $(INSTALLED) ## Measure what the cache fetches against what it must; takes a quarter of an hour
+	$(BIN)/python bench/origin_traffic.py --plot docs/origin-traffic.png
 
 format: $(INSTALLED) ## Format the sources in place
 	$(BIN)/ruff format $(SOURCES)

@@ -7,13 +7,13 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Container, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
 
-from gcs_prefetchd.cache import Cache
+from gcs_prefetchd.cache import Cache, Room
 from gcs_prefetchd.directory import CacheDirectory
 from gcs_prefetchd.download import Download
 from gcs_prefetchd.manifest import ObjectVersion
@@ -54,15 +54,29 @@ def path_of(name: str) -> str:
     return cache_path(BUCKET, name)
 
 
-async def put(cache: Cache, name: str, data: bytes, generation: int = 1, keep: Container[str] = ()) -> str:
+async def put(cache: Cache, name: str, data: bytes, generation: int = 1, room: Room | None = None) -> str:
     """Publish an object, without a GCS to fetch it from; returns its path in the cache."""
     version = version_of(name, data, generation)
-    async with Download(cache, version.name, keep) as download:
+    async with Download(cache, version.name, room) as download:
         await download.begin(version)
         for start in range(0, len(data), 65_536):
             await download.write(data[start : start + 65_536])
         await download.publish(version)
     return path_of(name)
+
+
+def keeping(cache: Cache, *kept: str) -> Room:
+    """Room from everything but these paths, least recently used first."""
+
+    def room(short_bytes: int) -> list[str] | None:
+        victims = []
+        for path in cache.paths():
+            if short_bytes > 0 and path not in kept:
+                victims.append(path)
+                short_bytes -= cache.size_of(path)
+        return victims if short_bytes <= 0 else None
+
+    return room
 
 
 def file_of(cache: Cache, path: str) -> Path:

@@ -17,8 +17,9 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from gcs_prefetchd.names import cache_path, parse_object_uri
-from gcs_prefetchd.protocol import FetchRequest, Plan, ReadReport
+from gcs_prefetchd.manifest import Layout, Manifest, ObjectVersion, build_manifest
+from gcs_prefetchd.names import DataRoot, ObjectName, cache_path, parse_object_uri
+from gcs_prefetchd.protocol import FetchRequest, Plan, ReadReport, Status
 from gcs_prefetchd.stamp import Stamp, crc32c_of, write_stamp
 from gcs_prefetchd.testing import ServingGCS, serving
 
@@ -62,6 +63,16 @@ def fill(server: ServingGCS, count: int, bucket: str = "pictures", prefix: str =
     return item_ids(count)
 
 
+def manifest_of(count: int, generation: int = 1) -> Manifest:
+    """The manifest of so many items, whose objects `cache_file` writes with generation 1."""
+    versions = [
+        ObjectVersion(ObjectName("pictures", f"set/{name}"), generation, len(data), crc32c_of(data))
+        for number in range(count)
+        for name, data in pair_of(number).items()
+    ]
+    return build_manifest(DataRoot.parse(ROOT), Layout(), versions)
+
+
 def write_local(folder: Path, count: int) -> list[str]:
     """The same items in a local folder."""
     for number in range(count):
@@ -72,7 +83,7 @@ def write_local(folder: Path, count: int) -> list[str]:
     return item_ids(count)
 
 
-def cache_file(cache_dir: Path, uri: str, data: bytes) -> Path:
+def cache_file(cache_dir: Path, uri: str, data: bytes, generation: int = 1) -> Path:
     """Put an object into a cache directory as the daemon does."""
     name = parse_object_uri(uri)
     where = cache_path(name.bucket, name.name)
@@ -80,7 +91,7 @@ def cache_file(cache_dir: Path, uri: str, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.write(data)
-        write_stamp(file.fileno(), Stamp(1, len(data), crc32c_of(data)), where)
+        write_stamp(file.fileno(), Stamp(generation, len(data), crc32c_of(data)), where)
     return path
 
 
@@ -122,6 +133,8 @@ class NotingDaemon:
         self.fetches: list[list[str]] = []
         self.reports: list[ReadReport] = []
         self.plans: list[tuple[Plan, bytes]] = []
+        self.leases: list[str] = []  # the jobs of those that were taken
+        self.streams: set[str] = set()  # those it knows; a test may have it forget one
         self.refuses: dict[str, tuple[int, str]] = {}  # by path: the status and text to answer with
         self.manifest_folder: Path | None = None
         self.refused = 0
@@ -185,8 +198,11 @@ class NotingDaemon:
                 self.reports.append(ReadReport.from_json(body))
             if path == "/v1/plan":
                 self.plans.append(Plan.from_body(body))
+                self.streams.add(self.plans[-1][0].stream)
+            if path.startswith("/v1/lease"):
+                self.leases.append(path.partition("job=")[2])
             if path == "/v1/status":
-                return 200, json.dumps({"pid": 1, "instance_id": "noting", "version": "0", "data_roots": [ROOT]})
+                return 200, Status(1, "noting", "0", [ROOT], sorted(self.streams)).to_json()
             if path.startswith("/v1/manifest") and self.manifest_folder is not None:
                 return 200, json.dumps({"digest": self.manifest_folder.name, "path": str(self.manifest_folder), "items": 0})
             return 200, "{}"
@@ -210,6 +226,9 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         self._connections.append(request)
         super().process_request(request, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hung up is none."""
 
     def end_connections(self) -> None:
         for connection in self._connections:

@@ -19,6 +19,7 @@ from cache_support import (
     content,
     file_of,
     index_elsewhere,
+    keeping,
     mounted,
     needs_mount,
     opened,
@@ -149,7 +150,7 @@ async def test_no_room_is_made_from_what_is_kept_and_nothing_is_dropped_for_it(c
     paths = [await put(cache, f"{i}.jpg", content(i, 300_000)) for i in range(3)]
 
     with pytest.raises(CacheFullError) as error:
-        await cache.reserve(500_000, keep=set(paths[:2]))
+        await cache.reserve(500_000, keeping(cache, *paths[:2]))
 
     assert held(cache) == ["0.jpg", "1.jpg", "2.jpg"]
     assert (cache.reserved_bytes, cache.evictions) == (0, 0)
@@ -741,7 +742,7 @@ async def test_an_index_locked_by_another_process_stops_nothing_and_catches_up(
     with rows(cache.directory.path) as index:
         index.execute("BEGIN EXCLUSIVE")
         for i in range(10):
-            await put(cache, f"{i}.jpg", content(i, 100_000), keep={kept})
+            await put(cache, f"{i}.jpg", content(i, 100_000), room=keeping(cache, kept))
         problems = await cache.check()
     assert len(cache) == 7
     assert "pictures/9.jpg: not in the index" in problems

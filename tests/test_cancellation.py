@@ -178,13 +178,13 @@ async def test_a_cancelled_demand_wastes_no_download_and_leaves_nothing(gcs: Ser
     path = path_of(NAME.name)
     async with Origin(Access(gcs.url, anonymous=True)) as origin:
         fetcher = Fetcher(cache, origin, 4)
-        await fetcher.demand(NAME, None, ())
+        await fetcher.demand(NAME, None)
         for wait in itertools.count():
             if wait % 2:
                 await cache.drop(path)
             before = asyncio.all_tasks()
             descriptors = descriptors_in(cache.directory.path)
-            cancelled = await cancelled_at(fetcher.demand(NAME, None, ()), wait // 2)
+            cancelled = await cancelled_at(fetcher.demand(NAME, None), wait // 2)
             await tasks_ended(before)
             await assert_nothing_left(cache, descriptors)
             if not cancelled and wait % 2:
@@ -199,7 +199,7 @@ async def test_a_cancelled_asker_leaves_the_others_their_object(gcs: ServingGCS,
     gcs.faults.add(Stall())
     async with Origin(Access(gcs.url, anonymous=True)) as origin, asyncio.timeout(TIMEOUT_S):
         fetcher = Fetcher(cache, origin, 4)
-        askers = [asyncio.create_task(fetcher.demand(NAME, None, ())) for _ in range(3)]
+        askers = [asyncio.create_task(fetcher.demand(NAME, None)) for _ in range(3)]
         await asyncio.to_thread(gcs.wait_for, lambda counts: counts.open_media > 0)
         askers[0].cancel()
         gcs.release()
@@ -219,7 +219,7 @@ async def test_closing_the_fetcher_at_any_moment_of_a_demand_leaves_nothing(gcs:
         for turns in range(60):
             await cache.drop(path_of(NAME.name))
             fetcher = Fetcher(cache, origin, 4)
-            demand = asyncio.create_task(fetcher.demand(NAME, None, ()))
+            demand = asyncio.create_task(fetcher.demand(NAME, None))
             for _ in range(turns):
                 await asyncio.sleep(0)
             await fetcher.close()

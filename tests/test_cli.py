@@ -45,7 +45,9 @@ def test_status_and_stats_tell_of_a_running_daemon(server: ServingGCS, tmp_path:
         assert json.loads(stats.stdout)["cache"]["limit_bytes"] == 10**9
         shown = run_command("stats", "--cache-dir", tmp_path / "cache").stdout
         assert "of 1.0 GB" in shown
-        assert "hit ratio" in shown
+        assert "\nHit ratio     0.0%\n" in shown
+        assert f"\nseeded {DATA_ROOT}: epoch 0 of {DATA_ROOT}\nRead          0 of 6 items\n" in shown
+        assert max(map(len, shown.splitlines())) <= 100
 
 
 def test_a_cache_is_kept_over_a_stop_and_a_start(server: ServingGCS, tmp_path: Path) -> None:

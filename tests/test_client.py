@@ -1,10 +1,15 @@
 """The readers' client, against real servers on real Unix sockets: good ones, absent ones and wrong ones."""
 
 import contextlib
+import gc
 import itertools
 import json
+import os
+import signal
 import socket
 import socketserver
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +24,8 @@ from gcs_prefetchd.client import FIRST_PAUSE_S, LONGEST_PAUSE_S, DaemonClient, r
 from gcs_prefetchd.errors import DaemonUnavailableError, ProtocolError
 from gcs_prefetchd.protocol import ManifestAnswer, Plan, ReadReport, Status, pack
 
-STATUS = Status(42, "instance", "1.0", ["gs://pictures/train"])
+STATUS = Status(42, "instance", "1.0", ["gs://pictures/train"], ["train-1"])
+PLAN = Plan("job", "job/0", "gs://pictures/train", "d", "shuffled", 7, 1, 2, 0, 1, 0, 0, "0")
 HANG = b"hang"  # in the place of an answer: never send one
 
 
@@ -48,6 +54,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.requests: list[Request] = []
         self.connections: list[socket.socket] = []
         self.ending = threading.Event()
+        self.gone = threading.Semaphore(0)  # released for each client that hung up
         with short_address(path) as address:
             super().__init__(address, Connection)
 
@@ -63,6 +70,12 @@ class Connection(socketserver.StreamRequestHandler):
     server: Server
 
     def handle(self) -> None:
+        try:
+            self._serve()
+        finally:  # whoever leaves an answer unread resets the connection
+            self.server.gone.release()
+
+    def _serve(self) -> None:
         while line := self.rfile.readline():
             method, target, _ = line.decode().split(" ")
             size = 0
@@ -135,6 +148,7 @@ def good(request: Request) -> bytes:
         "/v1/manifest": {"digest": "d", "path": f"/manifests/{query.get('data_root')}", "items": 3},
         "/v1/objects": {"objects": [f"{query.get('prefix')}1", f"{query.get('prefix')}2"], "total": 2},
         "/v1/plan": {},
+        "/v1/lease": {},
         "/v1/reads": {},
         "/v1/stop": {},
     }
@@ -148,7 +162,7 @@ CALLS: dict[str, Callable[[DaemonClient], object]] = {
     "fetch": lambda client: client.fetch(["gs://pictures/train/images/1.jpg"]),
     "cached_objects": lambda client: client.cached_objects(),
     "report_reads": lambda client: client.report_reads(ReadReport("job", 1, 0, 0, 0.0, [])),
-    "send_plan": lambda client: client.send_plan(Plan("j", "s", "gs://pictures", "d", 0, 0, "0"), pack([1])),
+    "send_plan": lambda client: client.send_plan(PLAN, pack([1])),
     "stop": lambda client: client.stop(),
 }
 READING = ("status", "stats", "manifest", "fetch", "cached_objects")
@@ -156,7 +170,6 @@ READING = ("status", "stats", "manifest", "fetch", "cached_objects")
 
 def test_every_request_reaches_the_daemon_and_its_answer_comes_back(tmp_path: Path, client: DaemonClient) -> None:
     report = ReadReport("job", 1, 2, 3, 0.5, ["gs://pictures/train/images/1.jpg"])
-    plan = Plan("job", "job/0", "gs://pictures/train", "d", 1, 2, "0")
     with serving(tmp_path, good) as server:
         assert client.status() == STATUS
         assert client.stats() == {"reads": {"hits": 1}}
@@ -164,11 +177,11 @@ def test_every_request_reaches_the_daemon_and_its_answer_comes_back(tmp_path: Pa
         assert client.fetch(["gs://pictures/1", "gs://pictures/2"]) == ["", ""]
         assert client.cached_objects("gs://pictures/ü&") == ["gs://pictures/ü&1", "gs://pictures/ü&2"]
         client.report_reads(report)
-        client.send_plan(plan, pack([1, 2]))
+        client.send_plan(PLAN, pack([1, 2]))
         client.stop()
     *_, reads, planned, stop = server.requests
     assert ReadReport.from_json(reads.body) == report
-    assert Plan.from_body(planned.body) == (plan, pack([1, 2]))
+    assert Plan.from_body(planned.body) == (PLAN, pack([1, 2]))
     assert (stop.method, stop.target) == ("POST", "/v1/stop")
     assert len(server.connections) == 1
 
@@ -419,6 +432,73 @@ def test_threads_that_share_a_client_each_get_their_own_answer(tmp_path: Path, c
             thread.join()
         assert (len(server.requests), len(server.connections)) == (200, 1)
     assert mixed_up == []
+
+
+# --- Leases
+
+
+def test_a_lease_is_held_on_a_connection_of_its_own_until_it_is_closed(tmp_path: Path, client: DaemonClient) -> None:
+    with serving(tmp_path, good) as server:
+        lease = client.lease("job & more")
+        assert client.status() == STATUS
+        assert lease.is_held
+        assert "/v1/lease?job=job+%26+more" in [request.target for request in server.requests]
+        assert len(server.connections) == 2
+        lease.close()
+        lease.close()
+        assert server.gone.acquire(timeout=10)
+        assert not lease.is_held
+
+
+def test_a_lease_that_nobody_holds_any_more_is_given_back(tmp_path: Path, client: DaemonClient) -> None:
+    with serving(tmp_path, good) as server:
+        lease = client.lease("job")
+        del lease
+        gc.collect()
+        assert server.gone.acquire(timeout=10)
+
+
+@pytest.mark.parametrize("answer", [good, lambda _: HANG], ids=["answers", "keeps silent"])
+def test_a_lease_ends_with_its_daemon(tmp_path: Path, client: DaemonClient, answer: Answer) -> None:
+    with serving(tmp_path, answer) as server:
+        lease = client.lease("job")
+        while not server.requests:
+            assert lease.is_held
+        assert lease.is_held
+    assert not lease.is_held
+    lease.close()
+
+
+@pytest.mark.parametrize("content", [None, b"{}", b'{"socket": "/nowhere/socket"}', b'{"socket": "\\u0000"}'])
+def test_without_a_daemon_there_is_no_lease(tmp_path: Path, client: DaemonClient, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "daemon.json").write_bytes(content)
+    with pytest.raises(DaemonUnavailableError):
+        client.lease("job")
+
+
+HOLD_A_LEASE_AND_FORK = """
+import os, signal, sys
+from pathlib import Path
+from gcs_prefetchd.client import DaemonClient
+lease = DaemonClient(Path(sys.argv[1])).lease("job")
+if os.fork() == 0:
+    print(os.getpid(), lease.is_held, flush=True)
+signal.pause()
+"""
+
+
+def test_a_killed_process_gives_its_lease_back_although_its_workers_live(tmp_path: Path) -> None:
+    with serving(tmp_path, good) as server:
+        command = [sys.executable, "-c", HOLD_A_LEASE_AND_FORK, str(tmp_path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            worker, is_held = process.stdout.readline().split()
+            assert is_held == "False"
+            assert not server.gone.acquire(blocking=False)  # the worker's copy was only a copy
+            process.kill()
+            assert server.gone.acquire(timeout=10)
+            os.kill(int(worker), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("depth", [1, 4, 14])

@@ -1,25 +1,36 @@
 """The Unix socket: what readers ask the daemon."""
 
 import asyncio
+import signal
 import stat
+import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from gcs_prefetchd.client import DaemonClient
 from gcs_prefetchd.errors import DaemonUnavailableError, ProtocolError
 from gcs_prefetchd.manifest import load_manifest
-from gcs_prefetchd.order import order_digest
 from gcs_prefetchd.protocol import Plan, ReadReport, pack
 from gcs_prefetchd.service import Service
 from gcs_prefetchd.stamp import read_checked
 from gcs_prefetchd.testing import GCSServer
+from plan_support import plan_of
 from support import BUCKET, DATA_ROOT, make_settings, put_items, running
 
 ITEMS = 6
+TIMEOUT_S = 20.0
+HOLD_A_LEASE = """
+import sys
+from pathlib import Path
+from gcs_prefetchd.client import DaemonClient
+lease = DaemonClient(Path(sys.argv[1])).lease(sys.argv[2])
+print("held", flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture
@@ -43,10 +54,10 @@ def report(*uris: str, job: str = "job", hits: int = 0) -> ReadReport:
 
 
 async def plan_for(client: DaemonClient, order: list[int], **changes: object) -> tuple[Plan, bytes]:
-    manifest = await asyncio.to_thread(client.manifest, DATA_ROOT)
-    digest = order_digest(np.array(order, np.uint32))
-    values = {"job": "job", "stream": "s", "data_root": DATA_ROOT, "manifest": manifest.digest, "epoch": 3, "position": 0}
-    return Plan(**(values | {"digest": digest} | changes)), pack(order)  # type: ignore[arg-type]
+    answer = await asyncio.to_thread(client.manifest, DATA_ROOT)
+    manifest = await asyncio.to_thread(load_manifest, Path(answer.path))
+    plan, indices = plan_of(manifest, order, **({"stream": "s", "job": "job", "epoch": 3} | changes))  # type: ignore[arg-type]
+    return plan, pack(indices.tolist())
 
 
 async def test_a_demanded_object_lies_in_the_tree_when_the_answer_comes(service: Service, client: DaemonClient) -> None:
@@ -101,10 +112,11 @@ async def test_what_a_plan_names_next_is_fetched_next(gcs: GCSServer, service: S
     ("order", "changes", "message"),
     [
         ([0, ITEMS], {}, "index 6 is beyond the 6 items"),
+        ([], {}, "field 'indices': no item at all"),
         ([0], {"manifest": "feed"}, "field 'manifest': 'feed' is no listing"),
         ([0], {"data_root": "gs://other"}, "is no listing of 'gs://other'"),
         ([0], {"position": 2}, "field 'position': 2 is beyond the plan's 1 items"),
-        ([0], {"digest": "0" * 16}, "field 'digest' is not that of the indices"),
+        ([0], {"digest": "0" * 16}, "field 'digest' is not that of the order"),
     ],
 )
 async def test_a_plan_that_cannot_be_is_refused_by_its_field(
@@ -115,6 +127,64 @@ async def test_a_plan_that_cannot_be_is_refused_by_its_field(
         await asyncio.to_thread(client.send_plan, plan, packed)
 
 
+# Leases
+
+
+async def streams_are(client: DaemonClient, *ids: str) -> None:
+    """Ask until the daemon has these streams: it hears of a lease's end when its loop has a turn."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while (await asyncio.to_thread(client.status)).streams != list(ids):
+            pass
+
+
+async def test_the_streams_of_a_job_live_as_long_as_its_lease(service: Service, client: DaemonClient) -> None:
+    lease = await asyncio.to_thread(client.lease, "job")
+    await asyncio.to_thread(client.send_plan, *(await plan_for(client, [5, 1])))
+    await asyncio.to_thread(client.send_plan, *(await plan_for(client, [3], stream="t")))
+    await asyncio.to_thread(client.send_plan, *(await plan_for(client, [4], stream="other", job="other")))
+    assert lease.is_held
+    assert (await asyncio.to_thread(client.status)).streams == ["s", "t", "other"]
+    lease.close()
+    await streams_are(client, "other")
+
+
+async def test_the_last_lease_given_back_leaves_the_seeded_order(service: Service, client: DaemonClient) -> None:
+    lease = await asyncio.to_thread(client.lease, "job")
+    await asyncio.to_thread(client.send_plan, *(await plan_for(client, [5, 1])))
+    lease.close()
+    await streams_are(client)
+    assert [reader.seeded for reader in service.registry] == [True]
+
+
+async def test_a_job_whose_process_was_killed_ends_with_it(service: Service, client: DaemonClient) -> None:
+    packed = await plan_for(client, [5, 1], job="killed", stream="killed")
+    killed = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", HOLD_A_LEASE, str(service.directory.path), "killed"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert killed.stdout is not None
+    assert await killed.stdout.readline() == b"held\n"
+    await asyncio.to_thread(client.send_plan, *packed)
+    await asyncio.to_thread(client.send_plan, *(await plan_for(client, [3])))
+    killed.send_signal(signal.SIGKILL)
+    await streams_are(client, "s")
+    await killed.wait()
+
+
+async def test_a_daemon_that_stops_drops_its_leases_at_once(gcs: GCSServer, tmp_path: Path) -> None:
+    put_items(gcs, 1)
+    async with running(make_settings(tmp_path / "cache", gcs.url)) as service:
+        with closing(DaemonClient(service.directory.path)) as client:
+            lease = await asyncio.to_thread(client.lease, "job")
+            await asyncio.to_thread(client.status)
+            assert lease.is_held
+            began_s = time.monotonic()
+    assert time.monotonic() - began_s < 0.9  # it does not wait until the readers let go
+    assert not lease.is_held
+    lease.close()
+
+
 async def test_a_report_that_names_no_object_is_refused(client: DaemonClient) -> None:
     with pytest.raises(ProtocolError, match="field 'objects'"):
         await asyncio.to_thread(client.report_reads, report("images/00001.jpg"))
@@ -122,7 +192,7 @@ async def test_a_report_that_names_no_object_is_refused(client: DaemonClient) ->
 
 async def test_the_cached_objects_are_listed_by_prefix(service: Service, client: DaemonClient) -> None:
     cached = await asyncio.to_thread(client.cached_objects)
-    assert len(cached) == len(service.cache) == 2
+    assert len(cached) == len(service.cache) == 2 * ITEMS
     images = await asyncio.to_thread(client.cached_objects, f"{DATA_ROOT}/images/")
     assert [uri for uri in cached if "/images/" in uri] == images
 

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,13 +22,17 @@ from dataset_support import (
     gcs,
     image_bytes,
     label_bytes,
+    manifest_of,
     number_of,
     read_all,
     warnings_of,
 )
 from gcs_dataset import CachedLoader, ImageDataset, to_tensors
 from gcs_dataset.gcs import GCSLoader
+from gcs_dataset.versions import Versions
 from gcs_prefetchd.errors import InvalidNameError, ItemError, ObjectMissingError
+from gcs_prefetchd.manifest import Layout, ObjectVersion, build_manifest, load_manifest
+from gcs_prefetchd.names import DataRoot, parse_object_uri
 from gcs_prefetchd.testing import Kind, ServingGCS
 
 URI = f"{ROOT}/images/0003.jpg"
@@ -224,3 +229,121 @@ def test_a_missing_object_reaches_the_main_process_by_name(server: ServingGCS, t
     dataset = ImageDataset(ROOT, ["missing"], loader, to_tensors)
     with pytest.raises(ObjectMissingError, match=f"{ROOT}/(images/missing.jpg|labels/missing.png)"):
         read_all(DataLoader(dataset, num_workers=2))
+
+
+# --- With a manifest: generations
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[CachedLoader]:
+    """A loader that holds to a manifest of eight items, all of generation 1."""
+    loader = CachedLoader(tmp_path, demand_timeout_s=2.0, fallback=GCSLoader(deadline_s=5), manifest=manifest_of(8))
+    yield loader
+    loader.close()
+
+
+ITEMS = [f"{number:04d}" for number in range(8)]
+
+
+def test_a_file_of_the_manifests_generation_is_a_hit(server: ServingGCS, tmp_path: Path, held: CachedLoader) -> None:
+    cache_file(tmp_path, URI, image_bytes(3))
+    cache_file(tmp_path, LABEL, label_bytes(3))
+    image, _ = ImageDataset(ROOT, ITEMS, held)[3]
+    image_again, _ = ImageDataset(ROOT, ITEMS, held)[-5]
+    assert (number_of(image), number_of(image_again), number_of(held(URI))) == (3, 3, 3)
+    assert server.counts.total() == 0
+
+
+def test_a_dataset_of_some_of_the_items_finds_their_generations_too(
+    server: ServingGCS, tmp_path: Path, held: CachedLoader
+) -> None:
+    """Where an index means another item here than in the manifest."""
+    cache_file(tmp_path, URI, image_bytes(3))
+    cache_file(tmp_path, LABEL, label_bytes(3))
+    image, _ = ImageDataset(ROOT, ["0003"], held)[0]
+    assert number_of(image) == 3
+    assert server.counts.total() == 0
+
+
+def test_a_file_of_another_generation_is_a_miss(server: ServingGCS, tmp_path: Path, held: CachedLoader) -> None:
+    cache_file(tmp_path, URI, image_bytes(5), generation=2)
+    cache_file(tmp_path, LABEL, label_bytes(3))
+    with NotingDaemon(tmp_path) as daemon:
+        daemon.objects = {URI: image_bytes(3)}
+        image, _ = ImageDataset(ROOT, ITEMS, held)[3]
+        assert (number_of(image), daemon.fetches) == (3, [[URI]])
+        daemon.wait_for(lambda daemon: daemon.reads() == (1, 1, 0))
+    assert server.counts.total() == 0
+
+
+def test_an_item_that_changed_in_the_bucket_is_read_whole_as_it_is_now(
+    server: ServingGCS, tmp_path: Path, held: CachedLoader, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also its part that lies in the cache as it was listed: image and label of different times never meet."""
+    server.put("pictures", "set/images/0003.jpg", image_bytes(5))
+    server.put("pictures", "set/labels/0003.png", label_bytes(5))
+    cache_file(tmp_path, LABEL, label_bytes(3))
+    with NotingDaemon(tmp_path) as daemon, caplog.at_level(logging.WARNING):
+        daemon.objects = {URI: image_bytes(5)}  # the daemon brings the live one
+        image, label = ImageDataset(ROOT, ITEMS, held, label_mode="index")[3]
+        assert (number_of(image), label.getpixel((0, 0))) == (5, 5)
+        daemon.wait_for(lambda daemon: daemon.reads() == (0, 0, 2))
+    [warning] = warnings_of(caplog)
+    assert f"{URI}: has changed in the bucket since it was listed" in warning
+
+
+def test_without_a_daemon_half_an_item_is_read_whole_from_gcs(server: ServingGCS, tmp_path: Path, held: CachedLoader) -> None:
+    cache_file(tmp_path, LABEL, label_bytes(3))
+    server.put("pictures", "set/labels/0003.png", label_bytes(4))
+    _, label = ImageDataset(ROOT, ITEMS, held, label_mode="index")[3]
+    assert label.getpixel((0, 0)) == 4
+    assert server.counts.total(Kind.MEDIA) == 2
+
+
+def test_an_object_without_a_known_checksum_may_have_any_generation(server: ServingGCS, tmp_path: Path) -> None:
+    versions = [ObjectVersion(parse_object_uri(uri), 1, 5, None) for uri in (URI, LABEL)]
+    loader = CachedLoader(tmp_path, manifest=build_manifest(DataRoot.parse(ROOT), Layout(), versions))
+    cache_file(tmp_path, URI, image_bytes(3), generation=7)
+    cache_file(tmp_path, LABEL, label_bytes(3), generation=9)
+    image, _ = ImageDataset(ROOT, ["0003"], loader)[0]
+    assert number_of(image) == 3
+    assert server.counts.total() == 0
+    loader.close()
+
+
+def test_an_object_that_the_manifest_does_not_have_is_read_as_without_one(
+    server: ServingGCS, tmp_path: Path, held: CachedLoader
+) -> None:
+    other = f"{ROOT}/images/0100.jpg"
+    cache_file(tmp_path, other, image_bytes(100), generation=7)
+    assert number_of(held(other)) == 100
+
+
+@pytest.mark.parametrize("is_saved", [True, False])
+def test_a_copy_of_the_loader_has_the_manifest(server: ServingGCS, tmp_path: Path, is_saved: bool) -> None:
+    """Mapped from the daemon's files where they are, so that spawned workers share its memory."""
+    manifest = manifest_of(1000)
+    if is_saved:
+        manifest = load_manifest(manifest.save(tmp_path / "manifests"))
+    pickled = pickle.dumps(CachedLoader(tmp_path, manifest=manifest))
+    assert (len(pickled) < 2000) == is_saved
+    copy = pickle.loads(pickled)
+    assert copy.manifest.digest == manifest.digest
+    cache_file(tmp_path, URI, image_bytes(3))
+    cache_file(tmp_path, LABEL, label_bytes(4), generation=2)
+    assert number_of(copy(URI)) == 3
+    assert server.counts.total() == 0
+    copy(LABEL)
+    assert server.counts.total(Kind.MEDIA) == 1
+    copy.close()
+
+
+def test_to_find_an_items_generations_takes_microseconds() -> None:
+    versions = Versions(manifest_of(500))
+    uris = [version.name.uri for version in versions._manifest.versions(333)]
+    expected = versions.of(uris)
+    assert None not in expected
+    started_s = time.thread_time()
+    for _ in range(2000):
+        assert versions.of(uris, 333) == expected
+    assert (time.thread_time() - started_s) / 2000 < 20e-6

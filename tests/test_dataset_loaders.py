@@ -5,11 +5,12 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -24,14 +25,14 @@ from gcs_dataset import (
     get_streamed_dataloaders,
 )
 from gcs_dataset.listing import list_manifest
-from gcs_prefetchd.errors import ItemError, ObjectMissingError, SettingsError
+from gcs_prefetchd.errors import ItemError, ManifestError, ObjectMissingError, SettingsError
 from gcs_prefetchd.manifest import Layout
 from gcs_prefetchd.names import DataRoot
-from gcs_prefetchd.order import epoch_order
+from gcs_prefetchd.order import epoch_order, plan_order
 from gcs_prefetchd.testing import Kind, ServingGCS
 
 COUNT = 40
-Get = Callable[..., dict[str, DataLoader[Any]]]
+Get = Callable[..., Mapping[str, DataLoader[Any]]]
 
 
 @pytest.fixture
@@ -129,8 +130,8 @@ def test_cached_loaders_take_the_daemons_manifest_and_tell_it_everything(
 ) -> None:
     manifest = list_manifest(DataRoot.parse(ROOT), Layout())
     for number in range(COUNT):
-        for name, data in pair_of(number).items():
-            cache_file(tmp_path / "cache", f"{ROOT}/{name}", data)
+        for version, data in zip(manifest.versions(number), pair_of(number).values(), strict=True):
+            cache_file(tmp_path / "cache", version.name.uri, data, version.generation)
     lists = server.counts.total(Kind.LIST)
     with NotingDaemon(tmp_path / "cache") as daemon, caplog.at_level(logging.WARNING):
         daemon.manifest_folder = manifest.save(tmp_path / "cache/manifests")
@@ -140,9 +141,32 @@ def test_cached_loaders_take_the_daemons_manifest_and_tell_it_everything(
         assert {plan.manifest for plan, _ in daemon.plans} == {manifest.digest}
         assert len({plan.stream for plan, _ in daemon.plans}) == 2
         assert {plan.job for plan, _ in daemon.plans} == {report.job for report in daemon.reports}
+        assert daemon.leases == [plan.job for plan, _ in daemon.plans][:1]
     assert server.counts.total(Kind.LIST) == lists
     assert server.counts.total(Kind.MEDIA) == 0
     assert warnings_of(caplog) == []
+
+
+def test_cached_loaders_draw_with_replacement_where_they_are_asked_to(server: ServingGCS, tmp_path: Path) -> None:
+    train = get_cached_dataloaders(ROOT, tmp_path, 4, test_ratio=0.3, num_workers=0, seed=5, replacement=True)["train"]
+    items = np.array(split()[0], dtype=np.uint32)
+    assert [item_numbers(train) for _ in range(2)] == [plan_order("endless", 5, epoch, items).tolist() for epoch in range(2)]
+
+
+def test_cached_loaders_resume_in_the_middle_of_an_epoch(server: ServingGCS, tmp_path: Path) -> None:
+    first, second = (get_cached_dataloaders(ROOT, tmp_path, 4, test_ratio=0.3, num_workers=2, seed=5) for _ in range(2))
+    read = item_numbers(first["train"]) + item_numbers(first["train"], 3)
+    second["train"].load_state_dict(first["train"].state_dict())
+    read += item_numbers(second["train"])
+    assert read == [item for epoch in range(2) for item in first["train"].sampler.order(epoch).tolist()]
+    with pytest.raises(ManifestError, match="checkpoint: field 'items'"):
+        second["test"].load_state_dict(first["train"].state_dict())
+
+
+def test_a_split_may_leave_a_side_empty(server: ServingGCS, tmp_path: Path) -> None:
+    for ratio, sides in [(0, (COUNT, 0)), (1, (0, COUNT))]:
+        loaders = get_cached_dataloaders(ROOT, tmp_path, 4, test_ratio=ratio, num_workers=0, replacement=True)
+        assert (len(item_numbers(loaders["train"])), len(item_numbers(loaders["test"]))) == sides
 
 
 @pytest.mark.parametrize("trouble", ["other patterns", "no manifest", "damaged", "none"])

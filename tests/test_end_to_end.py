@@ -42,7 +42,7 @@ class Run:
     def batches(self, epoch: int) -> Iterator[int]:
         """Read an epoch; yields the number of each batch once its bytes have been found right."""
         sampler = self.loaders["train"].sampler
-        sampler.set_epoch(epoch)  # type: ignore[attr-defined]  # a PlannedSampler
+        sampler.set_epoch(epoch)
         order = self.order(epoch)
         for number, (images, labels) in enumerate(self.loaders["train"]):
             expected = order[number * BATCH : (number + 1) * BATCH]
@@ -55,10 +55,10 @@ class Run:
     def order(self, epoch: int) -> list[str]:
         """The ids that the epoch reads, in order."""
         loader = self.loaders["train"]
-        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        loader.sampler.set_epoch(epoch)
         ids = loader.dataset.items  # type: ignore[attr-defined]
         order = [ids[index] for index in loader.sampler]
-        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        loader.sampler.set_epoch(epoch)
         return order
 
 

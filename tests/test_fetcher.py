@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Container
+from collections.abc import AsyncIterator
 
 import pytest
 
+from cache_support import keeping
 from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.errors import (
     CacheFullError,
@@ -18,11 +19,11 @@ from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.manifest import ObjectVersion
 from gcs_prefetchd.names import ObjectName, cache_path
 from gcs_prefetchd.origin import Access, Origin
+from gcs_prefetchd.pace import Spread
 from gcs_prefetchd.stamp import crc32c_of, read_checked
 from gcs_prefetchd.testing import FlippedByte, GCSServer, Stall, Status
 
 BUCKET = "pictures"
-NOTHING: Container[str] = ()
 
 
 @pytest.fixture
@@ -67,10 +68,10 @@ def media_in_order(gcs: GCSServer) -> list[str]:
 async def test_callers_who_miss_together_share_one_get(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
     version = put(gcs, "a.jpg", b"bytes of a")
     gcs.faults.add(Stall(3))
-    callers = [asyncio.create_task(fetcher.demand(version.name, version, NOTHING)) for _ in range(20)]
+    callers = [asyncio.create_task(fetcher.demand(version.name, version)) for _ in range(20)]
     await gcs.wait_for(lambda counts: counts.open_media == 1)
-    callers += [asyncio.create_task(fetcher.demand(version.name, version, NOTHING)) for _ in range(20)]
-    callers += [asyncio.create_task(fetcher.prefetch(version, NOTHING)) for _ in range(20)]
+    callers += [asyncio.create_task(fetcher.demand(version.name, version)) for _ in range(20)]
+    callers += [asyncio.create_task(fetcher.prefetch(version, cache.choose)) for _ in range(20)]
     gcs.release()
     await asyncio.gather(*callers)
     assert cached(cache, version) == b"bytes of a"
@@ -79,7 +80,7 @@ async def test_callers_who_miss_together_share_one_get(gcs: GCSServer, cache: Ca
 
 async def test_callers_who_know_no_version_share_one_get(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
     version = put(gcs, "a.jpg", b"bytes of a")
-    await asyncio.gather(*(fetcher.demand(version.name, None, NOTHING) for _ in range(20)))
+    await asyncio.gather(*(fetcher.demand(version.name, None) for _ in range(20)))
     assert cached(cache, version) == b"bytes of a"
     assert gets(gcs, version) == 1
 
@@ -87,11 +88,11 @@ async def test_callers_who_know_no_version_share_one_get(gcs: GCSServer, cache: 
 async def test_a_demand_joins_the_prefetch_under_way(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
     version = put(gcs, "a.jpg", b"bytes of a")
     gcs.faults.add(Stall(3))
-    prefetch = asyncio.create_task(fetcher.prefetch(version, NOTHING))
+    prefetch = asyncio.create_task(fetcher.prefetch(version, cache.choose))
     await gcs.wait_for(lambda counts: counts.open_media == 1)
     demands = [
-        asyncio.create_task(fetcher.demand(version.name, version, NOTHING)),
-        asyncio.create_task(fetcher.demand(version.name, None, NOTHING)),
+        asyncio.create_task(fetcher.demand(version.name, version)),
+        asyncio.create_task(fetcher.demand(version.name, None)),
     ]
     gcs.release()
     await asyncio.gather(prefetch, *demands)
@@ -102,7 +103,7 @@ async def test_a_demand_joins_the_prefetch_under_way(gcs: GCSServer, cache: Cach
 async def test_all_who_share_a_download_get_its_error(gcs: GCSServer, fetcher: Fetcher) -> None:
     gcs.create_bucket(BUCKET)
     name = ObjectName(BUCKET, "missing.jpg")
-    demands = (fetcher.demand(name, None, NOTHING) for _ in range(5))
+    demands = (fetcher.demand(name, None) for _ in range(5))
     errors = await asyncio.gather(*demands, return_exceptions=True)
     assert all(isinstance(error, ObjectMissingError) and name.uri in str(error) for error in errors)
     assert gcs.counts.total() == 1
@@ -111,7 +112,7 @@ async def test_all_who_share_a_download_get_its_error(gcs: GCSServer, fetcher: F
 async def test_a_caller_that_goes_away_leaves_the_others_their_download(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
     version = put(gcs, "a.jpg", b"bytes of a")
     gcs.faults.add(Stall(3))
-    leaving, staying = (asyncio.create_task(fetcher.demand(version.name, version, NOTHING)) for _ in range(2))
+    leaving, staying = (asyncio.create_task(fetcher.demand(version.name, version)) for _ in range(2))
     await gcs.wait_for(lambda counts: counts.open_media == 1)
     leaving.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -126,12 +127,12 @@ async def test_a_download_that_everybody_left_is_finished_all_the_same(gcs: GCSS
     """Its bytes are paid for."""
     version = put(gcs, "a.jpg", b"bytes of a")
     gcs.faults.add(Stall(3))
-    leaving = asyncio.create_task(fetcher.demand(version.name, version, NOTHING))
+    leaving = asyncio.create_task(fetcher.demand(version.name, version))
     await gcs.wait_for(lambda counts: counts.open_media == 1)
     leaving.cancel()
     await asyncio.gather(leaving, return_exceptions=True)
     gcs.release()
-    await fetcher.demand(version.name, version, NOTHING)
+    await fetcher.demand(version.name, version)
     assert cached(cache, version) == b"bytes of a"
     assert gets(gcs, version) == 1
 
@@ -144,11 +145,11 @@ async def test_who_wants_a_newer_generation_than_the_one_under_way_gets_it(
 ) -> None:
     old = put(gcs, "a.jpg", b"old bytes")
     gcs.faults.add(Stall(3), requests=1)
-    old_demand = asyncio.create_task(fetcher.prefetch(old, NOTHING))
+    old_demand = asyncio.create_task(fetcher.prefetch(old, cache.choose))
     await gcs.wait_for(lambda counts: counts.open_media == 1)
     new = put(gcs, "a.jpg", b"newer bytes")
-    new_demand = asyncio.create_task(fetcher.demand(new.name, new, NOTHING))
-    new_prefetch = asyncio.create_task(fetcher.prefetch(new, NOTHING))
+    new_demand = asyncio.create_task(fetcher.demand(new.name, new))
+    new_prefetch = asyncio.create_task(fetcher.prefetch(new, cache.choose))
     gcs.release()
     await asyncio.gather(old_demand, new_demand, new_prefetch)
     assert cached(cache, new) == b"newer bytes"
@@ -161,9 +162,9 @@ async def test_who_wants_a_newer_generation_does_not_get_the_older_ones_error(
     old = put(gcs, "a.jpg", b"old bytes")
     new = put(gcs, "a.jpg", b"newer bytes")
     results = await asyncio.gather(
-        fetcher.prefetch(old, NOTHING),
-        fetcher.prefetch(new, NOTHING),
-        fetcher.demand(new.name, None, NOTHING),
+        fetcher.prefetch(old, cache.choose),
+        fetcher.prefetch(new, cache.choose),
+        fetcher.demand(new.name, None),
         return_exceptions=True,
     )
     assert isinstance(results[0], ObjectChangedError)
@@ -174,9 +175,9 @@ async def test_who_wants_a_newer_generation_does_not_get_the_older_ones_error(
 
 async def test_a_stale_generation_in_the_cache_is_replaced(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
     old = put(gcs, "a.jpg", b"old bytes")
-    await fetcher.demand(old.name, old, NOTHING)
+    await fetcher.demand(old.name, old)
     new = put(gcs, "a.jpg", b"newer bytes")
-    await fetcher.demand(new.name, new, NOTHING)
+    await fetcher.demand(new.name, new)
     assert cached(cache, new) == b"newer bytes"
     assert len(cache) == 1
     assert cache.bytes == len(b"newer bytes")
@@ -187,7 +188,7 @@ async def test_a_demand_for_a_generation_that_is_gone_brings_the_live_one(
 ) -> None:
     old = put(gcs, "a.jpg", b"old bytes")
     new = put(gcs, "a.jpg", b"newer bytes")
-    await asyncio.gather(*(fetcher.demand(old.name, old, NOTHING) for _ in range(5)))
+    await asyncio.gather(*(fetcher.demand(old.name, old) for _ in range(5)))
     assert cached(cache, new) == b"newer bytes"
     assert gets(gcs, new) == 2
 
@@ -196,7 +197,7 @@ async def test_a_prefetch_of_a_generation_that_is_gone_fails(gcs: GCSServer, cac
     old = put(gcs, "a.jpg", b"old bytes")
     put(gcs, "a.jpg", b"newer bytes")
     with pytest.raises(ObjectChangedError):
-        await fetcher.prefetch(old, NOTHING)
+        await fetcher.prefetch(old, cache.choose)
     assert len(cache) == 0
 
 
@@ -204,7 +205,7 @@ async def test_a_demand_for_a_deleted_object_says_that_it_is_missing(gcs: GCSSer
     version = put(gcs, "a.jpg", b"bytes of a")
     gcs.delete(BUCKET, "a.jpg")
     with pytest.raises(ObjectMissingError, match=r"gs://pictures/a\.jpg"):
-        await fetcher.demand(version.name, version, NOTHING)
+        await fetcher.demand(version.name, version)
 
 
 # Files on disk
@@ -215,10 +216,10 @@ async def test_a_demanded_file_that_is_damaged_is_fetched_again(
     gcs: GCSServer, cache: Cache, fetcher: Fetcher, *, pinned: bool
 ) -> None:
     version = put(gcs, "a.jpg", b"bytes of a")
-    await fetcher.prefetch(version, NOTHING)
+    await fetcher.prefetch(version, cache.choose)
     with (cache.directory.objects / path_of(version)).open("r+b") as file:
         file.write(b"B")
-    await asyncio.gather(*(fetcher.demand(version.name, version if pinned else None, NOTHING) for _ in range(5)))
+    await asyncio.gather(*(fetcher.demand(version.name, version if pinned else None) for _ in range(5)))
     assert cached(cache, version) == b"bytes of a"
     assert gets(gcs, version) == 2
     assert cache.damaged == 1
@@ -229,9 +230,9 @@ async def test_a_demanded_file_that_is_fine_costs_no_get(
     gcs: GCSServer, cache: Cache, fetcher: Fetcher, *, pinned: bool
 ) -> None:
     version = put(gcs, "a.jpg", b"bytes of a")
-    await fetcher.prefetch(version, NOTHING)
-    await fetcher.demand(version.name, version if pinned else None, NOTHING)
-    await fetcher.prefetch(version, NOTHING)
+    await fetcher.prefetch(version, cache.choose)
+    await fetcher.demand(version.name, version if pinned else None)
+    await fetcher.prefetch(version, cache.choose)
     assert gets(gcs, version) == 1
     assert fetcher.fetched.prefetch == 1
     assert fetcher.fetched.demand == 0
@@ -239,20 +240,20 @@ async def test_a_demanded_file_that_is_fine_costs_no_get(
 
 async def test_a_demand_for_a_file_that_is_there_counts_as_its_use(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
     first, second = put(gcs, "1.jpg", b"1"), put(gcs, "2.jpg", b"2")
-    await fetcher.prefetch(first, NOTHING)
-    await fetcher.prefetch(second, NOTHING)
-    await fetcher.demand(first.name, first, NOTHING)
+    await fetcher.prefetch(first, cache.choose)
+    await fetcher.prefetch(second, cache.choose)
+    await fetcher.demand(first.name, first)
     assert [name.name for name in cache.names()] == ["2.jpg", "1.jpg"]
 
 
 # Order and number
 
 
-async def test_never_more_downloads_at_a_time_than_the_setting(gcs: GCSServer, fetcher: Fetcher) -> None:
+async def test_never_more_downloads_at_a_time_than_the_setting(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
     versions = [put(gcs, f"{i}.jpg", bytes([i])) for i in range(20)]
     gcs.faults.add(Stall(0))
-    asks = [asyncio.create_task(fetcher.prefetch(version, NOTHING)) for version in versions[:10]]
-    asks += [asyncio.create_task(fetcher.demand(version.name, version, NOTHING)) for version in versions[10:]]
+    asks = [asyncio.create_task(fetcher.prefetch(version, cache.choose)) for version in versions[:10]]
+    asks += [asyncio.create_task(fetcher.demand(version.name, version)) for version in versions[10:]]
     for round_of_four in range(1, 6):
         await gcs.wait_for(lambda counts, n=round_of_four: counts.total() == 4 * n)  # type: ignore[misc]
         gcs.release()
@@ -264,9 +265,9 @@ async def test_a_demand_goes_before_the_prefetches_that_wait(gcs: GCSServer, cac
     fetcher = Fetcher(cache, origin, concurrency=1)
     versions = [put(gcs, f"{i}.jpg", bytes([i])) for i in range(5)]
     gcs.faults.add(Stall(0), f"{BUCKET}/0.jpg")
-    asks = [asyncio.create_task(fetcher.prefetch(version, NOTHING)) for version in versions[:4]]
+    asks = [asyncio.create_task(fetcher.prefetch(version, cache.choose)) for version in versions[:4]]
     await gcs.wait_for(lambda counts: counts.open_media == 1)
-    asks.append(asyncio.create_task(fetcher.demand(versions[4].name, versions[4], NOTHING)))
+    asks.append(asyncio.create_task(fetcher.demand(versions[4].name, versions[4])))
     asyncio.get_running_loop().call_soon(gcs.release)
     await asyncio.gather(*asks)
     assert media_in_order(gcs) == ["0.jpg", "4.jpg", "1.jpg", "2.jpg", "3.jpg"]
@@ -279,9 +280,9 @@ async def test_a_demand_for_an_object_whose_prefetch_waits_brings_it_to_the_fron
     fetcher = Fetcher(cache, origin, concurrency=1)
     versions = [put(gcs, f"{i}.jpg", bytes([i])) for i in range(5)]
     gcs.faults.add(Stall(0), f"{BUCKET}/0.jpg")
-    asks = [asyncio.create_task(fetcher.prefetch(version, NOTHING)) for version in versions]
+    asks = [asyncio.create_task(fetcher.prefetch(version, cache.choose)) for version in versions]
     await gcs.wait_for(lambda counts: counts.open_media == 1)
-    asks.append(asyncio.create_task(fetcher.demand(versions[4].name, versions[4], NOTHING)))
+    asks.append(asyncio.create_task(fetcher.demand(versions[4].name, versions[4])))
     asyncio.get_running_loop().call_soon(gcs.release)
     await asyncio.gather(*asks)
     assert media_in_order(gcs) == ["0.jpg", "4.jpg", "1.jpg", "2.jpg", "3.jpg"]
@@ -294,47 +295,57 @@ async def test_failed_and_abandoned_downloads_give_their_slots_back(gcs: GCSServ
     version = put(gcs, "a.jpg", b"bytes of a")
     for _ in range(3):
         with pytest.raises(ObjectMissingError):
-            await fetcher.demand(ObjectName(BUCKET, "missing.jpg"), None, NOTHING)
-    await fetcher.demand(version.name, version, NOTHING)
+            await fetcher.demand(ObjectName(BUCKET, "missing.jpg"), None)
+    await fetcher.demand(version.name, version)
     assert cached(cache, version) == b"bytes of a"
 
 
 # Room
 
 
-async def test_a_demand_drops_what_is_to_be_kept_where_nothing_else_can_go(
-    gcs: GCSServer, cache: Cache, fetcher: Fetcher
-) -> None:
+async def test_a_demand_gets_room_where_a_prefetch_would_get_none(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
     kept = put(gcs, "kept.jpg", bytes(600_000))
-    await fetcher.prefetch(kept, NOTHING)
-    keep = {path_of(kept)}
+    await fetcher.prefetch(kept, cache.choose)
     wanted = put(gcs, "wanted.jpg", bytes(500_000))
-    await asyncio.gather(*(fetcher.demand(wanted.name, wanted, keep) for _ in range(5)))
+    with pytest.raises(CacheFullError):
+        await fetcher.prefetch(wanted, keeping(cache, path_of(kept)))
+    await asyncio.gather(*(fetcher.demand(wanted.name, wanted) for _ in range(5)))
     assert cached(cache, wanted) == bytes(500_000)
     assert cached(cache, kept) is None
     assert gets(gcs, wanted) == 1
 
 
-async def test_a_demand_drops_nothing_of_what_is_to_be_kept_while_there_is_something_else(
-    gcs: GCSServer, cache: Cache, fetcher: Fetcher
-) -> None:
+async def test_whoever_knows_better_says_what_a_demand_drops(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
     kept, other = put(gcs, "kept.jpg", bytes(400_000)), put(gcs, "other.jpg", bytes(400_000))
-    await fetcher.prefetch(kept, NOTHING)
-    await fetcher.prefetch(other, NOTHING)
+    await fetcher.prefetch(kept, cache.choose)
+    await fetcher.prefetch(other, cache.choose)
+    cache.choose = keeping(cache, path_of(kept))
     wanted = put(gcs, "wanted.jpg", bytes(500_000))
-    await fetcher.demand(wanted.name, wanted, {path_of(kept)})
+    await fetcher.demand(wanted.name, wanted)
     assert cached(cache, kept) == bytes(400_000)
     assert cached(cache, other) is None
+
+
+async def test_who_has_more_room_does_not_share_the_failure_of_who_has_less(
+    gcs: GCSServer, cache: Cache, fetcher: Fetcher
+) -> None:
+    kept, wanted = put(gcs, "kept.jpg", bytes(600_000)), put(gcs, "wanted.jpg", bytes(500_000))
+    await fetcher.prefetch(kept, cache.choose)
+    room = keeping(cache, path_of(kept))
+    asks = (fetcher.prefetch(wanted, room), fetcher.prefetch(wanted, room), fetcher.prefetch(wanted, cache.choose))
+    results = await asyncio.gather(*asks, return_exceptions=True)
+    assert [type(result) for result in results] == [CacheFullError, CacheFullError, type(None)]
+    assert cached(cache, wanted) == bytes(500_000)
 
 
 async def test_a_prefetch_without_room_fails_before_gcs_is_asked_and_drops_nothing(
     gcs: GCSServer, cache: Cache, fetcher: Fetcher
 ) -> None:
     kept = put(gcs, "kept.jpg", bytes(600_000))
-    await fetcher.prefetch(kept, NOTHING)
+    await fetcher.prefetch(kept, cache.choose)
     wanted = put(gcs, "wanted.jpg", bytes(500_000))
     with pytest.raises(CacheFullError):
-        await fetcher.prefetch(wanted, {path_of(kept)})
+        await fetcher.prefetch(wanted, keeping(cache, path_of(kept)))
     assert cached(cache, kept) == bytes(600_000)
     assert gets(gcs, wanted) == 0
 
@@ -344,10 +355,10 @@ async def test_a_demand_gets_room_although_it_joins_a_prefetch_that_finds_none(
 ) -> None:
     fetcher = Fetcher(cache, origin, concurrency=1)
     kept = put(gcs, "kept.jpg", bytes(600_000))
-    await fetcher.prefetch(kept, NOTHING)
-    keep, wanted = {path_of(kept)}, put(gcs, "wanted.jpg", bytes(500_000))
-    prefetch = asyncio.create_task(fetcher.prefetch(wanted, keep))
-    demand = asyncio.create_task(fetcher.demand(wanted.name, wanted, keep))
+    await fetcher.prefetch(kept, cache.choose)
+    room, wanted = keeping(cache, path_of(kept)), put(gcs, "wanted.jpg", bytes(500_000))
+    prefetch = asyncio.create_task(fetcher.prefetch(wanted, room))
+    demand = asyncio.create_task(fetcher.demand(wanted.name, wanted))
     results = await asyncio.gather(prefetch, demand, return_exceptions=True)
     assert isinstance(results[0], CacheFullError)
     assert results[1] is None
@@ -358,24 +369,24 @@ async def test_a_demand_gets_room_although_prefetches_that_find_none_keep_coming
     gcs: GCSServer, cache: Cache, fetcher: Fetcher
 ) -> None:
     kept = put(gcs, "kept.jpg", bytes(600_000))
-    await fetcher.prefetch(kept, NOTHING)
-    keep, wanted = {path_of(kept)}, put(gcs, "wanted.jpg", bytes(500_000))
+    await fetcher.prefetch(kept, cache.choose)
+    room, wanted = keeping(cache, path_of(kept)), put(gcs, "wanted.jpg", bytes(500_000))
 
     async def insist() -> None:
         for _ in range(3):
             with contextlib.suppress(CacheFullError):
-                await fetcher.prefetch(wanted, keep)
+                await fetcher.prefetch(wanted, room)
 
-    await asyncio.gather(insist(), fetcher.demand(wanted.name, wanted, keep))
+    await asyncio.gather(insist(), fetcher.demand(wanted.name, wanted))
     assert cached(cache, wanted) == bytes(500_000)
 
 
 async def test_an_object_that_changed_gets_room_too(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
     kept = put(gcs, "kept.jpg", bytes(600_000))
-    await fetcher.prefetch(kept, NOTHING)
+    await fetcher.prefetch(kept, cache.choose)
     old = put(gcs, "wanted.jpg", b"small")
     new = put(gcs, "wanted.jpg", bytes(500_000))
-    await fetcher.demand(old.name, old, {path_of(kept)})
+    await fetcher.demand(old.name, old)
     assert cached(cache, new) == bytes(500_000)
 
 
@@ -383,11 +394,23 @@ async def test_an_object_larger_than_the_cache_is_refused_and_drops_nothing(
     gcs: GCSServer, cache: Cache, fetcher: Fetcher
 ) -> None:
     kept, huge = put(gcs, "kept.jpg", b"kept"), put(gcs, "huge.jpg", bytes(1_000_001))
-    await fetcher.prefetch(kept, NOTHING)
+    await fetcher.prefetch(kept, cache.choose)
     with pytest.raises(CacheFullError):
-        await fetcher.demand(huge.name, huge, {path_of(kept)})
+        await fetcher.demand(huge.name, huge)
     assert cached(cache, kept) == b"kept"
     assert gets(gcs, huge) == 0
+
+
+async def test_how_long_downloads_take_is_measured(gcs: GCSServer, cache: Cache, origin: Origin) -> None:
+    """Prefetching looks ahead as far as that says."""
+    measured = Spread(assumed_s=1000.0)
+    fetcher = Fetcher(cache, origin, concurrency=4, download_s=measured)
+    for i in range(3):
+        await fetcher.prefetch(put(gcs, f"{i}.jpg", b"bytes"), cache.choose)
+    assert (mean_s := measured.mean_s) == pytest.approx(1000 * 0.98**3, abs=5)
+    with pytest.raises(ObjectMissingError):
+        await fetcher.demand(ObjectName(BUCKET, "missing.jpg"), None)
+    assert measured.mean_s == mean_s  # a refusal tells nothing of it
 
 
 # The end
@@ -400,7 +423,7 @@ async def test_close_leaves_nothing_running_and_nothing_unfinished(gcs: GCSServe
     versions = [large, *(put(gcs, f"{i}.jpg", bytes(1000)) for i in range(10))]
     gcs.faults.add(Stall(500))
     before = asyncio.all_tasks()
-    asks = [asyncio.create_task(fetcher.prefetch(version, NOTHING)) for version in versions]
+    asks = [asyncio.create_task(fetcher.prefetch(version, cache.choose)) for version in versions]
     await gcs.wait_for(lambda counts: counts.open_media == 4)
     await fetcher.close()
     errors = await asyncio.gather(*asks, return_exceptions=True)
@@ -410,13 +433,13 @@ async def test_close_leaves_nothing_running_and_nothing_unfinished(gcs: GCSServe
     assert cache.reserved_bytes == 0
 
 
-async def test_after_close_nothing_is_begun(gcs: GCSServer, fetcher: Fetcher) -> None:
+async def test_after_close_nothing_is_begun(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
     version = put(gcs, "a.jpg", b"bytes of a")
     await fetcher.close()
     with pytest.raises(DaemonUnavailableError, match=r"gs://pictures/a\.jpg: the daemon is stopping"):
-        await fetcher.demand(version.name, version, NOTHING)
+        await fetcher.demand(version.name, version)
     with pytest.raises(DaemonUnavailableError):
-        await fetcher.prefetch(version, NOTHING)
+        await fetcher.prefetch(version, cache.choose)
     assert gcs.counts.total() == 0
 
 
@@ -426,7 +449,7 @@ async def test_a_download_that_starts_over_leaves_one_whole_file(
 ) -> None:
     version = put(gcs, "a.jpg", bytes(size_bytes))
     gcs.faults.add(FlippedByte() if size_bytes else Status(503), requests=1)
-    await fetcher.demand(version.name, version, NOTHING)
+    await fetcher.demand(version.name, version)
     assert cached(cache, version) == bytes(size_bytes)
     assert gets(gcs, version) == 2
     assert list(cache.directory.tmp.iterdir()) == []
@@ -436,10 +459,10 @@ async def test_an_outage_of_gcs_removes_nothing_from_the_cache(gcs: GCSServer, c
     async with Origin(Access(gcs.url, anonymous=True), deadline_s=0.2) as origin:
         fetcher = Fetcher(cache, origin, concurrency=4)
         there, absent = put(gcs, "there.jpg", b"there"), put(gcs, "absent.jpg", b"absent")
-        await fetcher.prefetch(there, NOTHING)
+        await fetcher.prefetch(there, cache.choose)
         gcs.faults.add(Status(503))
         with pytest.raises(OriginUnavailableError, match=r"absent\.jpg"):
-            await fetcher.demand(absent.name, absent, NOTHING)
-        await fetcher.demand(there.name, there, NOTHING)
+            await fetcher.demand(absent.name, absent)
+        await fetcher.demand(there.name, there)
     assert cached(cache, there) == b"there"
     assert list(cache.directory.tmp.iterdir()) == []

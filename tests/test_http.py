@@ -55,7 +55,7 @@ async def test_health_and_readiness_answer_200_once_the_daemon_is_ready(url: str
 async def test_the_page_shows_the_cache_and_its_streams_to_a_person(url: str) -> None:
     status, text, kind = await get(f"{url}/")
     assert (status, kind) == (200, "text/html")
-    assert "in 8 objects" in text
+    assert ", 8 objects" in text
     assert DATA_ROOT in text
 
 

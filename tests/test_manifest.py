@@ -1,6 +1,7 @@
 """The frozen listing of a data root."""
 
 import json
+import os
 import pickle
 import random
 import shutil
@@ -121,7 +122,7 @@ def test_a_loaded_manifest_is_mapped_and_not_read(tmp_path: Path) -> None:
     """A million items cost no worker memory of its own."""
     loaded = load_manifest(build(*items("a", "b")).save(tmp_path))
     assert all(isinstance(array, np.memmap) for array in (loaded.generation, loaded.size, loaded.crc32c))
-    assert all(isinstance(array, np.memmap) for array in loaded.ids.arrays.values())
+    assert all(isinstance(array, np.memmap) for array in (loaded.ids.text, loaded.ids.ends))
     assert not loaded.generation.flags.writeable
 
 
@@ -132,6 +133,39 @@ def test_saving_twice_writes_once(tmp_path: Path) -> None:
     assert manifest.save(tmp_path) == folder
     assert {path.name: path.stat().st_ino for path in folder.iterdir()} == before
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_saving_again_makes_it_the_newest(tmp_path: Path) -> None:
+    manifest = build(*items("a"))
+    folder = manifest.save(tmp_path)
+    os.utime(folder, (1, 1))
+    manifest.save(tmp_path)
+    assert folder.stat().st_mtime > 1
+
+
+def test_of_an_object_that_is_listed_twice_the_last_counts() -> None:
+    objects = items("a")
+    assert build(version("images/a.jpg", generation=1), *objects).versions(0) == objects
+
+
+@pytest.mark.parametrize("file", ["ids.npy", "ends.npy", "generation.npy"])
+@pytest.mark.parametrize("damage", ["emptied", "zeroed", "truncated", "removed"])
+def test_a_manifest_that_is_not_compared_with_its_digest_must_have_its_form(tmp_path: Path, file: str, damage: str) -> None:
+    folder = build(*items("a", "b")).save(tmp_path)
+    DAMAGES[damage](folder / file)
+    with pytest.raises(ManifestError, match=str(folder)):
+        load_manifest(folder, verify=False)
+
+
+@pytest.mark.parametrize("form", ["id_", "{:07}", "{:x}-and-a-tail-that-is-the-same"])
+def test_many_items_come_out_as_few_do(form: str) -> None:
+    names = [form.format(i) if "{" in form else f"{form}{i}" for i in range(3000)]
+    objects = items(*names)
+    random.Random(1).shuffle(objects)
+    manifest = build(*objects, *(version(f"images/x{i}.jpg") for i in range(500)))
+    assert list(manifest.ids) == sorted(names)
+    assert [v for i in range(3000) for v in manifest.versions(i)] == items(*names)
+    assert len(manifest.incomplete) == 500
 
 
 def test_what_a_crash_left_under_a_temporary_name_is_no_manifest(tmp_path: Path) -> None:
@@ -268,6 +302,16 @@ def test_what_changed_are_the_parts_of_known_items_with_another_generation() -> 
     assert changed == {"gs://pictures/train/labels/b.png"}
     assert list(after.changed_since(after)) == []
     assert next(after.changed_since(before)).generation == 5000
+
+
+@given(st.dictionaries(ids_text, st.integers(1, 3), max_size=12), st.dictionaries(ids_text, st.integers(1, 3), max_size=12))
+def test_what_changed_is_found_among_whatever_came_and_went(before: dict[str, int], after: dict[str, int]) -> None:
+    def listed(generations: dict[str, int]) -> Manifest:
+        return build(*(version(Layout().part_name(one, part), g + part) for one, g in generations.items() for part in (0, 1)))
+
+    changed = [v.name.name for v in listed(after).changed_since(listed(before))]
+    expected = sorted(one for one in before.keys() & after.keys() if before[one] != after[one])
+    assert changed == [ROOT.folder + Layout().part_name(one, part) for one in expected for part in (0, 1)]
 
 
 @given(st.sets(ids_text, max_size=20))

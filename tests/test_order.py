@@ -1,11 +1,15 @@
 """Seeded orders. Their values are frozen: a run resumed with a newer version must go on in the order that it began with."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DistributedSampler
 
-from gcs_prefetchd.order import Indices, endless, epoch_order, order_digest
+from gcs_prefetchd.order import Indices, endless, epoch_order, order_digest, plan_order, share_length
 
 LARGEST = 2**63 - 1
 
@@ -54,10 +58,20 @@ def test_the_digests_never_change() -> None:
 
 @given(seeds, seeds, subsets)
 def test_the_order_is_that_of_splitmix64_in_plain_integers(seed: int, epoch: int, items: set[int]) -> None:
-    """Anyone can compute it: the same function without numpy."""
+    """Anyone can compute it: the same function without numpy, by the upper half of the hash and then by the index."""
     key = splitmix64(splitmix64(seed) ^ epoch)
-    order = epoch_order(seed, epoch, np.array(sorted(items), dtype=np.uint32))
-    assert order.tolist() == sorted(items, key=lambda item: splitmix64(item ^ key))
+    order = epoch_order(seed, epoch, np.array(list(items), dtype=np.uint32))
+    assert order.tolist() == sorted(items, key=lambda item: (splitmix64(item ^ key) >> 32, item))
+
+
+def test_items_whose_hashes_begin_alike_are_in_the_order_of_their_indices() -> None:
+    """Among a million items about a hundred pairs do: still the same order for every subset, however it is given."""
+    order = epoch_order(3, 1, indices(1_000_000))
+    backwards = epoch_order(3, 1, indices(1_000_000)[::-1])
+    evens = epoch_order(3, 1, indices(1_000_000)[::2])
+    assert order.tolist() == backwards.tolist()
+    assert evens.tolist() == [item for item in order.tolist() if item % 2 == 0]
+    assert order_digest(order) == "a85fdd5e5b40ec5a"
 
 
 def test_splitmix64_here_is_the_published_one() -> None:
@@ -151,6 +165,133 @@ def test_the_digest_is_of_the_values_and_not_of_how_they_lie_in_memory() -> None
     spread = np.repeat(order, 2)[::2]
     assert order_digest(swapped) == order_digest(spread) == order_digest(order)
     assert order_digest(order[::-1]) != order_digest(order)
+
+
+LARGE = """
+import pathlib, time
+import numpy as np
+from gcs_prefetchd.order import plan_order
+indices = np.arange(10_000_000, dtype=np.uint32)
+started_s = time.process_time()
+order = plan_order(KIND, 1, 2, indices)
+seconds = time.process_time() - started_s
+# Not ru_maxrss, which begins with that of the process that started this one.
+peak = next(line for line in pathlib.Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+print(seconds, int(peak.split()[1]) / 1024, len(order))
+"""
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "endless"])
+def test_ten_million_items_take_seconds_and_little_memory(kind: str) -> None:
+    """Under 3 s of one processor, and 200 MB for the whole process, the indices themselves included."""
+    script = LARGE.replace("KIND", repr(kind))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    seconds, megabytes, count = map(float, done.stdout.split())
+    assert count == 10_000_000
+    assert seconds < 3
+    assert megabytes < 200
+
+
+# --- Shares
+
+kinds = st.sampled_from(["shuffled", "endless", "listed"])
+items_of_a_plan = st.lists(st.integers(0, 2**32 - 1), max_size=60)
+
+
+@st.composite
+def splits(draw: st.DrawFn) -> tuple[str, int, int, Indices]:
+    """The arguments that make a global order."""
+    return draw(kinds), draw(seeds), draw(st.integers(0, 2**40)), np.array(draw(items_of_a_plan), dtype=np.uint32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "order"),
+    [
+        ("shuffled", {}, [0, 9, 1, 6, 3, 5, 4, 2, 8, 7]),
+        ("shuffled", {"rank": 1, "world": 4}, [9, 5, 7]),
+        ("shuffled", {"rank": 3, "world": 4}, [6, 2, 9]),
+        ("shuffled", {"rank": 3, "world": 4, "drop_last": True}, [6, 2]),
+        ("shuffled", {"rank": 1, "world": 3, "start": 4}, [5, 8]),
+        ("shuffled", {"rank": 2, "world": 4, "start": 8}, [8]),
+        ("endless", {}, [3, 4, 4, 3, 5, 2, 7, 6, 4, 1]),
+        ("listed", {"rank": 1, "world": 3}, [1, 4, 7, 0]),
+    ],
+)
+def test_a_share_never_changes(kind: str, options: dict[str, int], order: list[int]) -> None:
+    assert plan_order(kind, 0, 0, indices(10), **options).tolist() == order  # type: ignore[arg-type]
+
+
+@given(splits(), st.integers(1, 9), st.booleans())
+def test_shares_are_as_long_as_those_of_torchs_distributed_sampler(
+    plan: tuple[str, int, int, Indices], world: int, drop_last: bool
+) -> None:
+    """And they repeat and leave out the same places."""
+    kind, seed, epoch, items = plan
+    whole = plan_order(kind, seed, epoch, items).tolist()
+    for rank in range(world):
+        torchs: DistributedSampler[int] = DistributedSampler(whole, world, rank, shuffle=False, drop_last=drop_last)
+        share = plan_order(kind, seed, epoch, items, rank=rank, world=world, drop_last=drop_last)
+        assert len(share) == share_length(len(items), world, drop_last)
+        if len(items) >= world or not drop_last:  # torch's own arithmetic fails on fewer items than ranks to drop
+            assert share.tolist() == [whole[place] for place in torchs]
+        else:
+            assert share.tolist() == []
+
+
+@given(splits(), st.integers(1, 9))
+def test_the_ranks_interleaved_are_the_global_order(plan: tuple[str, int, int, Indices], world: int) -> None:
+    kind, seed, epoch, items = plan
+    whole = plan_order(kind, seed, epoch, items).tolist()
+    shares = [plan_order(kind, seed, epoch, items, rank=rank, world=world).tolist() for rank in range(world)]
+    together = [item for turn in zip(*shares, strict=True) for item in turn]
+    assert together[: len(whole)] == whole
+    assert together[len(whole) :] == (whole * world)[: len(together) - len(whole)]
+    if kind != "endless":
+        assert sorted(together[: len(whole)]) == sorted(items.tolist())
+
+
+@given(splits(), st.lists(st.tuples(st.integers(1, 6), st.integers(0, 12)), max_size=5))
+def test_whoever_resumes_with_another_world_goes_on_in_the_same_global_order(
+    plan: tuple[str, int, int, Indices], runs: list[tuple[int, int]]
+) -> None:
+    """Each run reads some rounds of all its ranks and is stopped; the last reads what is left."""
+    kind, seed, epoch, items = plan
+    whole = plan_order(kind, seed, epoch, items).tolist()
+    read: list[int] = []
+    for world, rounds in [*runs, (1, len(whole))]:
+        shares = [
+            plan_order(kind, seed, epoch, items, rank=rank, world=world, start=len(read)).tolist() for rank in range(world)
+        ]
+        left = len(whole) - len(read)
+        read += [item for turn in zip(*shares, strict=True) for item in turn][: min(rounds * world, left)]
+    assert read == whole
+
+
+@given(splits(), st.integers(1, 9), st.integers(0, 100))
+def test_a_share_is_a_copy_or_the_indices_themselves(plan: tuple[str, int, int, Indices], world: int, start: int) -> None:
+    """A view would hold the whole order in memory."""
+    kind, seed, epoch, items = plan
+    before = items.copy()
+    for rank in range(world):
+        share = plan_order(kind, seed, epoch, items, rank=rank, world=world, start=start)
+        assert share is items or share.base is None or len(share) == len(items)
+        assert share.dtype == np.uint32
+    assert (items == before).all()
+
+
+def test_an_endless_streams_epochs_are_its_blocks() -> None:
+    drawn = np.concatenate([plan_order("endless", 7, epoch, 100 + indices(10)) for epoch in range(3)])
+    assert drawn.tolist() == (100 + endless(7, 0, 30, 10)).tolist()
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "endless", "listed"])
+def test_the_last_epoch_of_all_has_an_order(kind: str) -> None:
+    assert len(plan_order(kind, LARGEST, LARGEST, indices(10), start=3)) == 7
+
+
+def test_an_unknown_kind_is_an_error() -> None:
+    with pytest.raises(ValueError, match="kind must be 'listed', 'shuffled' or 'endless', not 'random'"):
+        plan_order("random", 0, 0, indices(3))
 
 
 def splitmix64(value: int) -> int:

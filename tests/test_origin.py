@@ -1,6 +1,7 @@
 """Listing and downloading from GCS: what is checked, what is tried again, what is final."""
 
 import asyncio
+import contextlib
 import gzip
 import json
 from collections.abc import AsyncIterator, Callable
@@ -90,7 +91,9 @@ def put(gcs: GCSServer, data: bytes = DATA, name: ObjectName = NAME) -> ObjectVe
 
 
 async def listed(origin: Origin, prefix: str = "train/") -> list[ObjectVersion]:
-    return [version async for page in origin.list(BUCKET, prefix) for version in page]
+    async with contextlib.aclosing(origin.list(BUCKET, prefix)) as pages:
+        versions = [version async for page in pages for version in page.versions(BUCKET)]
+    return sorted(versions, key=lambda version: version.name)
 
 
 def fault_id(fault: Fault) -> str:
@@ -106,7 +109,37 @@ async def test_a_listing_brings_every_page_and_no_folder_placeholder(gcs: GCSSer
         gcs.put(BUCKET, placeholder, b"")
     gcs.put(BUCKET, "test/images/00000.jpg", b"of another prefix")
     assert await listed(origin) == versions
-    assert gcs.counts.list[BUCKET] == 3
+
+
+async def test_a_page_is_not_asked_for_compressed(gcs: GCSServer, origin: Origin) -> None:
+    """The session unpacks nothing, so that objects come as they are stored."""
+    put(gcs)
+    await listed(origin)
+    assert gcs.seen[-1].headers["Accept-Encoding"] == "identity"
+
+
+def page_of(*names: str, token: str = "") -> Status:
+    items = [{"name": name, "generation": "1", "size": "1", "crc32c": "AAAAAA=="} for name in names]
+    return Status(200, body=json.dumps({"items": items, "nextPageToken": token}), content_type="application/json")
+
+
+@pytest.mark.parametrize(
+    ("pages", "reason"),
+    [
+        ([page_of("train/a", token="1"), page_of("train/a", token="1")], "goes back to 'train/a'"),
+        ([page_of("train/b", token="1"), page_of("train/a", token="2")], "the page after 'train/b' goes back to 'train/a'"),
+        ([page_of(token="1"), page_of(token="2"), page_of(token="1")], "go on without a name"),
+        ([page_of("train/b", "train/a")], "not in order"),
+    ],
+)
+async def test_a_listing_that_leads_nowhere_is_an_error_and_no_loop(gcs: GCSServer, pages: list[Status], reason: str) -> None:
+    put(gcs)
+    for request, page in enumerate(pages, 1):
+        gcs.faults.add(page, kind=Kind.LIST, requests=request)
+    async with origin_of(gcs, connections=1) as origin:
+        with pytest.raises(OriginError, match=f"list gs://pictures/train/: .*{reason}"):
+            await listed(origin)
+    assert gcs.counts.list[BUCKET] == len(pages)
 
 
 async def test_a_bucket_without_such_objects_lists_as_nothing(gcs: GCSServer, origin: Origin) -> None:
@@ -114,11 +147,43 @@ async def test_a_bucket_without_such_objects_lists_as_nothing(gcs: GCSServer, or
     assert await listed(origin) == []
 
 
+async def test_a_listing_of_one_page_is_one_request(gcs: GCSServer, origin: Origin) -> None:
+    versions = [put(gcs, b"", ObjectName(BUCKET, f"train/images/{i:05}.jpg")) for i in range(1000)]
+    assert await listed(origin) == versions
+    assert gcs.counts.list[BUCKET] == 1
+
+
+async def test_a_long_listing_goes_on_beside_a_page_that_takes_long(gcs: GCSServer) -> None:
+    versions = [put(gcs, b"", ObjectName(BUCKET, f"train/images/{i:05}.jpg")) for i in range(20_000)]
+    gcs.faults.add(Stall(), BUCKET, kind=Kind.LIST, requests=5)
+    found: list[ObjectVersion] = []
+    async with Origin(Access(gcs.url, anonymous=True)) as origin:
+        async for page in origin.list(BUCKET, "train/"):
+            found += page.versions(BUCKET)
+            if len(found) >= 10_000:
+                gcs.release()
+    assert sorted(found, key=lambda version: version.name) == versions
+    assert gcs.counts.list[BUCKET] <= 20 + 24
+
+
+async def test_a_cancelled_listing_leaves_no_request(gcs: GCSServer) -> None:
+    for i in range(5000):
+        put(gcs, b"", ObjectName(BUCKET, f"train/images/{i:05}.jpg"))
+    gcs.faults.add(Stall(), BUCKET, kind=Kind.LIST, requests=range(2, 100))
+    async with Origin(Access(gcs.url, anonymous=True)) as origin:
+        listing = asyncio.create_task(listed(origin))
+        await gcs.wait_for(lambda counts: counts.list[BUCKET] == 3)
+        listing.cancel()
+        await asyncio.wait([listing])
+        assert [task for task in asyncio.all_tasks() if "_retrying" in repr(task.get_coro())] == []
+
+
 @pytest.mark.parametrize("fault", BROKEN_PAGES, ids=fault_id)
-async def test_a_page_that_fails_is_asked_for_again(gcs: GCSServer, origin: Origin, fault: Fault) -> None:
+async def test_a_page_that_fails_is_asked_for_again(gcs: GCSServer, fault: Fault) -> None:
     versions = [put(gcs, b"", ObjectName(BUCKET, f"train/images/{i:05}.jpg")) for i in range(1001)]
     gcs.faults.add(fault, kind=Kind.LIST, requests=2)
-    assert await listed(origin) == versions
+    async with origin_of(gcs, connections=1) as origin:  # one page after another, so that the requests can be told
+        assert await listed(origin) == versions
     assert gcs.counts.list[BUCKET] == 3
 
 

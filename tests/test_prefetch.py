@@ -4,27 +4,29 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
 import pytest
 
 from gcs_prefetchd.cache import Cache
-from gcs_prefetchd.errors import ProtocolError
 from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.listing import list_manifest
-from gcs_prefetchd.manifest import Layout, Manifest
-from gcs_prefetchd.names import DataRoot, ObjectName
-from gcs_prefetchd.order import Indices, epoch_order, order_digest
+from gcs_prefetchd.manifest import Layout, Manifest, ObjectVersion
+from gcs_prefetchd.names import DataRoot, ObjectName, cache_path
+from gcs_prefetchd.order import epoch_order
 from gcs_prefetchd.origin import Access, Origin
 from gcs_prefetchd.prefetch import Prefetcher
-from gcs_prefetchd.protocol import Plan
+from gcs_prefetchd.readers import Reader
 from gcs_prefetchd.registry import Registry
-from gcs_prefetchd.streams import path_of
 from gcs_prefetchd.testing import GCSServer, Stall
+from plan_support import indices_of, plan_of
 from support import BUCKET, DATA_ROOT, put_items
 
 SEED = 7
+
+
+def path_of(version: ObjectVersion) -> str:
+    return cache_path(version.name.bucket, version.name.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +39,37 @@ class Node:
     fetcher: Fetcher
     prefetcher: Prefetcher
 
-    async def read(self, item: int, job: str = "") -> None:
-        """A reader reports that it has read the item; returns when the prefetcher has followed."""
-        self.registry.mark_read(job, self.manifest.part_name(item, 0))
-        self.prefetcher.wake()
-        await self.prefetcher.settled()
+    async def read(self, *items: int, job: str = "job") -> None:
+        """A reader reports that it has read the items; returns when the prefetcher has followed."""
+        for item in items:
+            for version in self.manifest.versions(item):
+                self.cache.touch(path_of(version))
+        self.registry.note_reads(job, [version.name for item in items for version in self.manifest.versions(item)])
+        await self.follow()
 
-    async def plan(self, plan: Plan, order: Indices) -> None:
+    async def demand_and_read(self, item: int, job: str = "job") -> None:
+        """As a reader does that looks on the disk first."""
+        for version in self.manifest.versions(item):
+            if not self.fetcher.is_cached(version):
+                await self.prefetcher.demand(version.name)
+        await self.read(item, job=job)
+
+    async def plan(self, items: Sequence[int], *, listed: Manifest | None = None, **changes: object) -> Reader:
         """A reader says what it will read; returns when the prefetcher has followed."""
-        self.registry.add_plan(plan, order)
+        plan, indices = plan_of(listed or self.manifest, items, **changes)  # type: ignore[arg-type]  # any field
+        reader = self.registry.register(self.registry.prepare(plan, indices))
+        self.prefetcher.begin(reader)
+        await self.follow()
+        return reader
+
+    async def follow(self) -> None:
+        """Have the prefetcher do what there is to do."""
         self.prefetcher.wake()
         await self.prefetcher.settled()
 
     def items_on_disk(self) -> list[int]:
         """The items whose every part is in the cache."""
-        stamps = {item: [self.cache.stamp(path_of(version)) for version in self.manifest.versions(item)] for item in self.all}
-        return [item for item, parts in stamps.items() if None not in parts]
+        return [item for item in self.all if all(self.cache.stamp(path_of(one)) for one in self.manifest.versions(item))]
 
     @property
     def all(self) -> range:
@@ -60,7 +77,7 @@ class Node:
 
     def seeded(self, epoch: int = 0) -> list[int]:
         """The order in which the data root is prefetched before any reader has come."""
-        return [int(i) for i in epoch_order(SEED, epoch, np.arange(len(self.manifest), dtype=np.uint32))]
+        return [int(i) for i in epoch_order(SEED, epoch, indices_of(self.all))]
 
     def keys(self, items: Sequence[int]) -> list[str]:
         """What the server counts the items' objects under."""
@@ -69,14 +86,20 @@ class Node:
 
 @asynccontextmanager
 async def prefetching(
-    gcs: GCSServer, cache: Cache, *, window: int = 100, concurrency: int = 8, deadline_s: float = 20.0
+    gcs: GCSServer,
+    cache: Cache,
+    *,
+    window: int | None = 100,
+    concurrency: int = 8,
+    deadline_s: float = 20.0,
+    lru: bool = False,
 ) -> AsyncIterator[Node]:
     """A node that has listed the data root. It prefetches from its first `wake` on."""
     async with Origin(Access(gcs.url, anonymous=True), deadline_s=deadline_s) as origin:
-        registry, fetcher = Registry(SEED), Fetcher(cache, origin, concurrency)
-        prefetcher = Prefetcher(registry, cache, fetcher, window, try_again_s=0.05)
+        registry, fetcher = Registry(SEED, window_items=window, lru=lru), Fetcher(cache, origin, concurrency)
+        prefetcher = Prefetcher(registry, cache, fetcher, try_again_s=0.05)
         manifest = await list_manifest(origin, DataRoot.parse(DATA_ROOT), Layout())
-        registry.set_manifest(manifest)
+        registry.set_manifest(registry.number(manifest))
         running = asyncio.create_task(prefetcher.run())
         try:
             yield Node(manifest, registry, cache, fetcher, prefetcher)
@@ -86,16 +109,17 @@ async def prefetching(
             await fetcher.close()
 
 
-async def follow(node: Node) -> None:
-    node.prefetcher.wake()
-    await node.prefetcher.settled()
+def lost_paths(cache: Cache) -> list[str]:
+    """What leaves the cache from now on."""
+    lost: list[str] = []
+    tell = cache.on_lost
 
+    def on_lost(path: str) -> None:
+        lost.append(path)
+        tell(path)
 
-def make_plan(node: Node, order: Sequence[int], **changes: object) -> tuple[Plan, Indices]:
-    """A valid plan but for the changes."""
-    indices = np.array(order, dtype=np.uint32)
-    plan = Plan("job", "job/train", DATA_ROOT, node.manifest.digest, 0, 0, order_digest(indices))
-    return replace(plan, **changes), indices  # type: ignore[arg-type]
+    cache.on_lost = on_lost
+    return lost
 
 
 def media_in_order(gcs: GCSServer) -> list[str]:
@@ -108,16 +132,15 @@ def media_in_order(gcs: GCSServer) -> list[str]:
 async def test_the_seeded_order_is_fetched_before_any_reader_has_come(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 20)
     async with prefetching(gcs, cache, concurrency=1) as node:
-        await follow(node)
+        await node.follow()
         assert media_in_order(gcs) == node.keys(node.seeded())
 
 
 async def test_image_and_label_come_together(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 20)
     async with prefetching(gcs, cache, window=3) as node:
-        await follow(node)
-        assert sorted(media_in_order(gcs)) == sorted(node.keys(node.seeded()[:3]))
-        assert len(cache) == 6
+        await node.plan(node.all)
+        assert gcs.counts.media == dict.fromkeys(node.keys([0, 1, 2]), 1)
 
 
 async def test_every_slot_is_used_and_no_more(gcs: GCSServer, cache: Cache) -> None:
@@ -134,51 +157,126 @@ async def test_every_slot_is_used_and_no_more(gcs: GCSServer, cache: Cache) -> N
     assert gcs.counts.peak_open_media == 6
 
 
+async def test_the_seeded_order_fills_the_room_that_is_free_beyond_its_window(gcs: GCSServer, cache: Cache) -> None:
+    put_items(gcs, 30, size_bytes=50_000)
+    async with prefetching(gcs, cache, window=2, concurrency=1) as node:
+        await node.follow()
+        assert media_in_order(gcs) == node.keys(node.seeded()[:10])
+        assert (cache.evictions, cache.bytes) == (0, 1_000_000)
+        for _ in range(20):
+            await node.follow()
+        assert gcs.counts.media.total() == 20
+
+
+async def test_beyond_its_window_the_seeded_order_drops_nothing_that_a_program_has_read(gcs: GCSServer, cache: Cache) -> None:
+    put_items(gcs, 30, size_bytes=50_000)
+    async with prefetching(gcs, cache, window=2) as node:
+        order = node.seeded()
+        for item in order[20:26]:
+            for version in node.manifest.versions(item):
+                await node.prefetcher.demand(version.name)
+        await node.follow()
+        assert sorted(node.items_on_disk()) == sorted(order[:4] + order[20:26])
+        assert cache.evictions == 0
+
+
+async def test_within_its_window_the_seeded_order_drops_what_is_read_last(gcs: GCSServer, cache: Cache) -> None:
+    put_items(gcs, 30, size_bytes=50_000)
+    async with prefetching(gcs, cache, window=3) as node:
+        order = node.seeded()
+        await node.follow()
+        for position, item in enumerate(order[:20]):
+            assert set(order[position : position + 3]) <= set(node.items_on_disk())
+            await node.read(item, job="without a plan")
+        assert cache.bytes == 1_000_000
+        assert max(gcs.counts.media.values()) == 1
+
+
 # The window
 
 
 async def test_never_more_than_the_window_is_fetched_ahead_of_the_reader(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 20)
     async with prefetching(gcs, cache, window=4) as node:
-        await follow(node)
-        order = node.seeded()
+        order = node.seeded(epoch=5)
+        await node.plan(order)
         for position, item in enumerate(order[:-1]):
             assert set(gcs.counts.media) == set(node.keys(order[: position + 4]))
             await node.read(item)
         assert set(gcs.counts.media.values()) == {1}
 
 
-async def test_when_an_epoch_has_been_read_the_next_one_is_fetched(gcs: GCSServer, cache: Cache) -> None:
+@pytest.mark.parametrize("kind", ["shuffled", "endless"])
+async def test_the_next_epochs_head_is_fetched_in_this_ones_tail(gcs: GCSServer, cache: Cache, kind: str) -> None:
+    put_items(gcs, 30, size_bytes=50_000)
+    async with prefetching(gcs, cache, window=4) as node:
+        reader = await node.plan(node.all, kind=kind, seed=3)
+        following = await asyncio.to_thread(reader.next_epoch)
+        assert following is not None
+        order, head = reader.stream.current.order.tolist(), following.order.tolist()
+        for item in order[:-1]:
+            assert item in node.items_on_disk()
+            await node.read(item)
+        assert set(head[:3]) <= set(node.items_on_disk())
+        assert node.prefetcher.waits.total() == 0
+        await node.read(order[-1])
+        assert set(head[:4]) <= set(node.items_on_disk())
+        fetched = gcs.counts.media.total()
+        await node.plan(node.all, kind=kind, seed=3, epoch=1)
+        assert gcs.counts.media.total() == fetched
+
+
+async def test_when_the_seeded_epoch_has_been_read_the_next_one_is_fetched(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 6)
     async with prefetching(gcs, cache, window=2) as node:
-        await follow(node)
-        for item in node.seeded():
-            await node.read(item)
-        (stream,) = node.registry
-        assert (stream.epoch, stream.position) == (1, 0)
-        assert stream.window() == node.seeded(epoch=1)[:2]
-
-
-async def test_what_comes_into_the_window_counts_as_used(gcs: GCSServer, cache: Cache) -> None:
-    put_items(gcs, 6)
-    async with prefetching(gcs, cache) as node:
-        await follow(node)
-        oldest = node.seeded()[0]
-        await node.plan(*make_plan(node, [oldest]))
-        assert [name.name for name in cache.names()][-2:] == [version.name.name for version in node.manifest.versions(oldest)]
+        await node.follow()
+        await node.read(*node.seeded(), job="without a plan")
+        (reader,) = node.registry
+        assert (reader.stream.current.number, reader.stream.position) == (1, 0)
+        assert reader.stream.planned == 6
 
 
 async def test_the_runway_ends_at_the_first_gap(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 10)
     async with prefetching(gcs, cache, window=8) as node:
-        (stream,) = node.registry
-        assert node.prefetcher.runway_items(stream) == 0
-        gone = node.manifest.version(node.seeded()[5], 1)
-        gcs.delete(BUCKET, gone.name.name)
-        await follow(node)
-        assert node.prefetcher.runway_items(stream) == 5
-        await node.read(node.seeded()[0])
-        assert node.prefetcher.runway_items(stream) == 4
+        order = node.seeded(epoch=5)
+        gcs.delete(BUCKET, node.manifest.version(order[5], 1).name.name)
+        reader = await node.plan(order)
+        assert node.prefetcher.runway_items(reader) == 5
+        await node.read(order[0])
+        assert node.prefetcher.runway_items(reader) == 4
+
+
+async def test_reads_out_of_order_bring_in_what_follows_them(gcs: GCSServer, cache: Cache) -> None:
+    put_items(gcs, 20)
+    async with prefetching(gcs, cache, window=4) as node:
+        await node.plan(node.all)
+        for item in (2, 1, 0, 5, 3):
+            await node.read(item)
+        assert gcs.counts.media == dict.fromkeys(node.keys(range(8)), 1)
+        await node.read(4)
+        assert gcs.counts.media == dict.fromkeys(node.keys(range(10)), 1)
+
+
+async def test_one_lost_report_holds_up_no_prefetching(gcs: GCSServer, cache: Cache) -> None:
+    put_items(gcs, 60)
+    async with prefetching(gcs, cache, window=4) as node:
+        reader = await node.plan(node.all)
+        for item in range(1, 59):
+            assert item in node.items_on_disk()
+            await node.read(item)
+        assert reader.stream.start == 0
+        assert gcs.counts.media == dict.fromkeys(node.keys(node.all), 1)
+
+
+async def test_a_window_that_is_measured_serves_a_reader_whose_report_was_lost(gcs: GCSServer, cache: Cache) -> None:
+    put_items(gcs, 300, size_bytes=100)
+    async with prefetching(gcs, cache, window=None, concurrency=32) as node:
+        await node.plan(node.all)
+        for first in range(1, 300, 4):
+            assert set(range(first, min(first + 4, 300))) <= set(node.items_on_disk())
+            await node.read(*range(first, min(first + 4, 300)))
+        assert gcs.counts.media == dict.fromkeys(node.keys(node.all), 1)
 
 
 # Little room
@@ -187,25 +285,72 @@ async def test_the_runway_ends_at_the_first_gap(gcs: GCSServer, cache: Cache) ->
 async def test_a_cache_smaller_than_the_window_fills_up_and_waits(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 30, size_bytes=50_000)
     async with prefetching(gcs, cache, window=20) as node:
-        await follow(node)
-        assert sorted(node.items_on_disk()) == sorted(node.seeded()[:10])
+        await node.plan(node.all)
+        assert node.items_on_disk() == list(range(10))
         for _ in range(20):  # reports of readers that read something else
-            await follow(node)
-        assert gcs.counts.media == dict.fromkeys(node.keys(node.seeded()[:10]), 1)
+            await node.follow()
+        assert gcs.counts.media == dict.fromkeys(node.keys(range(10)), 1)
         assert cache.evictions == 0
 
 
 async def test_a_cache_smaller_than_the_window_goes_on_as_the_reader_advances(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 30, size_bytes=50_000)
     async with prefetching(gcs, cache, window=20) as node:
-        await follow(node)
-        order = node.seeded()
-        for position, item in enumerate(order[:-1]):
+        await node.plan(node.all)
+        for item in node.all[:-1]:
             assert item in node.items_on_disk()
             await node.read(item)
-            following = order[position + 1 : position + 11]
-            assert set(following) <= set(node.items_on_disk())
-        assert gcs.counts.media == dict.fromkeys(node.keys(order), 1)
+            assert set(range(item + 1, min(item + 11, 30))) <= set(node.items_on_disk())
+        assert gcs.counts.media == dict.fromkeys(node.keys(node.all), 1)
+
+
+@pytest.mark.parametrize("window", [1, 3, 8, 40])
+async def test_an_objects_one_get_serves_its_whole_residence(gcs: GCSServer, cache: Cache, window: int) -> None:
+    """Three epochs with a third of the items on disk: what is fetched again had been dropped, and no read waited."""
+    put_items(gcs, 30, size_bytes=50_000)
+    async with prefetching(gcs, cache, window=window) as node:
+        lost = lost_paths(cache)
+        for epoch in range(3):
+            reader = await node.plan(node.all, kind="shuffled", seed=3, epoch=epoch)
+            for item in reader.stream.current.order.tolist():
+                assert item in node.items_on_disk()
+                await node.read(item)
+                assert cache.bytes <= 1_000_000
+        assert all(count == 1 + lost.count(key) for key, count in gcs.counts.media.items() if cache.stamp(key))
+        assert all(count == lost.count(key) for key, count in gcs.counts.media.items() if not cache.stamp(key))
+        ahead = min(window, 10)  # what is fetched in an epoch for the next one
+        assert gcs.counts.media.total() // 2 <= 30 + 2 * (30 - 10 + ahead) + ahead
+
+
+async def test_nothing_that_is_read_sooner_is_dropped_for_a_prefetch(gcs: GCSServer, cache: Cache) -> None:
+    """Do no harm (Cao et al., 1995)."""
+    put_items(gcs, 30, size_bytes=50_000)
+    async with prefetching(gcs, cache, window=20) as node:
+        order = node.seeded(epoch=9)
+        await node.plan(order)
+        for position, item in enumerate(order):
+            before = set(node.items_on_disk())
+            await node.read(item)
+            came = set(node.items_on_disk()) - before
+            dropped = before - set(node.items_on_disk())
+            left = order[position + 1 :]
+            assert not dropped & set(left)
+            assert came == set(left[9:10])
+
+
+async def test_a_demand_drops_what_is_read_last(gcs: GCSServer, cache: Cache) -> None:
+    put_items(gcs, 30, size_bytes=50_000)
+    async with prefetching(gcs, cache, window=10) as node:
+        order = node.seeded(epoch=9)
+        await node.plan(order)
+        lost = lost_paths(cache)
+        (image, label) = node.manifest.versions(order[20])
+        await node.prefetcher.demand(image.name)
+        assert lost[:2] == node.keys([order[9]])
+        await node.prefetcher.demand(label.name)
+        await node.follow()
+        assert lost[2:] == node.keys([order[20]])  # which is not read soon after all: the window has its room back
+        assert sorted(node.items_on_disk()) == sorted(order[:10])
 
 
 async def test_room_that_a_failed_download_gives_back_is_used_without_waiting_for_a_reader(
@@ -213,90 +358,186 @@ async def test_room_that_a_failed_download_gives_back_is_used_without_waiting_fo
 ) -> None:
     put_items(gcs, 2, size_bytes=450_000)
     async with prefetching(gcs, cache) as node:
-        first, second = node.seeded()
-        for version in node.manifest.versions(first):
+        for version in node.manifest.versions(0):
             gcs.delete(BUCKET, version.name.name)
-        await follow(node)
-        assert node.items_on_disk() == [second]
+        await node.plan([0, 1])
+        assert node.items_on_disk() == [1]
 
 
 async def test_an_object_that_a_demand_pushed_out_is_not_fetched_over_and_over(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 10, size_bytes=50_000)
     async with prefetching(gcs, cache) as node:
-        await follow(node)
+        await node.plan(node.all)
         assert len(node.items_on_disk()) == 10
         gcs.put(BUCKET, "train/other.bin", bytes(100_000))
-        await node.fetcher.demand(ObjectName(BUCKET, "train/other.bin"), None, node.registry)
+        await node.prefetcher.demand(ObjectName(BUCKET, "train/other.bin"))
         for _ in range(5):
-            await follow(node)
-        assert sorted(gcs.counts.media[key] for key in node.keys(node.all)) == [1] * 18 + [2] * 2
-        assert len(cache) == 20
+            await node.follow()
+        # What nobody is known to read gives way to what was pushed out for it.
+        assert gcs.counts.media == {
+            **dict.fromkeys(node.keys(range(9)), 1),
+            **dict.fromkeys(node.keys([9]), 2),
+            f"{BUCKET}/train/other.bin": 1,
+        }
+        assert node.items_on_disk() == list(node.all)
+
+
+async def test_an_item_larger_than_the_cache_stops_nothing_and_is_said_once(
+    gcs: GCSServer, cache: Cache, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_items(gcs, 10, size_bytes=50_000)
+    gcs.put(BUCKET, "train/images/00004.jpg", bytes(990_000))
+    async with prefetching(gcs, cache, window=3) as node:
+        for epoch in range(3):
+            reader = await node.plan(node.all, kind="shuffled", seed=1, epoch=epoch)
+            for item in reader.stream.current.order.tolist():
+                assert (item in node.items_on_disk()) == (item != 4)
+                await node.read(item)
+        assert node.keys([4])[0] not in gcs.counts.media
+        (line,) = caplog.messages
+        assert line.startswith(f"gs://{BUCKET}/train/images/00004.jpg: with its label 1.0 MB, more than the whole cache")
+
+
+async def test_with_the_policy_lru_the_least_recently_used_goes_whatever_is_planned(gcs: GCSServer, cache: Cache) -> None:
+    put_items(gcs, 30, size_bytes=50_000)
+    async with prefetching(gcs, cache, window=1, lru=True) as node:
+        await node.plan(node.all)
+        for item in range(20):
+            await node.read(item)
+        assert node.items_on_disk() == list(range(11, 21))
+        await node.plan(node.all, epoch=1)
+        for item in range(20):  # in a round, LRU drops each item just before it is read again
+            await node.read(item)
+        assert gcs.counts.media[node.keys([5])[0]] == 2
 
 
 # Plans
 
 
 async def test_a_readers_plan_takes_the_place_of_the_seeded_order(gcs: GCSServer, cache: Cache) -> None:
-    put_items(gcs, 20)
+    put_items(gcs, 20, size_bytes=50_000)
     async with prefetching(gcs, cache, window=5, concurrency=1) as node:
-        await follow(node)
-        fetched = node.seeded()[:5]
-        order = [item for item in node.all if item not in fetched]
+        await node.follow()
+        order = [item for item in node.all if item not in node.items_on_disk()]
         gcs.reset()
-        await node.plan(*make_plan(node, order))
-        assert [stream.id for stream in node.registry] == ["job/train"]
+        await node.plan(order)
+        assert [reader.stream.id for reader in node.registry] == ["job/0"]
         assert media_in_order(gcs) == node.keys(order[:5])
-        await node.read(order[0], "job")
+        await node.read(order[0])
         assert media_in_order(gcs) == node.keys(order[:6])
 
 
 async def test_a_plan_goes_on_from_its_position(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 20)
     async with prefetching(gcs, cache, window=5) as node:
-        await node.plan(*make_plan(node, node.all, position=12))
+        await node.plan(node.all, position=12)
         assert node.items_on_disk() == [12, 13, 14, 15, 16]
 
 
 async def test_an_item_that_a_plan_names_twice_is_fetched_once_and_kept_for_its_second_read(
     gcs: GCSServer, cache: Cache
 ) -> None:
-    put_items(gcs, 5)
-    async with prefetching(gcs, cache) as node:
-        await node.plan(*make_plan(node, [3, 1, 3, 2]))
-        await node.read(3, "job")
-        assert all(path_of(version) in node.registry for version in node.manifest.versions(3))
-        assert gcs.counts.media == dict.fromkeys(node.keys([1, 2, 3]), 1)
+    put_items(gcs, 20, size_bytes=50_000)
+    async with prefetching(gcs, cache, window=4) as node:
+        order = [3, *(item for item in node.all if item != 3), 3]
+        await node.plan(order)
+        for item in order[:-1]:
+            await node.read(item)
+        assert 3 in node.items_on_disk()
+        assert gcs.counts.media == dict.fromkeys(node.keys(node.all), 1)
 
 
 async def test_two_streams_on_the_same_data_share_their_downloads(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 20)
     async with prefetching(gcs, cache, window=10) as node:
-        node.registry.add_plan(*make_plan(node, node.all))
-        node.registry.add_plan(*make_plan(node, node.all, job="other", stream="other/train"))
-        node.registry.add_plan(*make_plan(node, node.all[5:], job="third", stream="third/train"))
-        await follow(node)
+        await asyncio.gather(
+            node.plan(node.all, stream="job/0"),
+            node.plan(node.all, stream="other/0"),
+            node.plan(node.all[5:], stream="third/0"),
+        )
         assert gcs.counts.media == dict.fromkeys(node.keys(range(15)), 1)
 
 
-@pytest.mark.parametrize(
-    ("field", "changes", "order"),
-    [
-        ("indices", {}, [0, 10]),
-        ("manifest", {"manifest": "0" * 32}, [0, 1]),
-        ("manifest", {"data_root": "gs://pictures/elsewhere"}, [0, 1]),
-        ("digest", {"digest": "0" * 16}, [0, 1]),
-        ("position", {"position": 3}, [0, 1]),
-    ],
-)
-async def test_a_plan_that_cannot_be_is_refused_with_the_name_of_its_field(
-    gcs: GCSServer, cache: Cache, field: str, changes: dict[str, object], order: list[int]
-) -> None:
+async def test_two_readers_in_different_orders_share_what_is_on_disk(gcs: GCSServer, cache: Cache) -> None:
+    """Half of the items fit; LRU would need almost every item for either reader."""
+    put_items(gcs, 20, size_bytes=50_000)
+    async with prefetching(gcs, cache, window=3) as node:
+        for epoch in range(4):
+            readers = [
+                await node.plan(node.all, kind="shuffled", seed=seed, epoch=epoch, stream=f"{seed}/0") for seed in (1, 2)
+            ]
+            if epoch == 1:
+                gcs.reset()
+            orders = [reader.stream.current.order.tolist() for reader in readers]
+            for one, other in zip(*orders, strict=True):
+                await node.demand_and_read(one, job="1")
+                await node.demand_and_read(other, job="2")
+        assert gcs.counts.media.total() / 2 < 0.6 * 3 * 40
+
+
+async def test_a_reader_that_is_gone_is_fetched_for_no_more(gcs: GCSServer, cache: Cache) -> None:
+    put_items(gcs, 30, size_bytes=50_000)
+    async with prefetching(gcs, cache, window=5) as node:
+        await node.plan(range(15), stream="dead/0")
+        await node.plan(range(15, 30), stream="alive/0")
+        node.registry.end_job("dead")
+        for item in range(15, 30):
+            await node.read(item, job="alive")
+        assert gcs.counts.media == dict.fromkeys(node.keys([*range(5), *range(15, 30)]), 1)
+        assert set(range(20, 30)) <= set(node.items_on_disk())
+
+
+# Why readers wait
+
+
+async def test_each_wait_is_counted_by_its_reason(gcs: GCSServer, cache: Cache) -> None:
+    put_items(gcs, 30, size_bytes=50_000)
+    async with prefetching(gcs, cache, window=2) as node:
+        reader = await node.plan(node.all[:20])
+        image = [node.manifest.version(item, 0) for item in node.all]
+        await node.prefetcher.demand(image[0].name)
+        assert node.prefetcher.waits == {}
+        await node.prefetcher.demand(image[25].name)
+        await node.prefetcher.demand(ObjectName(BUCKET, image[12].name.name))
+        await cache.drop(path_of(image[1]))
+        await node.prefetcher.settled()
+        gcs.put(BUCKET, image[15].name.name, b"changed")
+        await node.fetcher.demand(image[15].name, None)
+        await node.prefetcher.demand(image[15].name)
+        assert node.prefetcher.waits == {"not_planned": 1, "late": 1, "changed": 1}
+        assert reader.waits == {"late": 1, "changed": 1}
+        assert reader.demanded == 2
+
+
+async def test_a_wait_while_every_slot_is_taken_is_a_throttled_one(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 10)
-    async with prefetching(gcs, cache) as node:
-        before = [stream.id for stream in node.registry]
-        with pytest.raises(ProtocolError, match=f"Plan: field '{field}'"):
-            node.registry.add_plan(*make_plan(node, order, **changes))
-        assert [stream.id for stream in node.registry] == before
+    gcs.faults.add(Stall(0))
+    async with prefetching(gcs, cache, concurrency=4) as node:
+        planning = asyncio.create_task(node.plan(node.all))
+        await gcs.wait_for(lambda counts: counts.open_media == 4)
+        demand = asyncio.create_task(node.prefetcher.demand(node.manifest.version(7, 0).name))
+        gcs.release()
+        await gcs.wait_for(lambda counts: counts.media[node.keys([7])[0]] == 1)
+        gcs.faults.clear()
+        gcs.release()
+        await asyncio.gather(planning, demand)
+        assert node.prefetcher.waits == {"throttled": 1}
+
+
+async def test_a_wait_for_what_was_dropped_although_it_was_needed_is_counted_as_that(gcs: GCSServer, cache: Cache) -> None:
+    put_items(gcs, 30, size_bytes=50_000)
+    async with prefetching(gcs, cache, window=10) as node:
+        reader = await node.plan(node.all)
+        gcs.put(BUCKET, "train/other.bin", bytes(100_000))
+        image = node.manifest.version(9, 0)
+        gcs.faults.add(Stall(0), f"{BUCKET}/{image.name.name}")
+        await node.prefetcher.demand(ObjectName(BUCKET, "train/other.bin"))
+        demand = asyncio.create_task(node.prefetcher.demand(image.name))
+        await gcs.wait_for(lambda counts: counts.media[node.keys([9])[0]] == 2)
+        gcs.release()
+        await demand
+        assert reader.waits == {"evicted": 1}
+        assert node.prefetcher.waits == {"not_planned": 1, "evicted": 1}
 
 
 # What goes wrong
@@ -305,13 +546,13 @@ async def test_a_plan_that_cannot_be_is_refused_with_the_name_of_its_field(
 async def test_an_object_that_is_lost_within_the_window_is_fetched_again(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 10)
     async with prefetching(gcs, cache, window=5) as node:
-        await follow(node)
-        near, far = (path_of(node.manifest.version(item, 0)) for item in (node.seeded()[2], node.seeded()[9]))
+        await node.plan(node.all)
+        near, far = (path_of(node.manifest.version(item, 0)) for item in (2, 9))
         (cache.directory.objects / near).unlink()
         cache.forget(near)
         cache.forget(far)
         await node.prefetcher.settled()
-        assert gcs.counts.media == dict.fromkeys(node.keys(node.seeded()[:5]), 1) | {near: 2}
+        assert gcs.counts.media == dict.fromkeys(node.keys(range(5)), 1) | {near: 2}
 
 
 async def test_a_part_that_is_lost_while_the_other_one_is_under_way_is_fetched_again(gcs: GCSServer, cache: Cache) -> None:
@@ -321,7 +562,7 @@ async def test_a_part_that_is_lost_while_the_other_one_is_under_way_is_fetched_a
         image, label = node.keys([0])
         node.prefetcher.wake()
         await gcs.wait_for(lambda counts: counts.media[label] == 1)
-        await node.fetcher.prefetch(node.manifest.version(0, 0), node.registry)
+        await node.fetcher.prefetch(node.manifest.version(0, 0), cache.choose)
         await cache.drop(image)
         gcs.release()
         await node.prefetcher.settled()
@@ -337,9 +578,8 @@ async def test_a_missing_object_does_not_stop_the_rest_and_is_logged_once(
         gone = node.manifest.version(node.seeded()[0], 0)
         gcs.delete(BUCKET, gone.name.name)
         with caplog.at_level(logging.WARNING):
-            await follow(node)
-            for item in node.seeded():
-                await node.read(item)
+            await node.follow()
+            await node.read(*node.seeded(), job="without a plan")
         assert sorted(node.items_on_disk()) == sorted(node.seeded()[1:])
         assert gcs.counts.media[f"{BUCKET}/{gone.name.name}"] >= 2  # it was planned in the next epoch again
         assert [record.getMessage().count(gone.name.uri) for record in caplog.records] == [1]

@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import inspect
 import json
+import os
 import pickle
 import re
 import subprocess
@@ -29,9 +30,11 @@ from gcs_prefetchd.directory import MARKER, CacheDirectory
 from gcs_prefetchd.http import statistics_app
 from gcs_prefetchd.manifest import Layout, Manifest, ObjectVersion, build_manifest
 from gcs_prefetchd.names import DataRoot, cache_path, parse_object_uri
+from gcs_prefetchd.readers import WAITS
+from gcs_prefetchd.registry import LONGEST_WINDOW, SHORTEST_WINDOW
 from gcs_prefetchd.service import Service
 from gcs_prefetchd.settings import ENVIRONMENT_PREFIX, Settings, load_settings
-from gcs_prefetchd.stamp import ATTRIBUTE, Stamp
+from gcs_prefetchd.stamp import ATTRIBUTE, read_stamp, write_stamp
 from gcs_prefetchd.statistics import METRICS
 from gcs_prefetchd.testing.control import CONTROL_PATHS
 from gcs_prefetchd.tree import NAME_ATTRIBUTE
@@ -51,20 +54,29 @@ LAYERS = [
     "gcs_prefetchd.names",
     "gcs_prefetchd.order",
     "gcs_prefetchd.stamp",
+    "gcs_prefetchd.ids",
     "gcs_prefetchd.manifest",
     "gcs_prefetchd.protocol",
     "gcs_prefetchd.client",
     "gcs_prefetchd.settings",
     "gcs_prefetchd.logs",
+    "gcs_prefetchd.pace",
+    "gcs_prefetchd.recency",
     "gcs_prefetchd.streams",
-    "gcs_prefetchd.registry",
+    "gcs_prefetchd.shelf",
     "gcs_prefetchd.planner",
+    "gcs_prefetchd.catalog",
+    "gcs_prefetchd.readers",
+    "gcs_prefetchd.registry",
     "gcs_prefetchd.directory",
     "gcs_prefetchd.tree",
     "gcs_prefetchd.index",
+    "gcs_prefetchd.indexer",
     "gcs_prefetchd.cache",
     "gcs_prefetchd.backoff",
     "gcs_prefetchd.answers",
+    "gcs_prefetchd.ranges",
+    "gcs_prefetchd.pages",
     "gcs_prefetchd.tokens",
     "gcs_prefetchd.credentials",
     "gcs_prefetchd.traffic",
@@ -76,6 +88,7 @@ LAYERS = [
     "gcs_prefetchd.prefetch",
     "gcs_prefetchd.watch",
     "gcs_prefetchd.statistics",
+    "gcs_prefetchd.summary",
     "gcs_prefetchd.page",
     "gcs_prefetchd.http",
     "gcs_prefetchd.control",
@@ -316,13 +329,13 @@ def manifest() -> Manifest:
 def service(tmp_path: Path, manifest: Manifest) -> Service:
     """A daemon that was not started, with one stream, and one failure in its counts."""
     built = Service(make_settings(tmp_path / "cache", "http://127.0.0.1:1"), lambda: None)
-    built.registry.set_manifest(manifest)
+    built.registry.set_manifest(built.registry.number(manifest))
     built.origin.traffic.errors["503"] += 1
     return built
 
 
 def control_of(service: Service) -> Control:
-    parts = (service.cache, service.registry, service.fetcher, service.prefetcher, service.statistics)
+    parts = (service.cache, service.registry, service.prefetcher, service.statistics)
     return Control(1, service.instance_id, service.settings.roots, *parts, lambda: None)
 
 
@@ -339,9 +352,9 @@ def test_every_endpoint_is_documented_and_no_other(service: Service) -> None:
 
 
 def fields(value: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The names of every number and list in a snapshot, as the document writes them. The keys of `errors` are data."""
+    """The names of every number and list in a snapshot, as the document writes them; counts by kind or by why are one."""
     for name, inner in value.items():
-        if isinstance(inner, Mapping) and name != "errors":
+        if isinstance(inner, Mapping) and name not in ("errors", "waits"):
             yield from fields(inner, f"{prefix}{name}.")
         else:
             yield prefix + name
@@ -375,6 +388,10 @@ def test_documented_metrics_say_which_field_they_are() -> None:
         assert code(field) == (f"streams[].{key}" if part == "streams" else f"{part}.{key}")
 
 
+def test_every_reason_to_wait_is_documented_and_no_other() -> None:
+    assert [code(row[0]) for row in table(section("http-api.md", "### Why readers wait"))] == list(WAITS)
+
+
 def test_every_kind_of_error_is_documented() -> None:
     source = "".join(path.read_text() for path in (DAEMON / "gcs_prefetchd").glob("*.py"))
     kinds = set(re.findall(r"UnfitAnswerError\(\s*\"(\w+)\"", source)) | {"connection", "timeout", "deadline"}
@@ -387,7 +404,7 @@ def test_every_message_is_documented_with_its_fields_and_no_other() -> None:
     documented = {}
     for name, rest in re.findall(r"^`(\w+)`\n\n((?:\|.*\n)+)", text, re.MULTILINE):
         documented[name] = [code(row[0]) for row in table(rest)]
-    messages = {name: getattr(protocol, name) for name in protocol.__all__ if name[0].isupper()}
+    messages = {name: getattr(protocol, name) for name in protocol.__all__ if name[0].isupper() and name != "KINDS"}
     assert documented == {name: [field.name for field in dataclasses.fields(one)] for name, one in messages.items()}
 
 
@@ -422,13 +439,19 @@ def test_documented_arrays_are_those_of_a_saved_manifest(tmp_path: Path, manifes
     assert [name for name in about if f"`{name}`" not in text] == []
 
 
-def test_the_documented_stamp_is_one() -> None:
+def test_the_documented_stamp_is_one(tmp_path: Path) -> None:
     text = section("cache-layout.md", "## The stamp")
-    example = re.search(r"For example `([^`]+)`", text)
+    example = re.search(r"For example `([^`]+)` for `([^`]+)`", text)
     assert example
-    stamp = Stamp.from_bytes(example[1].encode())
-    assert stamp is not None
-    assert stamp.to_bytes().decode() == example[1]
+    value, path = example[1], example[2]
+    with (tmp_path / "file").open("wb") as file:
+        os.setxattr(file.fileno(), ATTRIBUTE, value.encode())
+        stamp = read_stamp(file.fileno(), path)
+        assert stamp is not None
+        assert read_stamp(file.fileno(), f"{path}x") is None
+        write_stamp(file.fileno(), stamp, path)
+        assert os.getxattr(file.fileno(), ATTRIBUTE).decode() == value
+    assert [row[0] for row in table(text)] == [str(word) for word in range(1, len(value.split(" ")) + 1)]
     assert f"`{ATTRIBUTE}`" in text
     assert f"`{NAME_ATTRIBUTE}`" in text_of("cache-layout.md")
 
@@ -450,6 +473,15 @@ def test_every_promise_names_its_tests_and_they_exist() -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
     assert {test for _, tests in named for test in tests} - there == set()
+
+
+# --- docs/planner.md
+
+
+def test_the_documented_bounds_of_a_window_are_those_in_force() -> None:
+    text = section("planner.md", "## How long the window is")
+    assert f"ahead + {SHORTEST_WINDOW}\n" in text
+    assert f"{LONGEST_WINDOW:,} items at most" in text
 
 
 # --- docs/testing-server.md

@@ -2,7 +2,7 @@
 
 import json
 from array import array
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any, get_args
 
 import pytest
@@ -10,6 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gcs_prefetchd.errors import ProtocolError
+from gcs_prefetchd.protocol import (
+    KINDS as KINDS_OF_PLANS,
+)
 from gcs_prefetchd.protocol import (
     MAX_OBJECTS_PER_MESSAGE,
     FetchAnswer,
@@ -34,16 +37,29 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "float": seconds,
     "list[str]": st.lists(texts, max_size=5),
 }
-messages = st.one_of(
-    [st.builds(kind, **{field.name: VALUES[str(field.type)] for field in fields(kind)}) for kind in KINDS],
+plans = st.builds(
+    lambda values, rank, others: Plan(**(values | {"rank": rank, "world": rank + others})),
+    st.fixed_dictionaries(
+        {field.name: VALUES[str(field.type)] for field in fields(Plan)}
+        | {"kind": st.sampled_from(KINDS_OF_PLANS), "drop_last": st.sampled_from([0, 1])}
+    ),
+    st.integers(0, 2**62),
+    st.integers(1, 2**62),
 )
+messages = st.one_of(
+    [plans]
+    + [
+        st.builds(kind, **{field.name: VALUES[str(field.type)] for field in fields(kind)}) for kind in KINDS if kind is not Plan
+    ],
+)
+PLAN = Plan("job", "job/0", "gs://pictures/train", "d", "shuffled", 7, 2, 3, 1, 4, 0, 16, "0" * 16)
 EXAMPLES: tuple[Message, ...] = (
-    Status(1, "a", "1.0", ["gs://pictures/train"]),
+    Status(1, "a", "1.0", ["gs://pictures/train"], ["train-1"]),
     ManifestAnswer("d", "/cache/manifests/d", 512),
     FetchRequest(["gs://pictures/train/images/1.jpg"]),
     FetchAnswer([""]),
     ReadReport("job", 1, 2, 3, 0.5, ["gs://pictures/train/images/1.jpg"]),
-    Plan("job", "job/0", "gs://pictures/train", "d", 0, 0, "0" * 16),
+    PLAN,
 )
 FIELDS = [(one, field.name, str(field.type)) for one in EXAMPLES for field in fields(one)]
 BAD: dict[str, list[object]] = {
@@ -159,10 +175,30 @@ def test_an_index_that_does_not_fit_is_an_error(values: list[int]) -> None:
         pack(values)
 
 
-@given(texts, numbers, indices)
-def test_a_plan_travels_with_its_indices(text: str, number: int, values: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("kind", "random", "must be one of listed, shuffled, endless, not 'random'"),
+        ("kind", "", "must be one of"),
+        ("kind", "x" * 1000, "must be one of"),
+        ("world", 0, "must be at least 1, not 0"),
+        ("rank", 4, "must be below the world of 4, not 4"),
+        ("rank", 2**62, "must be below the world of 4"),
+        ("drop_last", 2, "must be 0 or 1, not 2"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused_by_its_field(field: str, value: object, why: str) -> None:
+    """By who makes it and by who gets it."""
+    with pytest.raises(ProtocolError, match=f"^Plan: field '{field}' {why}") as caught:
+        replace(PLAN, **{field: value})  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 200
+    with pytest.raises(ProtocolError, match=f"^Plan: field '{field}' {why}"):
+        Plan.from_json(json.dumps(asdict(PLAN) | {field: value}))
+
+
+@given(plans, indices)
+def test_a_plan_travels_with_its_indices(plan: Plan, values: list[int]) -> None:
     """Whatever the indices: a newline among their bytes ends no header."""
-    plan = Plan(text, text, text, text, number, number, text)
     assert Plan.from_body(plan.to_body(pack([*values, 0x0A0A0A0A]))) == (plan, pack([*values, 0x0A0A0A0A]))
 
 
@@ -174,7 +210,7 @@ def test_a_body_that_is_no_plan_is_refused(body: bytes) -> None:
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 5])
 def test_a_cut_plan_is_refused(cut: int) -> None:
-    body = Plan("j", "s", "gs://pictures", "d", 0, 0, "0").to_body(pack([1, 2, 3]))
+    body = PLAN.to_body(pack([1, 2, 3]))
     with pytest.raises(ProtocolError, match="packed 32-bit indices"):
         Plan.from_body(body[:-cut])
 

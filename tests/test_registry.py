@@ -1,27 +1,23 @@
-"""All streams of the node."""
+"""All readers of the node: who comes and goes, what they read, what is here for them, and why one of them waits."""
 
+import logging
 from collections.abc import Sequence
 
-import numpy as np
 import pytest
 
 from gcs_prefetchd.errors import ProtocolError
-from gcs_prefetchd.manifest import Layout, Manifest, ObjectVersion, build_manifest
-from gcs_prefetchd.names import DataRoot, ObjectName
-from gcs_prefetchd.order import Indices, epoch_order, order_digest
-from gcs_prefetchd.protocol import Plan
-from gcs_prefetchd.registry import MANIFESTS_KEPT, STREAM_IDLE_S, Registry
-from gcs_prefetchd.streams import Stream
-
-ROOT = "gs://pictures/train"
+from gcs_prefetchd.manifest import Manifest
+from gcs_prefetchd.names import ObjectName, cache_path
+from gcs_prefetchd.order import epoch_order, plan_order
+from gcs_prefetchd.pace import Spread
+from gcs_prefetchd.readers import WAITS, Reader
+from gcs_prefetchd.registry import LONGEST_WINDOW, SHORTEST_WINDOW, STREAM_IDLE_S, Registry
+from gcs_prefetchd.streams import NEVER
+from plan_support import ROOT, indices_of, listing_of, plan_of
 
 
 def listing(items: int, root: str = ROOT, generation: int = 1) -> Manifest:
-    data_root = DataRoot.parse(root)
-    names = [data_root.folder + Layout().part_name(f"{i:03}", part) for i in range(items) for part in (0, 1)]
-    return build_manifest(
-        data_root, Layout(), [ObjectVersion(ObjectName(data_root.bucket, name), generation, 1, 1) for name in names]
-    )
+    return listing_of([f"{i:03}" for i in range(items)], root, generation)
 
 
 MANIFEST = listing(10)
@@ -42,198 +38,295 @@ def clock() -> Clock:
 
 @pytest.fixture
 def registry(clock: Clock) -> Registry:
-    made = Registry(5, clock)
-    made.set_manifest(MANIFEST)
+    made = Registry(5, window_items=4, clock=clock)
+    put_in_force(made, MANIFEST)
     return made
 
 
-def order_of(items: Sequence[int]) -> Indices:
-    return np.array(items, dtype=np.uint32)
+def put_in_force(registry: Registry, manifest: Manifest) -> None:
+    registry.set_manifest(registry.number(manifest))
+    registry.sort_anew()
 
 
-def send(
-    registry: Registry, items: Sequence[int], stream: str = "job/0", listed: Manifest = MANIFEST, **changes: object
-) -> None:
-    order = order_of(items)
-    values: dict[str, object] = {
-        "job": stream.partition("/")[0],
-        "stream": stream,
-        "data_root": listed.data_root.uri,
-        "manifest": listed.digest,
-        "epoch": 0,
-        "position": 0,
-        "digest": order_digest(order),
-    }
-    registry.add_plan(Plan(**(values | changes)), order)  # type: ignore[arg-type]  # as any reader may send it
+def send(registry: Registry, items: Sequence[int], listed: Manifest = MANIFEST, **changes: object) -> Reader:
+    return registry.register(registry.prepare(*plan_of(listed, items, **changes)))  # type: ignore[arg-type]  # any field
 
 
-def streams(registry: Registry) -> dict[str, Stream]:
-    return {stream.id: stream for stream in registry}
+def readers(registry: Registry) -> dict[str, Reader]:
+    return {reader.stream.id: reader for reader in registry}
 
 
-def read(registry: Registry, job: str, item: int, manifest: Manifest = MANIFEST) -> None:
-    for part in (0, 1):
-        registry.mark_read(job, manifest.part_name(item, part))
+def positions(registry: Registry) -> dict[str, int]:
+    return {reader.stream.id: reader.stream.position for reader in registry}
+
+
+def order_of(reader: Reader) -> list[int]:
+    return [int(item) for item in reader.stream.current.order]
+
+
+def read(registry: Registry, job: str, *items: int, manifest: Manifest = MANIFEST) -> None:
+    registry.note_reads(job, [manifest.part_name(item, part) for item in items for part in (0, 1)])
+
+
+def path(item: int, part: int = 0, manifest: Manifest = MANIFEST) -> str:
+    name = manifest.part_name(item, part)
+    return cache_path(name.bucket, name.name)
+
+
+def bring(registry: Registry, *items: int) -> None:
+    """Both parts of the items are here."""
+    for item in items:
+        for part in (0, 1):
+            registry.arrived(path(item, part))
+
+
+# The seeded order
 
 
 def test_before_a_listing_there_is_nothing() -> None:
     empty = Registry(0)
     assert list(empty) == []
     assert empty.manifest(ROOT) is None
-    empty.mark_read("job", MANIFEST.part_name(0, 0))
+    empty.note_reads("job", [MANIFEST.part_name(0, 0)])
+    empty.arrived(path(0))
+    empty.used(path(0))
+    assert empty.left(path(0)) is None
     empty.forget_idle()
+    empty.end_job("job")
+    assert empty.why(path(0), blocked=False, other_generation=False) == "not_planned"
 
 
 def test_a_listed_data_root_has_the_seeded_order_as_its_stream(registry: Registry) -> None:
     (seeded,) = registry
-    assert seeded.order.tolist() == epoch_order(5, 0, order_of(range(10))).tolist()
-    assert (seeded.epoch, seeded.position, seeded.job) == (0, 0, "")
+    assert order_of(seeded) == epoch_order(5, 0, indices_of(range(10))).tolist()
+    assert (seeded.stream.current.number, seeded.stream.position, seeded.stream.job, seeded.seeded) == (0, 0, "", True)
+    assert registry.stream_ids == []
     assert registry.manifest(ROOT) is MANIFEST
-
-
-def test_the_same_listing_again_changes_nothing(registry: Registry) -> None:
-    (before,) = registry
-    assert not registry.set_manifest(listing(10))
-    assert list(registry) == [before]
-
-
-def test_a_new_listing_starts_the_seeded_stream_anew_in_its_epoch(registry: Registry) -> None:
-    for item in range(10):
-        read(registry, "someone", item)
-    assert registry.set_manifest(listing(12))
-    (seeded,) = registry
-    assert (seeded.epoch, seeded.length) == (1, 12)
-
-
-def test_a_readers_plan_takes_the_seeded_streams_place(registry: Registry) -> None:
-    send(registry, [3, 1, 2])
-    assert list(streams(registry)) == ["job/0"]
-    assert streams(registry)["job/0"].order.tolist() == [3, 1, 2]
-    registry.set_manifest(listing(11))
-    assert list(streams(registry)) == ["job/0"]
-
-
-def test_a_plan_takes_the_place_of_its_own_data_roots_stream_alone(registry: Registry) -> None:
-    other = listing(5, "gs://drawings")
-    registry.set_manifest(other)
-    send(registry, [0])
-    assert sorted(streams(registry)) == ["job/0", "seeded gs://drawings"]
-
-
-def test_the_next_epochs_plan_takes_the_place_of_the_last(registry: Registry) -> None:
-    send(registry, [1, 2])
-    send(registry, [2, 1], epoch=1)
-    assert [(stream.id, stream.epoch) for stream in registry] == [("job/0", 1)]
-
-
-def test_what_any_streams_window_holds_is_in_the_registry(registry: Registry) -> None:
-    send(registry, [3, 1], "a/0")
-    send(registry, [7], "b/0")
-    for stream in registry:
-        stream.advance()
-    held = "pictures/train/images/003.jpg"
-    assert held in registry
-    assert "pictures/train/labels/007.png" in registry
-    assert "pictures/train/images/001.jpg" not in registry
-    read(registry, "a", 3)
-    assert held not in registry
-
-
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"manifest": "of another listing"}, "manifest"),
-        ({"data_root": "gs://pictures/valid"}, "manifest"),
-        ({"position": 4}, "position"),
-        ({"digest": "0" * 16}, "digest"),
-        ({"digest": ""}, "digest"),
-    ],
-)
-def test_a_plan_that_cannot_be_names_its_field_and_changes_nothing(
-    registry: Registry, changes: dict[str, object], field: str
-) -> None:
-    before = streams(registry)
-    with pytest.raises(ProtocolError, match=f"^Plan: field '{field}'"):
-        send(registry, [3, 1, 2], **changes)  # type: ignore[arg-type]  # none of them is a parameter
-    assert streams(registry) == before
-
-
-def test_a_plan_with_an_item_that_the_listing_lacks_is_refused(registry: Registry) -> None:
-    with pytest.raises(ProtocolError, match=r"^Plan: .*10 is beyond .* 10 items"):
-        send(registry, [3, 10])
-
-
-@pytest.mark.parametrize(("items", "position"), [([], 0), ([1, 2], 2), ([9, 0], 1), ([1, 1, 1], 0)])
-def test_a_plan_may_be_empty_or_read_already_or_repeat_itself(registry: Registry, items: list[int], position: int) -> None:
-    send(registry, items, position=position)
-    assert streams(registry)["job/0"].position == position
-
-
-def test_plans_may_refer_to_the_last_few_listings(registry: Registry) -> None:
-    """A job that started before the data root was listed again goes on as it was."""
-    listings = [MANIFEST] + [listing(10, generation=generation) for generation in range(2, MANIFESTS_KEPT + 2)]
-    for manifest in listings[1:]:
-        registry.set_manifest(manifest)
-    send(registry, [1], listed=listings[1])
-    assert streams(registry)["job/0"].manifest.version(1, 0).generation == 2
-    with pytest.raises(ProtocolError, match="ask for it again"):
-        send(registry, [1], listed=listings[0])
-
-
-def test_a_read_moves_the_stream_of_its_job_and_no_other(registry: Registry) -> None:
-    send(registry, [3, 1], "a/0")
-    send(registry, [3, 1], "b/0")
-    read(registry, "a", 3)
-    assert {name: stream.position for name, stream in streams(registry).items()} == {"a/0": 1, "b/0": 0}
-
-
-def test_of_several_streams_of_a_job_the_one_that_awaits_the_item_moves(registry: Registry) -> None:
-    """One for each rank: every item is in one of them."""
-    send(registry, [0, 2], "job/0")
-    send(registry, [1, 3], "job/1")
-    for item in (1, 0, 3, 3):
-        read(registry, "job", item)
-    assert {name: stream.position for name, stream in streams(registry).items()} == {"job/0": 1, "job/1": 2}
-
-
-def test_an_item_read_in_two_parts_counts_once(registry: Registry) -> None:
-    send(registry, [3, 3])
-    registry.mark_read("job", MANIFEST.part_name(3, 1))
-    assert streams(registry)["job/0"].position == 0
-    registry.mark_read("job", MANIFEST.part_name(3, 0))
-    assert streams(registry)["job/0"].position == 1
-
-
-@pytest.mark.parametrize("name", ["train/images/999.jpg", "train/README.md", "elsewhere/images/001.jpg"])
-def test_reads_of_what_is_in_no_listing_move_nothing(registry: Registry, name: str) -> None:
-    send(registry, [1])
-    registry.mark_read("job", ObjectName("pictures", name))
-    registry.mark_read("job", ObjectName("drawings", name))
-    assert streams(registry)["job/0"].position == 0
 
 
 def test_a_job_without_a_plan_moves_the_seeded_stream_from_epoch_to_epoch(registry: Registry) -> None:
     (first,) = registry
-    for item in first.order.tolist():
-        read(registry, "someone", item)
+    read(registry, "someone", *order_of(first)[:3])
+    assert list(positions(registry).values()) == [3]
+    read(registry, "someone else", *order_of(first)[3:])
     (second,) = registry
-    assert (second.epoch, second.position) == (1, 0)
-    assert second.order.tolist() == epoch_order(5, 1, order_of(range(10))).tolist()
+    assert (second.stream.current.number, second.stream.position) == (1, 0)
+    assert order_of(second) == epoch_order(5, 1, indices_of(range(10))).tolist()
 
 
-def test_a_reader_that_died_is_forgotten_and_one_that_reads_is_not(registry: Registry, clock: Clock) -> None:
-    send(registry, [1, 2], "dead/0")
-    send(registry, [1, 2], "alive/0")
+def test_a_new_listing_starts_the_seeded_stream_anew_in_its_epoch(registry: Registry) -> None:
+    read(registry, "someone", *range(10))
+    put_in_force(registry, listing(12))
+    (seeded,) = registry
+    assert (seeded.stream.current.number, len(seeded.stream)) == (1, 12)
+
+
+def test_the_seeded_stream_waits_for_its_next_reader_however_long(registry: Registry, clock: Clock) -> None:
+    """A job without a plan that pauses, to validate or to save, finds its prefetching as it left it."""
+    (seeded,) = registry
+    read(registry, "someone", order_of(seeded)[0])
+    clock.now_s = 100 * STREAM_IDLE_S
+    registry.forget_idle()
+    assert list(registry) == [seeded]
+    assert seeded.stream.position == 1
+
+
+# Plans
+
+
+def test_a_readers_plan_takes_the_seeded_streams_place(registry: Registry) -> None:
+    send(registry, [3, 1, 2])
+    assert registry.stream_ids == list(readers(registry)) == ["job/0"]
+    assert order_of(readers(registry)["job/0"]) == [3, 1, 2]
+    put_in_force(registry, listing(11))
+    assert list(readers(registry)) == ["job/0"]
+
+
+def test_a_plan_takes_the_place_of_its_own_data_roots_stream_alone(registry: Registry) -> None:
+    put_in_force(registry, listing(5, "gs://drawings"))
+    send(registry, [0])
+    assert sorted(readers(registry)) == ["job/0", "seeded gs://drawings"]
+
+
+def test_the_next_epochs_plan_takes_the_place_of_the_last_and_keeps_the_streams_pace(registry: Registry) -> None:
+    first = send(registry, [1, 2])
+    second = send(registry, [2, 1], epoch=1)
+    assert list(registry) == [second]
+    assert second.stream is first.stream
+    assert (second.stream.current.number, order_of(second)) == (1, [2, 1])
+
+
+def test_the_same_plan_twice_is_one_stream_that_starts_at_the_position_told_last(registry: Registry) -> None:
+    """A reader whose first try timed out sends it again; so does one that found the daemon restarted."""
+    send(registry, [3, 1, 2])
+    read(registry, "job", 3)
+    send(registry, [3, 1, 2], position=2)
+    assert positions(registry) == {"job/0": 2}
+    read(registry, "job", 2)
+    assert readers(registry)["job/0"].stream.ended
+
+
+def test_a_stream_that_goes_to_another_data_root_leaves_the_first(registry: Registry) -> None:
+    drawings = listing(5, "gs://drawings")
+    put_in_force(registry, drawings)
+    send(registry, [1, 2])
+    moved = send(registry, [4], listed=drawings)
+    assert readers(registry)["job/0"] is moved
+    assert readers(registry)[f"seeded {ROOT}"].seeded
+    assert registry.planner.shelves[ROOT].streams == [readers(registry)[f"seeded {ROOT}"].stream]
+
+
+def test_a_stream_that_another_job_goes_on_with_is_that_jobs(registry: Registry) -> None:
+    """A run that was killed and started again: the end of the first process may be noticed last."""
+    send(registry, [3, 1, 2], job="first")
+    send(registry, [3, 1, 2], job="second", position=1)
+    registry.end_job("first")
+    read(registry, "second", 1)
+    assert positions(registry) == {"job/0": 2}
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "endless"])
+def test_a_seeded_plan_becomes_its_ranks_share_of_the_order(registry: Registry, kind: str) -> None:
+    reader = send(registry, range(10), kind=kind, seed=3, epoch=2, rank=1, world=2)
+    assert order_of(reader) == plan_order(kind, 3, 2, indices_of(range(10)), rank=1, world=2).tolist()
+    assert reader.stream.endless == (kind == "endless")
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "endless"])
+def test_the_next_epoch_of_a_seeded_plan_is_known(registry: Registry, kind: str) -> None:
+    reader = send(registry, range(10), kind=kind, seed=3, epoch=2, rank=1, world=2, start=4)
+    following = reader.next_epoch()
+    assert following is not None
+    assert following.number == 3
+    assert following.order.tolist() == plan_order(kind, 3, 3, indices_of(range(10)), rank=1, world=2).tolist()
+
+
+def test_what_follows_a_list_is_not_known(registry: Registry) -> None:
+    assert send(registry, [1, 2]).next_epoch() is None
+
+
+@pytest.mark.parametrize(
+    ("items", "changes", "message"),
+    [
+        ([3, 1], {"manifest": "feed"}, "field 'manifest': 'feed' is no listing of 'gs://pictures/train'; ask for it again"),
+        ([3, 1], {"data_root": "gs://pictures/valid"}, "field 'manifest': .* is no listing of 'gs://pictures/valid'"),
+        ([3, 10], {}, "field 'indices': index 10 is beyond the 10 items of the manifest"),
+        ([3, 0xFFFF_FFFF], {}, "field 'indices': index 4294967295 is beyond"),
+        ([], {}, "field 'indices': no item at all"),
+        ([], {"kind": "shuffled"}, "field 'indices': no item at all"),
+        ([], {"kind": "endless", "digest": ""}, "field 'indices': no item at all"),
+        ([3, 1], {"position": 3}, "field 'position': 3 is beyond the plan's 2 items"),
+        ([3, 1, 2], {"rank": 1, "world": 2, "drop_last": 1, "position": 2}, "field 'position': 2 is beyond the plan's 1 items"),
+        ([3, 1], {"digest": "0" * 16}, "field 'digest' is not that of the order"),
+        ([3, 1], {"digest": ""}, "field 'digest'"),
+        (range(10), {"kind": "shuffled", "seed": 1, "digest": plan_of(MANIFEST, range(10))[0].digest}, "field 'digest'"),
+    ],
+)
+def test_a_plan_that_cannot_be_names_its_field_and_changes_nothing(
+    registry: Registry, items: Sequence[int], changes: dict[str, object], message: str
+) -> None:
+    before = list(registry)
+    with pytest.raises(ProtocolError, match=f"^Plan: {message}"):
+        send(registry, items, **changes)  # type: ignore[arg-type]  # none of them is a parameter
+    assert list(registry) == before
+
+
+@pytest.mark.parametrize("start", [3, 1000])
+def test_a_plan_that_starts_at_or_beyond_its_end_is_read_already(registry: Registry, start: int) -> None:
+    assert send(registry, [3, 1, 2], start=start).stream.ended
+
+
+@pytest.mark.parametrize(("items", "position"), [([1, 2], 2), ([9, 0], 1), ([1, 1, 1], 0)])
+def test_a_plan_may_be_read_already_or_repeat_itself(registry: Registry, items: list[int], position: int) -> None:
+    send(registry, items, position=position)
+    assert positions(registry) == {"job/0": position}
+
+
+def test_a_plan_may_refer_to_an_earlier_listing(registry: Registry) -> None:
+    """A job that started before the data root was listed again goes on as it was."""
+    first = listing_of(["b", "d"])
+    put_in_force(registry, first)
+    put_in_force(registry, listing_of(["a", "b", "c", "d"], generation=2))
+    reader = send(registry, [1, 0], listed=first)
+    assert [next((v.name.name, v.generation) for v in registry.versions(reader, n)) for n in order_of(reader)] == [
+        ("train/images/d.jpg", 1),
+        ("train/images/b.jpg", 1),
+    ]
+    later = send(registry, [3, 0], listed=listing_of(["a", "b", "c", "d"], generation=2), stream="later/0")
+    assert order_of(later)[0] == order_of(reader)[0]
+
+
+def test_a_running_epoch_keeps_its_order_and_place_through_a_relisting(registry: Registry) -> None:
+    reader = send(registry, [3, 1, 2])
+    read(registry, "job", 3)
+    put_in_force(registry, listing_of([f"{i:03}" for i in range(1, 14)]))
+    assert (order_of(reader), reader.stream.position) == ([3, 1, 2], 1)
+    read(registry, "job", 1)
+    assert reader.stream.position == 2
+    send(registry, [3, 1, 2], epoch=1)
+    read(registry, "job", 3)
+    assert positions(registry) == {"job/0": 1}
+
+
+def test_a_plan_worked_out_while_a_larger_listing_came_is_taken(registry: Registry) -> None:
+    send(registry, [5, 6])
+    prepared = registry.prepare(*plan_of(MANIFEST, [3, 1], epoch=1))
+    larger = listing(500)
+    put_in_force(registry, larger)
+    reader = registry.register(prepared)
+    assert reader.stream.place_of(499) == NEVER
+    registry.arrived(path(499, manifest=larger))
+    read(registry, "job", 3)
+    assert reader.stream.position == 1
+
+
+# Ends
+
+
+def test_a_job_that_ended_counts_for_nothing_and_the_seeded_stream_comes_back(registry: Registry) -> None:
+    send(registry, [1, 2], stream="a/0")
+    send(registry, [3], stream="a/1")
+    send(registry, [4], stream="b/0")
+    registry.end_job("a")
+    assert list(readers(registry)) == ["b/0"]
+    shelf = registry.planner.shelves[ROOT]
+    assert [shelf.is_needed(item) for item in (1, 2, 3, 4)] == [False, False, False, True]
+    registry.end_job("b")
+    assert list(readers(registry)) == [f"seeded {ROOT}"]
+
+
+def test_the_end_of_a_job_without_plans_ends_nothing(registry: Registry) -> None:
+    """The seeded stream's own job has the empty name."""
+    registry.end_job("")
+    registry.end_job("someone")
+    assert list(readers(registry)) == [f"seeded {ROOT}"]
+
+
+def test_a_stream_that_ends_is_logged_with_the_reason(
+    registry: Registry, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        send(registry, [1], stream="a/0")
+        send(registry, [1], stream="b/0")
+        registry.end_job("a")
+        clock.now_s = STREAM_IDLE_S + 1
+        registry.forget_idle()
+    assert caplog.messages == ["stream a/0: its process has ended", "stream b/0: silent for 901 s"]
+
+
+def test_a_reader_that_is_silent_is_forgotten_and_one_that_reads_is_not(registry: Registry, clock: Clock) -> None:
+    send(registry, [1, 2], stream="dead/0")
+    send(registry, [1, 2], stream="alive/0")
     clock.now_s = STREAM_IDLE_S - 1
     read(registry, "alive", 1)
     registry.forget_idle()
-    assert sorted(streams(registry)) == ["alive/0", "dead/0"]
+    assert sorted(readers(registry)) == ["alive/0", "dead/0"]
     clock.now_s = STREAM_IDLE_S + 1
     registry.forget_idle()
-    assert list(streams(registry)) == ["alive/0"]
+    assert list(readers(registry)) == ["alive/0"]
     clock.now_s = 2 * STREAM_IDLE_S + 1
     registry.forget_idle()
-    assert streams(registry) == {}
+    assert list(readers(registry)) == [f"seeded {ROOT}"]
 
 
 def test_a_forgotten_reader_that_comes_back_is_welcome(registry: Registry, clock: Clock) -> None:
@@ -243,20 +336,237 @@ def test_a_forgotten_reader_that_comes_back_is_welcome(registry: Registry, clock
     read(registry, "job", 1)
     send(registry, [1, 2], epoch=1)
     registry.forget_idle()
-    assert streams(registry)["job/0"].epoch == 1
-
-
-def test_the_seeded_stream_waits_for_its_next_reader_however_long(registry: Registry, clock: Clock) -> None:
-    """A job without a plan that pauses, to validate or to save, finds its prefetching as it left it."""
-    (seeded,) = registry
-    read(registry, "someone", int(seeded.order[0]))
-    clock.now_s = 100 * STREAM_IDLE_S
-    registry.forget_idle()
-    assert list(registry) == [seeded]
-    assert seeded.position == 1
+    assert readers(registry)["job/0"].stream.current.number == 1
 
 
 def test_streams_may_come_and_go_while_somebody_looks_through_them(registry: Registry) -> None:
     for _ in registry:
         send(registry, [1])
-    assert list(streams(registry)) == ["job/0"]
+    assert list(readers(registry)) == ["job/0"]
+
+
+# Reads
+
+
+def test_a_read_moves_the_stream_of_its_job_and_no_other(registry: Registry) -> None:
+    send(registry, [3, 1], stream="a/0")
+    send(registry, [3, 1], stream="b/0")
+    read(registry, "a", 3)
+    read(registry, "c", 3)
+    assert positions(registry) == {"a/0": 1, "b/0": 0}
+
+
+def test_of_several_streams_of_a_job_the_one_that_awaits_the_item_moves(registry: Registry) -> None:
+    """One for each rank: every item is in one of them."""
+    send(registry, [0, 2], stream="job/0")
+    send(registry, [1, 3], stream="job/1")
+    read(registry, "job", 1, 0, 3, 3)
+    assert positions(registry) == {"job/0": 1, "job/1": 2}
+
+
+def test_an_item_read_in_two_parts_counts_once(registry: Registry) -> None:
+    send(registry, [3, 3])
+    registry.note_reads("job", [MANIFEST.part_name(3, 1)])
+    assert positions(registry) == {"job/0": 0}
+    registry.note_reads("job", [MANIFEST.part_name(3, 0)])
+    assert positions(registry) == {"job/0": 1}
+
+
+@pytest.mark.parametrize("name", ["train/images/999.jpg", "train/README.md", "elsewhere/images/001.jpg"])
+def test_reads_of_what_is_in_no_listing_move_nothing(registry: Registry, name: str) -> None:
+    send(registry, [1])
+    registry.note_reads("job", [ObjectName("pictures", name), ObjectName("drawings", name)])
+    assert positions(registry) == {"job/0": 0}
+
+
+def test_how_fast_a_stream_reads_is_measured_by_its_reports(registry: Registry, clock: Clock) -> None:
+    reader = send(registry, range(10))
+    for item in range(10):
+        read(registry, "job", item)
+        clock.now_s += 0.5
+    clock.now_s -= 0.5
+    assert reader.stream.rate.per_s(clock.now_s) == pytest.approx(2, rel=0.05)
+
+
+# The window
+
+
+def test_a_window_that_is_set_is_as_long_as_it_is_set(registry: Registry) -> None:
+    assert registry.window(send(registry, [1, 2])) == 4
+
+
+def test_a_window_that_is_measured_is_as_long_as_downloads_take_at_the_readers_pace(clock: Clock) -> None:
+    took = Spread(0.05)
+    for _ in range(2000):
+        took.add(0.05)
+    registry = Registry(5, download_s=took, clock=clock)
+    manifest = listing(5000)
+    put_in_force(registry, manifest)
+    reader = send(registry, range(5000), listed=manifest)
+    for start in range(0, 4000, 10):
+        clock.now_s += 0.01
+        read(registry, "job", *range(start, start + 10), manifest=manifest)
+    assert registry.window(reader) == pytest.approx(1000 * (0.05 + 0.01) + SHORTEST_WINDOW, rel=0.1)
+    read(registry, "job", 4900, manifest=manifest)  # a worker that is far ahead
+    assert registry.window(reader) > 900
+
+
+@pytest.mark.parametrize(
+    ("took_s", "shortest", "longest"), [(0.0, SHORTEST_WINDOW, 100), (1e9, LONGEST_WINDOW, LONGEST_WINDOW)]
+)
+def test_a_window_is_never_shorter_or_longer_than_reason(clock: Clock, took_s: float, shortest: int, longest: int) -> None:
+    registry = Registry(5, download_s=Spread(took_s), clock=clock)
+    put_in_force(registry, MANIFEST)
+    assert shortest <= registry.window(send(registry, range(10))) <= longest
+
+
+# What is here
+
+
+def test_an_item_is_here_when_all_of_its_parts_are(registry: Registry) -> None:
+    reader = send(registry, [3, 1])
+    registry.arrived(path(3, 0))
+    assert not registry.is_here(reader, 3)
+    registry.arrived(path(3, 1))
+    assert registry.is_here(reader, 3)
+    assert registry.left(path(3, 0)) == (ROOT, 3, 0)
+    assert not registry.is_here(reader, 3)
+
+
+def test_what_is_not_here_when_an_epoch_begins_is_its_bound(registry: Registry) -> None:
+    bring(registry, 0, 1, 2)
+    assert send(registry, [0, 1, 5, 6, 7]).bound == 3
+    assert send(registry, [5, 0, 6], position=1, epoch=1).bound == 1
+
+
+def test_what_is_not_needed_soon_goes_first_the_least_recently_used_before_the_others(registry: Registry, clock: Clock) -> None:
+    send(registry, [0, 1, 2, 3])
+    for item in (5, 6, 0, 1, 2, 7):
+        clock.now_s += 1
+        bring(registry, item)
+    clock.now_s += 1
+    registry.used(path(5))
+    clock.now_s += 1
+    registry.arrived("pictures/train/classes.txt")
+    chosen = registry.choose(11, None, lambda path: 1)
+    ordered = [path(6), path(7), path(5), "pictures/train/classes.txt", path(2), path(1)]
+    assert chosen is not None
+    assert [one for one in chosen if "/labels/" not in one] == ordered
+    assert [path(item, 1) for item in (6, 7, 5, 2, 1)] == [one for one in chosen if "/labels/" in one]
+
+
+def test_nothing_is_dropped_for_what_is_needed_later(registry: Registry, clock: Clock) -> None:
+    send(registry, [0, 1, 2, 3])
+    bring(registry, 0, 1, 2)
+    assert registry.choose(1, (ROOT, 3), lambda path: 1) is None
+    assert registry.choose(1, (ROOT, 1), lambda path: 1) == [path(2, 0), path(2, 1)]
+
+
+def test_a_reader_that_pauses_loses_nothing_of_what_it_needs_next(registry: Registry, clock: Clock) -> None:
+    """Else what waits for a slot meanwhile would count as overdue, and push out what is read before it."""
+    send(registry, range(10))
+    for item in range(4):
+        clock.now_s += 0.01
+        read(registry, "job", item)
+    bring(registry, 4, 5, 6, 8)
+    for pause_s in (0.0, 0.01, 1.0, 1000.0):
+        clock.now_s += pause_s
+        assert registry.choose(1, (ROOT, 9), lambda path: 1) is None
+    assert registry.choose(1, (ROOT, 7), lambda path: 1) == [path(8, 0), path(8, 1)]
+
+
+def test_what_was_here_before_its_data_root_was_listed_is_found_in_its_order_of_use(clock: Clock) -> None:
+    registry = Registry(5, clock=clock)
+    paths = [path(item, part) for item in (4, 2, 7) for part in (0, 1)] + ["pictures/train/classes.txt"]
+    registry.set_manifest(registry.number(MANIFEST))
+    for one, place in registry.locate_all(paths):
+        registry.adopt(one, place)
+    registry.sort_anew()
+    reader = send(registry, [2, 4])
+    assert [registry.is_here(reader, item) for item in (4, 2, 7, 1)] == [True, True, True, False]
+    assert reader.bound == 0
+    victims = registry.choose(7, None, lambda path: 1)
+    assert victims is not None
+    assert sorted(victims[:3]) == sorted(["pictures/train/classes.txt", path(7, 0), path(7, 1)])
+    assert victims[3:] == [path(4, 0), path(4, 1), path(2, 0), path(2, 1)]
+
+
+def test_an_object_of_no_item_that_becomes_one_is_found_as_that(registry: Registry) -> None:
+    larger = listing(11)
+    new = path(10, 0, larger)
+    registry.arrived(new)
+    assert list(registry.planner.strangers) == [new]
+    put_in_force(registry, larger)
+    for one, place in registry.locate_all(list(registry.planner.strangers)):
+        registry.adopt(one, place)
+    registry.sort_anew()
+    assert list(registry.planner.strangers) == []
+    assert registry.planner.shelves[ROOT].parts(10) == 1
+
+
+def test_an_object_of_no_item_that_is_used_goes_later_and_one_that_is_gone_never(registry: Registry) -> None:
+    for name in "abc":
+        registry.arrived(f"pictures/train/{name}.txt")
+    registry.used("pictures/train/a.txt")
+    registry.note_reads("someone", [ObjectName("pictures", "train/b.txt")])
+    registry.left("pictures/train/c.txt")
+    assert registry.choose(2, None, lambda path: 1) == ["pictures/train/a.txt", "pictures/train/b.txt"]
+
+
+# Why a reader waits
+
+
+def why(registry: Registry, item: int, *, blocked: bool = False, other_generation: bool = False) -> str:
+    return registry.why(path(item), blocked=blocked, other_generation=other_generation)
+
+
+def test_a_reader_waits_for_what_nobody_planned(registry: Registry) -> None:
+    send(registry, [1, 2])
+    assert why(registry, 5) == "not_planned"
+    assert why(registry, 1) != "not_planned"
+    read(registry, "job", 1)
+    assert why(registry, 1) == "not_planned"
+
+
+def test_a_reader_waits_for_what_is_late_or_throttled_or_changed(registry: Registry) -> None:
+    send(registry, [1, 2])
+    assert why(registry, 1) == "late"
+    assert why(registry, 1, blocked=True) == "throttled"
+    assert why(registry, 1, blocked=True, other_generation=True) == "changed"
+
+
+def test_a_reader_waits_for_what_was_dropped_although_it_was_needed(registry: Registry) -> None:
+    send(registry, [1, 2])
+    bring(registry, 1)
+    for part in (0, 1):
+        registry.left(path(1, part))
+    assert why(registry, 1, blocked=True) == "evicted"
+    bring(registry, 1)
+    registry.left(path(1, 0))
+    assert why(registry, 1) == "late"
+
+
+def test_what_was_dropped_when_nobody_needed_it_was_not_evicted(registry: Registry) -> None:
+    send(registry, [1, 2])
+    bring(registry, 5)
+    for part in (0, 1):
+        registry.left(path(5, part))
+    send(registry, [5], epoch=1)
+    assert why(registry, 5) == "late"
+
+
+def test_every_reason_is_one_of_those_that_the_statistics_name(registry: Registry) -> None:
+    send(registry, [1, 2])
+    reasons = {
+        why(registry, item, blocked=b, other_generation=o) for item in (1, 5) for b in (False, True) for o in (False, True)
+    }
+    assert reasons <= set(WAITS)
+
+
+def test_the_reader_who_waits_is_the_one_that_is_to_read_the_object_next(registry: Registry) -> None:
+    one = send(registry, [1, 2, 3], stream="a/0")
+    other = send(registry, [3, 4], stream="b/0")
+    assert registry.reader_of(path(3)) is other
+    assert registry.reader_of(path(2)) is one
+    assert registry.reader_of(path(7)) is None
+    assert registry.reader_of("pictures/train/classes.txt") is None

@@ -122,7 +122,7 @@ async def test_a_demand_for_an_object_that_does_not_exist_says_so(service: Servi
 async def test_an_object_of_any_name_is_listed_and_read(emulator: Emulator, name: str) -> None:
     await asyncio.to_thread(emulator.put, BUCKET, name, name.encode())
     async with Origin(Access(emulator.url, anonymous=True), deadline_s=10.0) as origin:
-        (version,) = [version async for page in origin.list(BUCKET, name[:1]) for version in page]
+        (version,) = [version async for page in origin.list(BUCKET, name[:1]) for version in page.versions(BUCKET)]
         assert version.name == ObjectName(BUCKET, name)
         assert (await origin.read(version.name, version))[1] == name.encode()
         assert (await origin.read(version.name)) == (version, name.encode())

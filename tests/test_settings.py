@@ -74,6 +74,7 @@ def test_every_setting_can_come_from_every_source(tmp_path: Path) -> None:
         "http": "0.0.0.0:1",
         "concurrency": "3",
         "window_items": "4",
+        "policy": "lru",
         "deadline_s": "5",
         "relist_s": "6",
         "rescan_s": "7",

@@ -4,18 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from gcs_prefetchd import __version__
-from gcs_prefetchd.order import order_digest
-from gcs_prefetchd.protocol import Plan, ReadReport
+from gcs_prefetchd.names import cache_path, parse_object_uri
+from gcs_prefetchd.protocol import ReadReport
+from gcs_prefetchd.readers import WAITS, Reader
 from gcs_prefetchd.service import Service
 from gcs_prefetchd.statistics import METRICS, Reads, Statistics
-from gcs_prefetchd.streams import path_of
 from gcs_prefetchd.testing import GCSServer, Status
+from plan_support import plan_of
 from support import BUCKET, DATA_ROOT, make_settings, put_items, running
 
 # What issue 2 promises to users; more may come, none may go.
@@ -25,18 +25,20 @@ CONTRACT = {
     "origin": {"requests", "bytes", "errors", "in_flight"},
     "prefetch": {"fetched", "runway_items"},
 }
-STREAM_CONTRACT = {"id", "data_root", "epoch", "position", "length"}
+STREAM_CONTRACT = {"id", "data_root", "epoch", "position", "length", "runway_items", "runway_s", "bound_items", "waits"}
 
 
 def parsed(statistics: Statistics) -> dict[str, Metric]:
     return {family.name: family for family in text_string_to_metric_families(statistics.metrics().decode())}
 
 
-def add_plan(service: Service, stream: str, order: list[int], position: int = 0) -> None:
-    manifest, indices = service.registry.manifest(DATA_ROOT), np.array(order, dtype=np.uint32)
+def add_plan(service: Service, stream: str, order: list[int], position: int = 0) -> Reader:
+    manifest = service.registry.manifest(DATA_ROOT)
     assert manifest is not None
-    plan = Plan(stream, stream, DATA_ROOT, manifest.digest, 3, position, order_digest(indices))
-    service.registry.add_plan(plan, indices)
+    plan, indices = plan_of(manifest, order, stream=stream, epoch=3, position=position)
+    reader = service.registry.register(service.registry.prepare(plan, indices))
+    service.prefetcher.begin(reader)
+    return reader
 
 
 async def test_the_snapshot_has_what_users_rely_on(gcs: GCSServer, tmp_path: Path) -> None:
@@ -59,8 +61,8 @@ async def test_the_snapshot_counts_what_happened(gcs: GCSServer, tmp_path: Path)
         manifest = service.registry.manifest(DATA_ROOT)
         assert manifest is not None
         version = manifest.version(0, 0)
-        (service.directory.objects / path_of(version)).write_bytes(b"damaged")
-        await service.fetcher.demand(version.name, version, ())
+        (service.directory.objects / cache_path(BUCKET, version.name.name)).write_bytes(b"damaged")
+        await service.prefetcher.demand(version.name)
         await service.prefetcher.settled()
         snapshot = service.statistics.snapshot()
     size_bytes, image_bytes = sum(map(len, objects.values())), len(objects[version.name.uri])
@@ -80,12 +82,43 @@ async def test_the_snapshot_counts_what_happened(gcs: GCSServer, tmp_path: Path)
 async def test_a_stream_shows_its_epoch_and_position_and_how_far_ahead_it_is_on_disk(gcs: GCSServer, tmp_path: Path) -> None:
     put_items(gcs, 8)
     async with running(make_settings(tmp_path / "cache", gcs.url, window_items=4)) as service:
-        add_plan(service, "job/train", [7, 6, 5, 4, 3, 2], position=1)
-        service.prefetcher.wake()
         await service.prefetcher.settled()
-        assert service.statistics.snapshot()["streams"] == [
-            {"id": "job/train", "data_root": DATA_ROOT, "epoch": 3, "position": 1, "length": 6, "runway_items": 4}
-        ]
+        gone = parse_object_uri(f"{DATA_ROOT}/images/00003.jpg")
+        gcs.delete(BUCKET, gone.name)
+        await service.cache.drop(cache_path(gone.bucket, gone.name))
+        add_plan(service, "job/train", [7, 6, 5, 4, 3, 2], position=1)
+        await service.prefetcher.settled()
+        (stream,) = service.statistics.snapshot()["streams"]
+    assert stream.pop("runway_s") == pytest.approx(3 / stream.pop("reads_per_s"), abs=0.001)
+    assert stream == {
+        "id": "job/train",
+        "data_root": DATA_ROOT,
+        "epoch": 3,
+        "position": 1,
+        "length": 6,
+        "runway_items": 3,
+        "window_items": 4,
+        "bound_items": 1,
+        "fetched_items": 0,
+        "demanded_objects": 0,
+        "waits": dict.fromkeys(WAITS, 0),
+    }
+
+
+async def test_a_stream_shows_what_was_fetched_for_it_and_why_it_waited(gcs: GCSServer, tmp_path: Path) -> None:
+    put_items(gcs, 20, size_bytes=50_000)
+    async with running(make_settings(tmp_path / "cache", gcs.url, window_items=2, cache_size="1MB")) as service:
+        await service.prefetcher.settled()
+        absent = [item for item in range(20) if service.cache.stamp(cache_path(BUCKET, f"train/images/{item:05}.jpg")) is None]
+        assert len(absent) == 10
+        add_plan(service, "job/train", absent)
+        await service.prefetcher.settled()
+        await service.prefetcher.demand(parse_object_uri(f"{DATA_ROOT}/images/{absent[5]:05}.jpg"))
+        await service.prefetcher.settled()
+        snapshot = service.statistics.snapshot()
+    (stream,) = snapshot["streams"]
+    assert (stream["bound_items"], stream["fetched_items"], stream["demanded_objects"]) == (10, 2, 1)
+    assert stream["waits"] == snapshot["reads"]["waits"] == dict.fromkeys(WAITS, 0) | {"late": 1}
 
 
 async def test_the_runway_is_that_of_the_hungriest_stream_that_has_not_ended(gcs: GCSServer, tmp_path: Path) -> None:
@@ -94,7 +127,6 @@ async def test_the_runway_is_that_of_the_hungriest_stream_that_has_not_ended(gcs
         add_plan(service, "long", [0, 1, 2, 3, 4])
         add_plan(service, "short", [5, 6])
         add_plan(service, "ended", [7], position=1)
-        service.prefetcher.wake()
         await service.prefetcher.settled()
         assert service.statistics.snapshot()["prefetch"]["runway_items"] == 2
 
@@ -128,7 +160,7 @@ def samples_of(family: Metric) -> dict[tuple[str, ...], float]:
 def expected_samples(snapshot: dict[str, Any], section: str, key: str) -> dict[tuple[str, ...], float]:
     if section == "streams":
         return {(stream["data_root"], stream["id"]): stream[key] for stream in snapshot["streams"]}
-    if key == "errors":
+    if key in ("errors", "waits"):
         return {(error,): count for error, count in snapshot[section][key].items()}
     return {(): snapshot[section][key]}
 

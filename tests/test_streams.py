@@ -1,99 +1,93 @@
-"""One reader's order and the window ahead of it."""
+"""One reader's place in its order, and what is known of its future: tables, and a plain list as the model."""
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
-from gcs_prefetchd.manifest import Layout, Manifest, ObjectVersion, build_manifest
-from gcs_prefetchd.names import DataRoot, ObjectName
-from gcs_prefetchd.order import Indices, epoch_order
-from gcs_prefetchd.streams import Stream, path_of
+from gcs_prefetchd.order import epoch_order
+from gcs_prefetchd.streams import NEVER, Epoch, Stream
 
-ROOT = DataRoot.parse("gs://pictures/train")
+ITEMS = 20
 
 
-def manifest_of(items: int) -> Manifest:
-    names = [Layout().part_name(f"{i:03}", part) for i in range(items) for part in (0, 1)]
-    return build_manifest(ROOT, Layout(), [ObjectVersion(ObjectName("pictures", f"train/{name}"), 1, 1, 1) for name in names])
+def epoch_of(order: Sequence[int], number: int = 0, items: int = ITEMS) -> Epoch:
+    return Epoch.of(number, np.array(order, dtype=np.uint32), items)
 
 
-MANIFEST = manifest_of(20)
+def stream_of(
+    order: Sequence[int], position: int = 0, *, upcoming: Sequence[int] | None = None, endless: bool = False
+) -> Stream:
+    stream = Stream("s", "job", epoch_of(order), position, endless=endless)
+    if upcoming is not None:
+        stream.append(epoch_of(upcoming, 1))
+    return stream
 
 
-def paths(items: list[int]) -> set[str]:
-    folder = "pictures/train"
-    return {path for i in items for path in (f"{folder}/images/{i:03}.jpg", f"{folder}/labels/{i:03}.png")}
+def places(stream: Stream, *items: int) -> list[int | None]:
+    """Where each item will be read next, as far as that is known."""
+    return [None if (place := stream.place_of(item)) == NEVER else place for item in items]
 
 
-def indices(items: list[int]) -> Indices:
-    return np.array(items, dtype=np.uint32)
+# The order
 
 
-def stream_of(items: list[int], position: int = 0) -> Stream:
-    return Stream("s", "job", MANIFEST, 0, indices(items), position)
+def test_every_item_of_the_epoch_has_its_place_and_no_other_item_has_one() -> None:
+    assert places(stream_of([4, 2, 9]), 4, 2, 9, 5) == [0, 1, 2, None]
 
 
-def test_a_path_is_the_objects_in_the_cache() -> None:
-    assert path_of(MANIFEST.version(7, 0)) == "pictures/train/images/007.jpg"
+def test_an_item_that_comes_twice_is_read_twice() -> None:
+    stream = stream_of([4, 4, 2, 4])
+    assert [(places(stream, 4), stream.mark_read(4)) for _ in range(4)] == [
+        ([0], True),
+        ([1], True),
+        ([3], True),
+        ([None], False),
+    ]
+    assert (stream.position, stream.start, stream.front) == (3, 2, 4)
 
 
-def test_the_window_holds_image_and_label_of_what_is_planned() -> None:
-    stream = stream_of([4, 2, 9])
-    assert (stream.advance(), stream.advance()) == (4, 2)
-    assert stream.held == paths([4, 2])
-    assert stream.window() == [4, 2]
-    assert stream.ahead == 2
+def test_an_order_without_repetitions_keeps_no_list_of_them() -> None:
+    assert epoch_of([4, 2, 9]).following is None
+    assert epoch_of([]).following is None
+    assert epoch_of([4, 2, 4]).following is not None
 
 
-def test_planning_ends_with_the_epoch() -> None:
-    stream = stream_of([4, 2])
-    assert [stream.advance() for _ in range(4)] == [4, 2, None, None]
-    assert not stream.ended
-    assert stream.mark_read(4)
-    assert stream.mark_read(2)
-    assert stream.ended
-    assert stream.held == set()
-
-
-def test_an_epoch_without_items_has_ended() -> None:
+def test_an_empty_epoch_has_ended() -> None:
     stream = stream_of([])
     assert stream.ended
-    assert stream.advance() is None
-    assert stream.window() == []
-    assert not stream.mark_read(0)
+    assert not stream.mark_read(1)
+    assert stream.reveal(10) == []
 
 
-def test_what_was_read_is_held_no_longer_and_makes_room_in_the_window() -> None:
-    stream = stream_of([4, 2, 9])
-    stream.advance()
-    stream.advance()
-    assert stream.mark_read(4)
-    assert stream.held == paths([2])
-    assert (stream.position, stream.start, stream.ahead) == (1, 1, 1)
+def test_a_resumed_epoch_begins_where_it_was_left() -> None:
+    stream = stream_of([4, 2, 9, 2], position=2)
+    assert (stream.position, stream.start, stream.front, stream.planned, len(stream)) == (2, 2, 2, 2, 4)
+    assert places(stream, 4, 2, 9) == [None, 3, 2]
+    assert not stream.mark_read(4)
+    assert stream.mark_read(9)
+    assert stream.mark_read(2)
+    assert stream.ended
+
+
+def test_an_epoch_that_was_left_at_its_end_has_ended() -> None:
+    assert stream_of([4, 2], position=2).ended
+
+
+# Reads
 
 
 def test_reads_may_come_out_of_order() -> None:
     stream = stream_of([4, 2, 9, 1])
-    for _ in range(3):
-        stream.advance()
-    stream.mark_read(9)
-    assert (stream.position, stream.start) == (1, 0)
-    assert stream.window() == [4, 2]
-    stream.mark_read(4)
-    assert (stream.position, stream.start) == (2, 1)
-    stream.mark_read(2)
-    assert (stream.position, stream.start) == (3, 3)
-    assert stream.advance() == 1
-
-
-def test_what_was_read_before_its_turn_is_never_planned() -> None:
-    stream = stream_of([4, 2, 9])
+    assert stream.mark_read(9)
+    assert (stream.position, stream.start, stream.front) == (1, 0, 3)
+    assert stream.mark_read(4)
+    assert (stream.position, stream.start, stream.front) == (2, 1, 3)
     assert stream.mark_read(2)
-    assert [stream.advance() for _ in range(3)] == [4, 9, None]
-    assert stream.held == paths([4, 9])
+    assert (stream.position, stream.start, stream.front) == (3, 3, 3)
 
 
 def test_a_read_of_nothing_that_is_awaited_is_none_of_this_stream() -> None:
@@ -104,104 +98,222 @@ def test_a_read_of_nothing_that_is_awaited_is_none_of_this_stream() -> None:
     assert stream.position == 1
 
 
-def test_a_resumed_epoch_begins_where_it_was_left() -> None:
-    stream = stream_of([4, 2, 9], position=2)
-    assert (stream.position, stream.length) == (2, 3)
-    assert not stream.mark_read(4)
-    assert [stream.advance(), stream.advance()] == [9, None]
-    assert stream.mark_read(9)
-    assert stream.ended
+def test_one_lost_report_leaves_half_of_the_window_ahead_of_the_reader() -> None:
+    stream = stream_of(range(20))
+    for item in range(1, 12):
+        stream.mark_read(item)
+    assert (stream.start, stream.front) == (0, 12)
+    assert [stream.window_start(window) for window in (100, 24, 4, 1)] == [0, 0, 10, 12]
 
 
-def test_an_item_that_comes_twice_is_read_twice() -> None:
-    stream = stream_of([4, 4, 2, 4])
-    assert [stream.advance() for _ in range(4)] == [4, 4, 2, 4]
-    assert [stream.mark_read(4), stream.mark_read(4), stream.mark_read(4), stream.mark_read(4)] == [True, True, True, False]
-    assert (stream.position, stream.start) == (3, 2)
+@pytest.mark.parametrize("endless", [False, True])
+def test_one_lost_report_hides_nothing_of_the_future(endless: bool) -> None:
+    stream = stream_of(range(20), upcoming=range(20), endless=endless)
+    for item in range(1, 19):
+        stream.mark_read(item)
+    assert 1 in stream.reveal(5)
 
 
-def test_an_item_that_comes_again_within_the_window_stays_held() -> None:
-    """Else it would be dropped as soon as it was read once, and nothing would bring it back in time."""
-    stream = stream_of([4, 2, 4, 9, 4])
-    for _ in range(3):
-        stream.advance()
-    stream.mark_read(4)
-    assert stream.held == paths([2, 4])
-    stream.mark_read(4)
-    assert stream.held == paths([2])
-
-
-def test_what_was_lost_is_planned_again() -> None:
+def test_a_lost_report_is_made_up_for_by_the_next_epoch() -> None:
     stream = stream_of([4, 2, 9])
-    for _ in range(3):
-        stream.advance()
-    stream.plan_again(2)
-    assert [stream.advance() for _ in range(3)] == [2, 9, None]
+    stream.mark_read(2)
+    stream.mark_read(9)
+    stream.turn(epoch_of([9, 4, 2], 1))
+    assert (stream.position, stream.start, stream.front, stream.current.number) == (0, 0, 0, 1)
+    assert places(stream, 9, 4, 2) == [0, 1, 2]
 
 
-def test_of_an_item_that_comes_twice_the_place_not_read_yet_is_planned_again() -> None:
-    stream = stream_of([9, 4, 2, 4])
-    for _ in range(4):
-        stream.advance()
+# What is known of the next epoch
+
+
+def test_of_the_next_epoch_nothing_is_known_before_the_window_reaches_it() -> None:
+    stream = stream_of([4, 2, 9], upcoming=[9, 4, 2])
+    assert stream.reveal(2) == []
+    assert stream.known == 3
     stream.mark_read(4)
-    stream.plan_again(4)
-    assert [stream.advance(), stream.advance()] == [4, None]
+    assert places(stream, 4) == [None]
+
+
+def test_the_head_of_the_next_epoch_is_known_as_far_as_the_window_reaches() -> None:
+    stream = stream_of([4, 2, 9], upcoming=[4, 9, 2])
+    stream.mark_read(4)
+    stream.mark_read(2)
+    assert stream.reveal(3) == [4]  # 9 comes there too, and before that in this epoch
+    assert stream.known == 5
+    assert places(stream, 4, 9, 2) == [3, 2, None]
+    stream.mark_read(9)
+    assert places(stream, 9) == [4]
+    assert stream.reveal(3) == [2]
+    assert places(stream, 2) == [5]
+    assert [stream.item_at(place) for place in range(6)] == [4, 2, 9, 4, 9, 2]
+
+
+def test_the_window_reaches_no_further_than_the_next_epochs_end() -> None:
+    stream = stream_of([4, 2, 9], upcoming=[2, 9])
+    stream.reveal(100)
+    assert stream.known == 5
+    assert stream_of([4, 2, 9]).reveal(100) == []
+
+
+def test_an_endless_stream_is_known_one_length_ahead() -> None:
+    stream = stream_of([4, 2, 4, 9], upcoming=[2, 2, 9, 4], endless=True)
+    assert stream.reveal(1) == []
+    stream.mark_read(4)
+    assert stream.reveal(1) == []  # 2 comes in this epoch first
+    assert stream.known == 5
+    stream.mark_read(2)
+    assert places(stream, 2) == [4]
+    stream.reveal(1)
+    stream.mark_read(4)
+    assert stream.known == 6
+    assert places(stream, 4) == [None]  # its place is beyond what is known
+
+
+def test_what_was_known_of_the_next_epoch_is_the_same_when_it_begins() -> None:
+    current, following = epoch_of([4, 2, 9]), epoch_of([9, 4, 2], 1)
+    stream = Stream("s", "job", current)
+    stream.append(following)
+    for item in (4, 2, 9):
+        stream.mark_read(item)
+    stream.reveal(3)
+    before = places(stream, 9, 4, 2)
+    stream.turn(following)
+    assert [place - 3 for place in before if place is not None] == places(stream, 9, 4, 2)
+    assert stream.upcoming is None
+
+
+def test_a_reader_that_goes_on_before_its_next_plan_comes_is_followed() -> None:
+    stream = stream_of([4, 2], upcoming=[2, 4])
+    for item in (4, 2):
+        stream.mark_read(item)
+    stream.reveal(2)
+    assert stream.mark_read(2)
+    assert stream.start == 3
+
+
+def test_new_numbers_have_no_place() -> None:
+    stream = stream_of([4, 2])
+    stream.grow(ITEMS + 5)
+    assert places(stream, ITEMS + 4, 4, 2) == [None, 0, 1]
+    assert not stream.mark_read(ITEMS + 4)
+    assert stream.mark_read(4)
+
+
+# Planning
+
+
+def test_what_was_lost_is_planned_again_from_where_it_will_be_read() -> None:
+    stream = stream_of([4, 2, 9, 1])
+    stream.planned = 4
+    stream.plan_again(2)
+    assert stream.planned == 1
 
 
 @pytest.mark.parametrize("item", [4, 9, 7])
 def test_what_is_read_or_not_yet_planned_or_unknown_is_not_planned_again(item: int) -> None:
     stream = stream_of([4, 2, 9])
-    stream.advance()
-    stream.advance()
+    stream.planned = 2
     stream.mark_read(4)
     stream.plan_again(item)
-    assert stream.advance() == 9
+    assert stream.planned == 2
 
 
-steps = st.lists(st.tuples(st.sampled_from(["advance", "read", "lose"]), st.integers(0, 19)), max_size=80)
+def test_the_time_until_a_read_is_the_way_to_it_at_the_rate_of_late() -> None:
+    stream = stream_of(range(20))
+    for step in range(11):
+        stream.rate.add(2, step / 10)
+    for item in range(5):
+        stream.mark_read(item)
+    assert stream.in_s(15, 1.0) == pytest.approx(0.5, rel=0.02)
+    assert stream.in_s(3, 1.0) == 0.0
 
 
-@given(st.lists(st.integers(0, 19), max_size=30), st.integers(0, 30), steps)
-@example([1, 2, 1, 3, 1], 0, [("advance", 0)] * 5 + [("lose", 1), ("read", 1), ("read", 1), ("advance", 0), ("read", 1)])
-def test_whatever_happens_the_window_holds_what_is_planned_and_unread(
-    order: list[int], position: int, steps: list[tuple[str, int]]
+# Whatever happens
+
+
+@given(
+    st.lists(st.integers(0, ITEMS - 1), max_size=25),
+    st.lists(st.integers(0, ITEMS - 1), max_size=25),
+    st.integers(0, 25),
+    st.booleans(),
+    st.lists(st.one_of(st.integers(0, ITEMS - 1), st.tuples(st.integers(0, 30))), max_size=60),
+)
+def test_it_says_what_a_list_of_unread_places_says(
+    order: list[int], following: list[int], position: int, endless: bool, steps: list[int | tuple[int]]
 ) -> None:
     position = min(position, len(order))
-    stream = stream_of(order, position)
-    unread = list(range(position, len(order)))
-    for step, item in steps:
-        if step == "advance":
-            before, advanced = set(stream.window()), stream.advance()
-            assert advanced is None or set(stream.window()) == before | {advanced}
-        elif step == "lose":
-            stream.plan_again(item)
+    stream = stream_of(order, position, upcoming=following, endless=endless)
+    whole = order + following
+    known, front, reads, unread = len(order), position, position, list(range(position, len(order)))
+    for step in steps:
+        if isinstance(step, tuple):
+            (window,) = step
+            revealed = stream.reveal(window)
+            start = max(unread[0] if unread else known, front - window // 2)
+            reach = min(start + (len(order) if endless else window), len(whole))
+            before, came = {whole[place] for place in unread}, list(range(known, reach))
+            assert sorted(revealed) == sorted({whole[place] for place in came} - before)
+            unread, known = unread + came, max(known, reach)
         else:
-            place = next((place for place in unread if order[place] == item), None)
-            assert stream.mark_read(item) == (place is not None)
-            unread = [other for other in unread if other != place]
-        assert stream.position == len(order) - len(unread)
-        assert stream.start == (unread[0] if unread else len(order))
-        assert 0 <= stream.ahead <= len(order) - stream.start
-        assert stream.window() == [order[place] for place in unread if place < stream.start + stream.ahead]
-        assert paths(stream.window()) <= stream.held <= paths([order[place] for place in unread])
-    while (item_or_none := stream.advance()) is not None:
-        assert item_or_none in stream.window()
-    assert stream.window() == [order[place] for place in unread]
-    for place in list(unread):
-        assert stream.mark_read(order[place])
-    assert stream.ended
-    assert stream.held == set()
+            place = next((place for place in unread if whole[place] == step), None)
+            assert stream.mark_read(step) == (place is not None)
+            if place is not None:
+                unread.remove(place)
+                front, reads = max(front, place + 1), reads + 1
+        assert (stream.known, stream.front, stream.position) == (known, front, reads)
+        assert stream.start == (unread[0] if unread else known)
+        first: dict[int, int | None] = {}
+        for place in unread:
+            first.setdefault(whole[place], place)
+        assert places(stream, *range(ITEMS)) == [first.get(item) for item in range(ITEMS)]
+
+
+@given(
+    st.lists(st.integers(0, ITEMS - 1), min_size=1, max_size=25),
+    st.lists(st.integers(0, ITEMS - 1), max_size=20),
+    st.lists(st.integers(0, 3), min_size=ITEMS, max_size=ITEMS),
+    st.tuples(st.integers(0, 50), st.integers(0, 50)),
+)
+def test_what_is_here_is_found_at_the_place_where_it_is_read_next(
+    order: list[int], read: list[int], present: list[int], ends: tuple[int, int]
+) -> None:
+    stream = stream_of(order, upcoming=order[::-1])
+    stream.reveal(2 * len(order))
+    for item in read:
+        stream.mark_read(item)
+    length = len(order)
+    first, end = sorted(min(end, 2 * length) for end in ends)
+    if first < length < end:
+        first = length
+    found = stream.items_here(first, end, np.array(present, dtype=np.uint8))
+    expected = [place for place in range(first, end) if present[stream.item_at(place)]]
+    assert found == [place for place in expected if stream.place_of(stream.item_at(place)) == place]
+
+
+# Costs
 
 
 def test_a_read_costs_the_same_in_a_small_epoch_and_in_a_large_one() -> None:
     """Thousands of reads a second are noted on the event loop."""
-    small, large = (Stream("s", "", MANIFEST, 0, epoch_order(0, 0, np.arange(n, dtype=np.uint32))) for n in (20, 2_000_000))
-    costs_s = {stream.length: min(cost_s(stream) for _ in range(5)) for stream in (small, large)}
-    assert costs_s[2_000_000] < 10 * costs_s[20]
+    costs_s = [min(cost_of_reads_s(items) for _ in range(3)) for items in (2000, 1_000_000)]
+    assert costs_s[1] < 10 * costs_s[0]
 
 
-def cost_s(stream: Stream) -> float:
+def cost_of_reads_s(items: int) -> float:
+    order = epoch_order(0, 0, np.arange(items, dtype=np.uint32))
+    stream = Stream("s", "job", Epoch.of(0, order, items))
+    read = order[:2000].tolist()
     began_s = time.perf_counter()
-    for _ in range(100):
-        stream.mark_read(19)
+    for item in read:
+        stream.mark_read(item)
     return time.perf_counter() - began_s
+
+
+@pytest.mark.parametrize("endless", [False, True])
+def test_a_stream_takes_few_bytes_for_each_item(endless: bool) -> None:
+    items = 100_000
+    order = np.random.default_rng(0).integers(items, size=items) if endless else np.random.default_rng(0).permutation(items)
+    epoch = Epoch.of(0, order.astype(np.uint32), items)
+    stream = Stream("s", "job", epoch)
+    arrays = [epoch.order, epoch.first, epoch.following, stream.place]
+    assert sum(array.nbytes for array in arrays if array is not None) <= (16 if endless else 12) * items

@@ -10,26 +10,27 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Container, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
 from gcs_prefetchd.directory import CacheDirectory
 from gcs_prefetchd.errors import CacheFullError
 from gcs_prefetchd.index import INDEX_ERRORS, Index, Record
+from gcs_prefetchd.indexer import IndexWriter
 from gcs_prefetchd.names import ObjectName, name_of
-from gcs_prefetchd.planner import choose_victims
 from gcs_prefetchd.sizes import format_size
 from gcs_prefetchd.stamp import Stamp, read_checked
 from gcs_prefetchd.tree import Found, find_files, read_object_name, unlink_all
 
-__all__ = ["Cache"]
+__all__ = ["Cache", "Room"]
 
 log = logging.getLogger(__name__)
 
 DISK_THREADS = 8
-INDEX_TICK_S = 0.25
-INDEX_RETRY_S = 5.0
+
+# Given how many bytes are short, the paths to drop so that they come free, or None where nothing may be dropped for it.
+Room = Callable[[int], list[str] | None]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,9 +50,11 @@ class Cache:
         self.evictions = 0
         self.damaged = 0
         self.reserved_bytes = 0
+        self.on_arrived: Callable[[str], None] = lambda path: None
+        self.on_used: Callable[[str], None] = lambda path: None
         self.on_lost: Callable[[str], None] = lambda path: None
+        self.choose: Room = self._least_recent
         self._entries: OrderedDict[str, Stamp] = OrderedDict()
-        self._changed: dict[str, Record | None] = {}
         self._rescans: list[set[str]] = []  # for each under way, what has changed since it began
         self._unlinking: set[asyncio.Task[None]] = set()
         self._leaving: set[str] = set()
@@ -61,10 +64,7 @@ class Cache:
         self._disk = ThreadPoolExecutor(DISK_THREADS, "disk")
         self._index_thread = ThreadPoolExecutor(1, "index")
         self._index: Index | None = None
-        self._index_failing = False
-        self._applying: asyncio.Task[None] | None = None
-        self._something_changed = asyncio.Event()
-        self._index_writer: asyncio.Task[None] | None = None
+        self._writer = IndexWriter(self._on_index)
         self._closing: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -72,7 +72,8 @@ class Cache:
         lacks the latest files, whose bytes count too. Raises CacheWriteError where no index can be made."""
         try:
             index_is_complete = await self._load_index()
-            self._index_writer = asyncio.create_task(self._write_index(), name="index writer")
+            assert self._index is not None
+            self._writer.start(self._index)
             if index_is_complete:
                 await self.shrink()
             else:
@@ -108,8 +109,23 @@ class Cache:
             self._entries.move_to_end(path)
             self._note(path, stamp)
 
-    async def reserve(self, size_bytes: int, keep: Container[str] = ()) -> None:
-        """Set room aside, dropping what was least recently used and is not in `keep`; returns when the room is there.
+    def opened(self, path: str) -> None:
+        """Another program opened the file: a use that nobody else tells of."""
+        if path in self._entries:
+            self.touch(path)
+            self.on_used(path)
+
+    def paths(self) -> list[str]:
+        """Where the objects in the cache lie, least recently used first."""
+        return list(self._entries)
+
+    def size_of(self, path: str) -> int:
+        """The bytes that come free when the path is dropped: none where it is not here, or is being replaced."""
+        stamp = self._entries.get(path)
+        return 0 if stamp is None or path in self._arriving else stamp.size
+
+    async def reserve(self, size_bytes: int, room: Room | None = None) -> None:
+        """Set room aside, dropping what `room` says (`choose` where none is given); returns when the room is there.
 
         Raises CacheFullError, with nothing dropped, where that is impossible. The caller calls `release`.
         """
@@ -117,11 +133,7 @@ class Cache:
             await asyncio.wait(self._unlinking)  # what goes already may be enough; the disk tells when it has gone
         short_bytes = self._short_of(size_bytes)
         if short_bytes > 0:
-            victims = choose_victims(self._sizes(), short_bytes, keep)
-            if victims is None:
-                raise CacheFullError(self._no_room_for(size_bytes))
-            self.evictions += len(victims)
-            self._unlink(victims)
+            self._drop_for(size_bytes, (room or self.choose)(short_bytes))
         self.reserved_bytes += size_bytes
         try:
             if self._unlinking:  # bytes that another reservation frees may be the ones we count on
@@ -152,6 +164,7 @@ class Cache:
         self._arriving.discard(path)
         self._insert(path, stamp)
         self._note(path, stamp)
+        self.on_arrived(path)
 
     async def drop(self, path: str) -> None:
         """Remove an object; one that is being replaced at this moment goes by that."""
@@ -185,10 +198,7 @@ class Cache:
         """Drop the least recently used until the bound and the floor hold again."""
         short_bytes = self._short_of(0)
         if short_bytes > 0:
-            sizes = list(self._sizes())
-            victims = choose_victims(sizes, min(short_bytes, sum(size for _, size in sizes)), ()) or []
-            self.evictions += len(victims)
-            self._unlink(victims)
+            self._drop(self.choose(min(short_bytes, sum(map(self.size_of, self._entries)))) or [])
             if self._unlinking:
                 await asyncio.wait(self._unlinking)
 
@@ -216,6 +226,7 @@ class Cache:
             self._entries.move_to_end(path, last=False)
         for path, stamp in new.items():
             self._note(path, stamp, used_s=0.0)
+            self.on_arrived(path)
         self._unlink([path for path in found.damaged if path not in changed])
         await self.shrink()
         if self._unlinking:
@@ -225,7 +236,7 @@ class Cache:
     async def check(self) -> list[str]:
         """Everything that is wrong: index against entries, files against their stamps, sums against bounds. Empty is good."""
         assert self._index is not None
-        await self._flush_index()
+        await self._writer.flush()
         try:
             index = await self._on_index(self._index.load)
         except INDEX_ERRORS as exc:
@@ -270,21 +281,36 @@ class Cache:
         return self._index.complete
 
     async def _close(self) -> None:
-        if self._index_writer is not None:
-            self._index_writer.cancel()
-            await asyncio.wait([self._index_writer])
+        await self._writer.stop()
         while self._unlinking or self._held:
             await asyncio.wait(self._unlinking | self._held)
         if self._index is not None:
-            await self._flush_index()
-            await self._on_index(self._index.close, complete=not self._changed)
+            await self._writer.flush()
+            await self._on_index(self._index.close, complete=not self._writer.pending)
         # Not here: a thread that is stuck in the disk must not stop the loop, and with it the deadline for stopping.
         await asyncio.to_thread(self._disk.shutdown)
         await asyncio.to_thread(self._index_thread.shutdown)
 
-    def _sizes(self) -> Iterator[tuple[str, int]]:
-        """What can be dropped, least recently used first."""
-        return ((path, stamp.size) for path, stamp in self._entries.items() if path not in self._arriving)
+    def _least_recent(self, short_bytes: int) -> list[str] | None:
+        """Plain LRU: what is dropped as long as nobody knows better."""
+        victims = []
+        for path in self._entries:
+            if short_bytes <= 0:
+                break
+            if (size := self.size_of(path)) > 0:
+                victims.append(path)
+                short_bytes -= size
+        return victims if short_bytes <= 0 else None
+
+    def _drop_for(self, size_bytes: int, victims: list[str] | None) -> None:
+        if victims is None:
+            raise CacheFullError(self._no_room_for(size_bytes))
+        self._drop(victims)
+
+    def _drop(self, victims: list[str]) -> None:
+        victims = [path for path in victims if path in self._entries and path not in self._arriving]
+        self.evictions += len(victims)
+        self._unlink(victims)
 
     def _short_of(self, size_bytes: int) -> int:
         """How many bytes must go before `size_bytes` more fit within the bound and above the floor."""
@@ -334,44 +360,9 @@ class Cache:
         if used_s is None:
             # Never twice the same and never back, whatever the clock does: a restart sorts by it.
             used_s = self._last_use_s = max(time.time(), self._last_use_s + 1e-6)
-        self._changed[path] = None if stamp is None else Record(stamp, used_s)
-        self._something_changed.set()
+        self._writer.note(path, None if stamp is None else Record(stamp, used_s))
         for changed in self._rescans:
             changed.add(path)
-
-    async def _write_index(self) -> None:
-        while True:
-            await self._something_changed.wait()
-            # What changes within a tick shares one transaction.
-            await asyncio.sleep(INDEX_RETRY_S if self._index_failing else INDEX_TICK_S)
-            await self._flush_index()
-
-    async def _flush_index(self) -> None:
-        assert self._index is not None
-        while self._applying is not None:  # one at a time: changes that could not be written come before later ones
-            await asyncio.wait([self._applying])
-        if self._changed:
-            changes, self._changed = self._changed, {}
-            self._something_changed.clear()
-            self._applying = asyncio.create_task(self._apply(self._index, changes))
-            await asyncio.wait([self._applying])
-
-    async def _apply(self, index: Index, changes: dict[str, Record | None]) -> None:
-        try:
-            await self._on_index(index.apply, changes)
-        except INDEX_ERRORS as exc:
-            # Degraded, not lost: the files carry their stamps, and the next tick tries again.
-            self._changed = changes | self._changed
-            self._something_changed.set()
-            if not self._index_failing:
-                log.warning("index: %d changes not written (%s); tried again every %g s", len(changes), exc, INDEX_RETRY_S)
-            self._index_failing = True
-        else:
-            if self._index_failing:
-                log.info("index: written again")
-            self._index_failing = False
-        finally:
-            self._applying = None
 
     async def _on_index(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._index_thread, functools.partial(call, *args, **kwargs))

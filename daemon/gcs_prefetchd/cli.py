@@ -4,13 +4,12 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from gcs_prefetchd import __version__
 from gcs_prefetchd.background import start_in_background, tell_starter, wait_for_end
@@ -19,6 +18,7 @@ from gcs_prefetchd.errors import DaemonUnavailableError, PrefetchdError, Setting
 from gcs_prefetchd.logs import log_to
 from gcs_prefetchd.settings import Settings, check_against_disk, load_settings
 from gcs_prefetchd.sizes import format_size
+from gcs_prefetchd.summary import daemon_facts, stream_facts
 
 __all__ = ["main"]
 
@@ -194,27 +194,15 @@ def _show_settings(settings: Settings) -> None:
 
 
 def _show_stats(snapshot: dict[str, Any]) -> None:
-    cache, reads, origin, prefetch = (snapshot[key] for key in ("cache", "reads", "origin", "prefetch"))
-    console = Console(soft_wrap=True)
-    facts = Table.grid(padding=(0, 2))
-    facts.add_row(
-        "cache", f"{format_size(cache['bytes'])} of {format_size(cache['limit_bytes'])}, {cache['objects']:,} objects"
-    )
-    facts.add_row("evictions", f"{cache['evictions']:,} objects; {cache['damaged']:,} found damaged")
-    facts.add_row("reads", f"{reads['hits']:,} hits, {reads['misses']:,} misses, {reads['fallbacks']:,} fallbacks")
-    facts.add_row("hit ratio", f"{reads['hit_ratio']:.1%}; readers waited {reads['wait_s']:,.1f} s in all")
-    facts.add_row(
-        "from GCS", f"{origin['requests']:,} requests, {format_size(origin['bytes'])}, {origin['in_flight']:,} under way"
-    )
-    facts.add_row("failed tries", ", ".join(f"{count:,} {kind}" for kind, count in origin["errors"].items()) or "none")
-    facts.add_row("prefetched", f"{prefetch['fetched']:,} objects; {prefetch['demand_fetched']:,} fetched on demand")
-    console.print(facts)
-    streams = Table("stream", "data root", "epoch", "items read", "of", "runway, items", box=None, padding=(0, 2, 0, 0))
+    _show_facts(daemon_facts(snapshot))
     for one in snapshot["streams"]:
-        counts = [f"{one[key]:,}" for key in ("epoch", "position", "length", "runway_items")]
-        streams.add_row(one["id"], one["data_root"], *counts)
-    if snapshot["streams"]:
-        console.print(streams)
+        print(f"\n{one['id']}: epoch {one['epoch']} of {one['data_root']}")
+        _show_facts(stream_facts(one))
+
+
+def _show_facts(facts: Mapping[str, str]) -> None:
+    for name, value in facts.items():
+        print(f"{name:<14}{value}")
 
 
 def _fail(error: PrefetchdError, status: int, ready_fd: int | None = None) -> NoReturn:

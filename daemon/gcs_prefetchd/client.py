@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from urllib.parse import urlencode
 from gcs_prefetchd.errors import DaemonUnavailableError, PrefetchdError, ProtocolError
 from gcs_prefetchd.protocol import FetchAnswer, FetchRequest, ManifestAnswer, Plan, ReadReport, Status
 
-__all__ = ["DaemonClient", "read_daemon_file", "short_address"]
+__all__ = ["DaemonClient", "Lease", "read_daemon_file", "short_address"]
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
@@ -87,6 +88,19 @@ class DaemonClient:
         """Tell what will be read; raises ProtocolError where the daemon refuses the plan."""
         self._ask("POST", "/v1/plan", plan.to_body(packed))
 
+    def lease(self, job: str) -> "Lease":
+        """Keep the job's streams alive: the daemon ends them when the lease is closed or this process dies.
+
+        A connection of its own, so it holds up nothing else. The caller closes it.
+        """
+        connection = _UnixConnection(self._socket_path(), self.timeout_s)
+        try:
+            connection.request("GET", f"/v1/lease?{urlencode({'job': job})}")
+        except (OSError, ValueError, http.client.HTTPException) as exc:
+            connection.close()
+            raise DaemonUnavailableError(f"daemon of {self.cache_dir}: {type(exc).__name__}: {exc}") from exc
+        return Lease(connection.sock)
+
     def cached_objects(self, prefix: str = "") -> list[str]:
         """The URIs of the objects in the cache that start with `prefix`."""
 
@@ -146,13 +160,16 @@ class DaemonClient:
 
     def _try(self, method: str, target: str, body: bytes | None) -> tuple[int, bytes]:
         if self._connection is None:
-            path = read_daemon_file(self.cache_dir).get("socket")
-            if not isinstance(path, str):
-                raise DaemonUnavailableError(f"{self.cache_dir / 'daemon.json'}: names no socket")
-            self._connection = _UnixConnection(path, self.timeout_s)
+            self._connection = _UnixConnection(self._socket_path(), self.timeout_s)
         self._connection.request(method, target, body)
         response = self._connection.getresponse()
         return response.status, response.read()
+
+    def _socket_path(self) -> str:
+        path = read_daemon_file(self.cache_dir).get("socket")
+        if not isinstance(path, str):
+            raise DaemonUnavailableError(f"{self.cache_dir / 'daemon.json'}: names no socket")
+        return path
 
     def _instance_id(self) -> object:
         try:
@@ -170,6 +187,43 @@ class DaemonClient:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+class Lease:
+    """An open connection that stands for this process; the kernel closes it when the process dies, however it does.
+
+    A forked child closes its copy at once, or the parent's lease would last as long as its workers.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._connection = connection
+        self.close = weakref.finalize(self, connection.close)
+        """Give it back; called when nobody holds the lease any more, too."""
+        _leases.add(self)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the daemon still holds the other end: False once it is gone, or this end was closed."""
+        try:
+            while self._connection.recv(4096):  # whatever the daemon says there means that it is there
+                pass
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+
+_leases: "weakref.WeakSet[Lease]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for lease in list(_leases):
+        lease.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _json_object(answer: bytes) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from aiohttp import web
@@ -11,9 +11,7 @@ from aiohttp import web
 from gcs_prefetchd import __version__
 from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.errors import InvalidNameError, PrefetchdError, ProtocolError
-from gcs_prefetchd.fetcher import Fetcher
-from gcs_prefetchd.manifest import ObjectVersion
-from gcs_prefetchd.names import DataRoot, ObjectName, cache_path, parse_object_uri
+from gcs_prefetchd.names import DataRoot, cache_path, parse_object_uri
 from gcs_prefetchd.prefetch import Prefetcher
 from gcs_prefetchd.protocol import FetchAnswer, FetchRequest, ManifestAnswer, Plan, ReadReport, Status
 from gcs_prefetchd.registry import Registry
@@ -38,14 +36,14 @@ class Control:
     data_roots: Sequence[DataRoot]
     cache: Cache
     registry: Registry
-    fetcher: Fetcher
     prefetcher: Prefetcher
     statistics: Statistics
     stop: Callable[[], None]
 
     def status(self) -> Status:
         """Who the daemon is."""
-        return Status(self.pid, self.instance_id, __version__, [root.uri for root in self.data_roots])
+        roots = [root.uri for root in self.data_roots]
+        return Status(self.pid, self.instance_id, __version__, roots, self.registry.stream_ids)
 
     def manifest(self, data_root: str) -> ManifestAnswer:
         """Where the latest manifest of a data root lies; raises ProtocolError where it is not served."""
@@ -63,20 +61,28 @@ class Control:
     def note_reads(self, report: ReadReport) -> None:
         """Count what was read and move the streams on."""
         self.statistics.reads.add(report)
+        names = []
         for uri in report.objects:
             try:
                 name = parse_object_uri(uri)
             except InvalidNameError as exc:
                 raise ProtocolError(f"ReadReport: field 'objects': {exc}") from None
             self.cache.touch(cache_path(name.bucket, name.name))
-            self.registry.mark_read(report.job, name)
+            names.append(name)
+        self.registry.note_reads(report.job, names)
         self.prefetcher.wake()
 
-    def add_plan(self, body: bytes) -> None:
-        """Take a reader's plan."""
+    async def add_plan(self, body: bytes) -> None:
+        """Take a reader's plan; its order is worked out in a thread."""
         plan, packed = Plan.from_body(body)
-        self.registry.add_plan(plan, np.frombuffer(packed, dtype="<u4").astype(np.uint32))
-        log.info("stream %s: epoch %d of %s, %d items", plan.stream, plan.epoch, plan.data_root, len(packed) // 4)
+        indices = np.frombuffer(packed, dtype="<u4").astype(np.uint32)
+        reader = self.registry.register(await asyncio.to_thread(self.registry.prepare, plan, indices))
+        log.info("stream %s: epoch %d of %s, %d items", plan.stream, plan.epoch, plan.data_root, len(reader.stream))
+        self.prefetcher.begin(reader)
+
+    def end_job(self, job: str) -> None:
+        """The process of this job has ended."""
+        self.registry.end_job(job)
         self.prefetcher.wake()
 
     async def _fetch(self, uri: str) -> str:
@@ -85,23 +91,18 @@ class Control:
             root = next((root for root in self.data_roots if name in root), None)
             if root is None:
                 return f"{uri}: not within a data root that this daemon serves"
-            await self.fetcher.demand(name, self._version(root, name), self.registry)
+            await self.prefetcher.demand(name)
         except PrefetchdError as exc:
             log.warning("demand: %s", exc)
             return str(exc)
         return ""
-
-    def _version(self, root: DataRoot, name: ObjectName) -> ObjectVersion | None:
-        manifest = self.registry.manifest(root.uri)
-        if manifest is None or (place := manifest.find(name)) is None:
-            return None  # new since the listing, or no part of an item: its live generation will do
-        return manifest.version(*place)
 
 
 def control_app(control: Control) -> web.Application:
     """The application behind the socket; whoever runs it binds and closes it."""
     app = web.Application(middlewares=[_errors], client_max_size=LARGEST_BODY)
     handlers = _Handlers(control)
+    app.on_shutdown.append(handlers.end_leases)
     app.add_routes(
         [
             web.get("/v1/status", handlers.status),
@@ -109,6 +110,7 @@ def control_app(control: Control) -> web.Application:
             web.get("/v1/manifest", handlers.manifest),
             web.post("/v1/fetch", handlers.fetch),
             web.post("/v1/plan", handlers.plan),
+            web.get("/v1/lease", handlers.lease),
             web.post("/v1/reads", handlers.reads),
             web.get("/v1/objects", handlers.objects),
             web.post("/v1/stop", handlers.stop),
@@ -122,6 +124,7 @@ class _Handlers:
     """From request to message and back."""
 
     control: Control
+    leases: set[asyncio.Future[None]] = field(default_factory=set)
 
     async def status(self, _: web.Request) -> web.Response:
         return _json(self.control.status().to_json())
@@ -136,8 +139,25 @@ class _Handlers:
         return _json((await self.control.fetch(FetchRequest.from_json(await request.read()))).to_json())
 
     async def plan(self, request: web.Request) -> web.Response:
-        self.control.add_plan(await request.read())
+        await self.control.add_plan(await request.read())
         return _json("{}")
+
+    async def lease(self, request: web.Request) -> web.Response:
+        """Held open by a reader for as long as its process lives: the kernel closes it, whatever ends the process."""
+        lease: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.leases.add(lease)
+        try:
+            await lease
+        finally:
+            self.leases.discard(lease)
+            self.control.end_job(request.query.get("job", ""))
+        return _json("{}")
+
+    async def end_leases(self, _: web.Application) -> None:
+        """A stop would wait for them otherwise."""
+        for lease in self.leases:
+            if not lease.done():
+                lease.set_result(None)
 
     async def reads(self, request: web.Request) -> web.Response:
         self.control.note_reads(ReadReport.from_json(await request.read()))

@@ -2,12 +2,12 @@
 
 import asyncio
 import uuid
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import ParamSpec, Self
 
-from gcs_prefetchd.cache import Cache
+from gcs_prefetchd.cache import Cache, Room
 from gcs_prefetchd.errors import CacheWriteError
 from gcs_prefetchd.manifest import ObjectVersion
 from gcs_prefetchd.names import ObjectName, cache_path, name_of
@@ -25,14 +25,14 @@ P = ParamSpec("P")
 class Download:
     """A sink for `Origin.download` that ends in `publish`. Leaving the context without it leaves nothing behind.
 
-    Making room may drop what is not in `keep`. Raises CacheFullError where there is none and CacheWriteError where the disk
+    `room` says what may be dropped for it. Raises CacheFullError where there is no room and CacheWriteError where the disk
     refuses.
     """
 
-    def __init__(self, cache: Cache, name: ObjectName, keep: Container[str] = ()) -> None:
+    def __init__(self, cache: Cache, name: ObjectName, room: Room | None = None) -> None:
         self._cache = cache
         self._name = name
-        self._keep = keep
+        self._room = room
         self._path = cache_path(name.bucket, name.name)
         self._unfinished: Path = cache.directory.tmp / uuid.uuid4().hex
         self._chunks: list[bytes] = []
@@ -60,7 +60,7 @@ class Download:
             await self._on_disk(_truncate, self._unfinished)
         if version.size != self._reserved_bytes:
             self._release()
-            await self._cache.reserve(version.size, self._keep)
+            await self._cache.reserve(version.size, self._room)
             self._reserved_bytes = version.size
 
     async def write(self, chunk: bytes) -> None:

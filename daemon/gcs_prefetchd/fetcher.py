@@ -1,20 +1,19 @@
 """Brings objects into the cache: one download for any number of askers, demand before prefetch."""
 
 import asyncio
-from collections.abc import Container
+import time
 from dataclasses import dataclass
 
-from gcs_prefetchd.cache import Cache
+from gcs_prefetchd.cache import Cache, Room
 from gcs_prefetchd.download import Download
-from gcs_prefetchd.errors import CacheFullError, DaemonUnavailableError, ObjectChangedError
+from gcs_prefetchd.errors import DaemonUnavailableError, ObjectChangedError
 from gcs_prefetchd.manifest import ObjectVersion
 from gcs_prefetchd.names import ObjectName, cache_path
 from gcs_prefetchd.origin import Origin
+from gcs_prefetchd.pace import Spread
 from gcs_prefetchd.slots import Slots, Turn
 
 __all__ = ["Fetched", "Fetcher"]
-
-NOTHING: Container[str] = ()
 
 
 @dataclass(slots=True)
@@ -30,15 +29,16 @@ class _Job:
     """A download under way, and on what terms: anybody who wants it on the same ones shares it."""
 
     version: ObjectVersion | None
-    keep: Container[str]
+    room: Room
+    at_any_cost: bool
     turn: Turn
     task: asyncio.Task[None]
 
-    def serves(self, version: ObjectVersion | None, keep: Container[str]) -> bool:
-        """Whether its end, good or bad, is that of a download of this version that drops nothing in `keep`."""
+    def serves(self, version: ObjectVersion | None, room: Room) -> bool:
+        """Whether its end, good or bad, is that of a download of this version with this room."""
         mine, wanted = self.version, version
         same = mine is wanted is None or (mine is not None and wanted is not None and mine.generation == wanted.generation)
-        return same and (self.keep is keep or self.keep is NOTHING)
+        return same and (self.room is room or self.at_any_cost)
 
 
 class Fetcher:
@@ -48,9 +48,10 @@ class Fetcher:
     DaemonUnavailableError.
     """
 
-    def __init__(self, cache: Cache, origin: Origin, concurrency: int) -> None:
+    def __init__(self, cache: Cache, origin: Origin, concurrency: int, download_s: Spread | None = None) -> None:
         self.slots = Slots(concurrency)
         self.fetched = Fetched()
+        self.download_s = download_s or Spread()
         self._cache = cache
         self._origin = origin
         self._under_way: dict[str, _Job] = {}
@@ -69,13 +70,13 @@ class Fetcher:
         stamp = self._cache.stamp(cache_path(version.name.bucket, version.name.name))
         return stamp is not None and stamp.generation == version.generation
 
-    async def prefetch(self, version: ObjectVersion, keep: Container[str]) -> None:
-        """Have this generation in the cache, dropping nothing that is in `keep` for it."""
+    async def prefetch(self, version: ObjectVersion, room: Room) -> None:
+        """Have this generation in the cache, if there is room for it."""
         if not self.is_cached(version):
-            await self._have(version.name, version, keep, demand=False)
+            await self._have(version.name, version, room, demand=False)
 
-    async def demand(self, name: ObjectName, version: ObjectVersion | None, keep: Container[str]) -> None:
-        """Have the object in the cache now; what is in `keep` goes only where nothing else can.
+    async def demand(self, name: ObjectName, version: ObjectVersion | None) -> None:
+        """Have the object in the cache now, whatever must go for it.
 
         A reader asks because its own look at the disk failed, so a file that is here is read and checked first. Where the
         bucket has another generation by now, that one comes.
@@ -84,32 +85,25 @@ class Fetcher:
         if (version is None or self.is_cached(version)) and await self._cache.verify(path):
             self._cache.touch(path)
             return
-        while True:
-            try:
-                await self._have(name, version, keep, demand=True)
-            except CacheFullError:
-                if keep is NOTHING:
-                    raise
-                keep = NOTHING
-            except ObjectChangedError:
-                if version is None:
-                    raise
-                version = None
-            else:
-                return
+        try:
+            await self._have(name, version, self._cache.choose, demand=True)
+        except ObjectChangedError:
+            if version is None:
+                raise
+            await self._have(name, None, self._cache.choose, demand=True)
 
-    async def _have(self, name: ObjectName, version: ObjectVersion | None, keep: Container[str], *, demand: bool) -> None:
+    async def _have(self, name: ObjectName, version: ObjectVersion | None, room: Room, *, demand: bool) -> None:
         path = cache_path(name.bucket, name.name)
         while (job := self._under_way.get(path)) is not None:
             if demand:
                 self.slots.promote(job.turn)
-            if job.serves(version, keep):
+            if job.serves(version, room):
                 break
             # It may bring what is wanted all the same. If not, it is asked for on our own terms.
             await asyncio.wait([job.task])
             if self._cache.stamp(path) is not None if version is None else self.is_cached(version):
                 return
-        await self._end_of(job or self._start(path, name, version, keep, demand=demand), name)
+        await self._end_of(job or self._start(path, name, version, room, demand=demand), name)
 
     async def _end_of(self, job: _Job, name: ObjectName) -> None:
         try:
@@ -121,24 +115,26 @@ class Fetcher:
                 raise DaemonUnavailableError(f"fetch {name.uri}: the daemon is stopping") from None
             raise
 
-    def _start(self, path: str, name: ObjectName, version: ObjectVersion | None, keep: Container[str], *, demand: bool) -> _Job:
+    def _start(self, path: str, name: ObjectName, version: ObjectVersion | None, room: Room, *, demand: bool) -> _Job:
         if self._closed:
             raise DaemonUnavailableError(f"fetch {name.uri}: the daemon is stopping")
         turn = Turn(demand)
-        task = asyncio.create_task(self._bring(name, version, keep, turn), name=f"fetch {name.uri}")
-        job = self._under_way[path] = _Job(version, keep, turn, task)
+        task = asyncio.create_task(self._bring(name, version, room, turn), name=f"fetch {name.uri}")
+        job = self._under_way[path] = _Job(version, room, demand, turn, task)
         task.add_done_callback(lambda done: self._ended(path, done))
         return job
 
-    async def _bring(self, name: ObjectName, version: ObjectVersion | None, keep: Container[str], turn: Turn) -> None:
+    async def _bring(self, name: ObjectName, version: ObjectVersion | None, room: Room, turn: Turn) -> None:
+        started_s = time.monotonic()
         await self.slots.acquire(turn)
         try:
-            async with Download(self._cache, name, keep) as download:
+            async with Download(self._cache, name, room) as download:
                 if version is not None:
                     await download.begin(version)  # nothing is asked of GCS for which there is no room
                 await download.publish(await self._origin.download(name, version, download))
         finally:
             self.slots.release()
+        self.download_s.add(time.monotonic() - started_s)
         if turn.demand:
             self.fetched.demand += 1
         else:

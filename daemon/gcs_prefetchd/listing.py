@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from gcs_prefetchd.errors import ItemError, ManifestError
-from gcs_prefetchd.manifest import Layout, Manifest, ObjectVersion, build_manifest, load_manifest
+from gcs_prefetchd.manifest import Layout, Listing, Manifest, is_digest, is_left_behind, load_manifest
 from gcs_prefetchd.names import DataRoot
 from gcs_prefetchd.origin import Origin
 
@@ -18,30 +18,31 @@ log = logging.getLogger(__name__)
 NAMED_AT_MOST = 5
 # Training jobs map a manifest into memory by its path for as long as they run.
 KEPT_PER_DATA_ROOT = 8
-UNFINISHED = ".tmp"  # what a crash left of a manifest that was being written
 
 
 async def list_manifest(origin: Origin, data_root: DataRoot, layout: Layout) -> Manifest:
     """List every page of the data root. Raises ItemError where it holds no complete item, and what `Origin.list` raises."""
-    objects: list[ObjectVersion] = []
+    listing = Listing(data_root, layout)
 
     async def collect(folder: str) -> None:
-        async for page in origin.list(data_root.bucket, data_root.folder + folder):
-            objects.extend(page)
+        async with contextlib.aclosing(origin.list(data_root.bucket, data_root.folder + folder)) as pages:
+            async for page in pages:
+                listing.add(page)
 
-    listings = [asyncio.create_task(collect(folder)) for folder in layout.folders()]
+    folders = [asyncio.create_task(collect(folder)) for folder in layout.folders()]
     try:
-        await asyncio.gather(*listings)
+        await asyncio.gather(*folders)
     finally:
-        for listing in listings:  # the others ask for nothing more once one has failed
-            listing.cancel()
-    manifest = await asyncio.to_thread(build_manifest, data_root, layout, objects)
+        for task in folders:  # the others ask for nothing more once one has failed
+            task.cancel()
+        await asyncio.gather(*folders, return_exceptions=True)
+    manifest = await asyncio.to_thread(listing.freeze)
     if manifest.incomplete:
         shown = ", ".join(manifest.incomplete[:NAMED_AT_MOST]) + (", ..." if len(manifest.incomplete) > NAMED_AT_MOST else "")
         log.warning("%s: items are left out, for %d objects are missing: %s", data_root.uri, len(manifest.incomplete), shown)
     if not len(manifest):
         raise ItemError(
-            f"{data_root.uri}: no item has all of {', '.join(layout.patterns)} ({len(objects)} objects looked at); "
+            f"{data_root.uri}: no item has all of {', '.join(layout.patterns)} ({listing.looked_at} objects looked at); "
             "is the prefix right, or do the settings image_pattern and label_pattern differ?"
         )
     return manifest
@@ -51,23 +52,44 @@ def newest_manifest(manifests: Path, data_root: DataRoot, layout: Layout) -> Man
     """The manifest of this data root that was saved last, or None."""
     for folder in _newest_first(manifests):
         with contextlib.suppress(ManifestError):
-            manifest = load_manifest(folder)
-            if manifest.data_root == data_root and manifest.layout == layout:
-                return manifest
+            # What is mapped is compared with its digest, but not all those that turn out to be of others.
+            found = load_manifest(folder, verify=False)
+            if found.data_root == data_root and found.layout == layout:
+                return load_manifest(folder)
     return None
 
 
 def remove_old_manifests(manifests: Path, data_root: DataRoot) -> None:
-    """Keep the newest few of this data root."""
+    """Keep the newest few of this data root, for the training jobs that map one by its path for as long as they run.
+
+    Removes what a power cut damaged and a crash left unfinished, too, and nothing that has another name than a manifest.
+    """
     kept = 0
     for folder in _newest_first(manifests):
-        with contextlib.suppress(ManifestError):
-            if load_manifest(folder).data_root == data_root:
-                kept += 1
-                if kept > KEPT_PER_DATA_ROOT:
-                    shutil.rmtree(folder, ignore_errors=True)
+        try:
+            is_ours, is_damaged = load_manifest(folder, verify=False).data_root == data_root, False
+        except ManifestError as exc:
+            is_ours, is_damaged = False, _tells_damage(exc)
+        kept += is_ours
+        if is_damaged or (is_ours and kept > KEPT_PER_DATA_ROOT):
+            shutil.rmtree(folder, ignore_errors=True)
+    for folder in manifests.iterdir():
+        if is_left_behind(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tells_damage(error: ManifestError) -> bool:
+    """Whether it is the manifest, and not the machine, that has too many files open or no memory left."""
+    cause = error.__cause__
+    if isinstance(cause, OSError):
+        return isinstance(cause, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+    return not isinstance(cause, MemoryError)
 
 
 def _newest_first(manifests: Path) -> list[Path]:
-    folders = [folder for folder in manifests.iterdir() if folder.is_dir() and folder.suffix != UNFINISHED]
-    return sorted(folders, key=lambda folder: folder.stat().st_mtime_ns, reverse=True)
+    saved_ns = {}
+    for folder in manifests.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the listing of another data root removed it
+            if is_digest(folder.name) and folder.is_dir():
+                saved_ns[folder] = folder.stat().st_mtime_ns
+    return sorted(saved_ns, key=lambda folder: saved_ns[folder], reverse=True)

@@ -7,33 +7,45 @@ a million items cost a worker no Python strings of its own.
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import overload
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gcs_prefetchd.errors import ManifestError, SettingsError
+from gcs_prefetchd.ids import Bytes, Ids, Numbers, sort_texts, take_texts
 from gcs_prefetchd.names import DataRoot, ObjectName
 
 __all__ = [
     "IMAGE_PATTERN",
     "LABEL_PATTERN",
+    "UNKNOWN_CRC32C",
     "Ids",
     "Layout",
+    "Listing",
     "Manifest",
     "ObjectVersion",
+    "Objects",
     "build_manifest",
+    "is_digest",
+    "is_left_behind",
     "load_manifest",
 ]
 
 IMAGE_PATTERN = "images/{id}.jpg"
 LABEL_PATTERN = "labels/{id}.png"
 UNKNOWN_CRC32C = -1
+BUILT_AT_ONCE = 1000  # objects; those of a page
+UNFINISHED = ".tmp"
+# In a container every daemon may have the same process id: this tells the manifest that we are writing from one that a
+# daemon before us left.
+_OURS = secrets.token_hex(4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +78,10 @@ class Layout:
 
     def match(self, name: str) -> tuple[str, int] | None:
         """The id and the part that the name (below the data root) stands for, or None."""
-        best = None
-        most = -1
-        for part, pattern in enumerate(self.patterns):
-            before, after = pattern.split("{id}")
-            fixed = len(before) + len(after)
-            # `7_mask.png` fits both `{id}.png` and `{id}_mask.png`: the pattern that says more of it is meant.
-            if fixed > most and len(name) > fixed and name.startswith(before) and name.endswith(after):
-                best, most = (name[len(before) : len(name) - len(after)], part), fixed
-        return best
+        for part, before, after in _most_telling_first(self.patterns):
+            if name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after):
+                return name[len(before) : len(name) - len(after)], part
+        return None
 
     def folders(self) -> list[str]:
         """The prefixes (below the data root) whose listings hold every part; none lies within another."""
@@ -82,64 +89,47 @@ class Layout:
         return [start for start in starts if not any(start != other and start.startswith(other) for other in starts)]
 
 
-class Ids(Sequence[str]):
-    """Sorted ids in one memory-mapped block of UTF-8; behaves as a list of str without holding one."""
+@lru_cache
+def _most_telling_first(patterns: tuple[str, ...]) -> list[tuple[int, str, str]]:
+    """Each part and what stands before and after its id.
 
-    def __init__(self, text: NDArray[np.uint8], ends: NDArray[np.int64], folder: Path | None = None) -> None:
-        self._text = text
-        self._ends = ends
-        self._folder = folder
+    `7_mask.png` fits both `{id}.png` and `{id}_mask.png`: the pattern that says more of it is meant.
+    """
+    parts = [(part, *pattern.partition("{id}")[::2]) for part, pattern in enumerate(patterns)]
+    return sorted(parts, key=lambda one: -len(one[1] + one[2]))
 
-    @classmethod
-    def of(cls, ids: Iterable[str]) -> "Ids":
-        """The ids, which must be sorted."""
-        encoded = [item_id.encode() for item_id in ids]
-        ends = np.cumsum([len(one) for one in encoded], dtype=np.int64)
-        return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), ends)
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Objects:
+    """Some objects of one bucket: their names, and a column for each thing that is known of them.
+
+    `crc32c` is -1 where GCS told none.
+    """
+
+    names: Sequence[str]
+    generation: Numbers
+    size: Numbers
+    crc32c: Numbers
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self.names)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self._at(i) for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"item {index} of {len(self)}")
-        return self._at(index % len(self))
+    def __getitem__(self, some: slice) -> "Objects":
+        return Objects(self.names[some], self.generation[some], self.size[some], self.crc32c[some])
 
-    def __iter__(self) -> Iterator[str]:
-        return map(self._at, range(len(self)))
+    def versions(self, bucket: str) -> Iterator[ObjectVersion]:
+        """Each of them."""
+        columns = (self.generation.tolist(), self.size.tolist(), self.crc32c.tolist())
+        for name, generation, size, crc32c in zip(self.names, *columns, strict=True):
+            yield ObjectVersion(ObjectName(bucket, name), generation, size, None if crc32c == UNKNOWN_CRC32C else crc32c)
 
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, Ids):
-            return np.array_equal(self._ends, other._ends) and np.array_equal(self._text, other._text)
-        return NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]  # a list of ids has no hash either
-
-    def find(self, item_id: str) -> int | None:
-        """The index of the id, or None. Takes log2(n) steps."""
-        index = bisect_left(self, item_id)
-        return index if index < len(self) and self._at(index) == item_id else None
-
-    def _at(self, index: int) -> str:
-        start = self._ends[index - 1] if index else 0
-        return self._text[start : self._ends[index]].tobytes().decode()
-
-    def __reduce__(self) -> tuple[object, ...]:
-        # Spawned workers map the files that the ids came from, instead of a copy of their own through a pipe.
-        if self._folder is not None and self._folder.exists():
-            return _map_ids, (self._folder,)
-        return Ids, (np.asarray(self._text), np.asarray(self._ends))
-
-    @property
-    def arrays(self) -> dict[str, NDArray[np.uint8] | NDArray[np.int64]]:
-        """The block of text and where each id ends in it, as they are saved."""
-        return {"ids": self._text, "ends": self._ends}
+    @classmethod
+    def of(cls, versions: Sequence[ObjectVersion]) -> "Objects":
+        """The same objects in columns."""
+        columns = np.array(
+            [(v.generation, v.size, UNKNOWN_CRC32C if v.crc32c is None else v.crc32c) for v in versions], dtype=np.int64
+        ).reshape(-1, 3)
+        return cls([v.name.name for v in versions], columns[:, 0], columns[:, 1], columns[:, 2])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,9 +143,9 @@ class Manifest:
     data_root: DataRoot
     layout: Layout
     ids: Ids
-    generation: NDArray[np.int64]
-    size: NDArray[np.int64]
-    crc32c: NDArray[np.int64]
+    generation: Numbers
+    size: Numbers
+    crc32c: Numbers
     incomplete: tuple[str, ...]
     digest: str
 
@@ -193,15 +183,12 @@ class Manifest:
 
     def changed_since(self, before: "Manifest") -> Iterator[ObjectVersion]:
         """The objects whose generation is not what it was in an earlier manifest; new ones are not among them."""
-        known = {item_id: index for index, item_id in enumerate(before.ids)}
-        for item, item_id in enumerate(self.ids):
-            index = known.get(item_id)
-            if index is not None:
-                for part in np.flatnonzero(self.generation[item] != before.generation[index]):
-                    yield self.version(item, int(part))
+        items, earlier = self.ids.common_with(before.ids)
+        for row, part in zip(*np.nonzero(self.generation[items] != before.generation[earlier]), strict=True):
+            yield self.version(int(items[row]), int(part))
 
     def save(self, manifests: Path) -> Path:
-        """Write it to `manifests/<digest>/` under a temporary name first; returns the folder."""
+        """Write it to `manifests/<digest>/` under a temporary name first; returns the folder, which is then the newest."""
         folder = manifests / self.digest
         if folder.exists():
             try:
@@ -209,8 +196,9 @@ class Manifest:
             except ManifestError:  # a power cut left it: its digest would bring no other one for as long as nothing changes
                 shutil.rmtree(folder)
             else:
+                os.utime(folder)
                 return folder
-        unfinished = manifests / f"{self.digest}.{os.getpid()}.tmp"
+        unfinished = manifests / f"{self.digest}.{os.getpid()}.{_OURS}{UNFINISHED}"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         for name, array in self._arrays().items():
@@ -225,40 +213,81 @@ class Manifest:
                 raise
         return folder
 
-    def _arrays(self) -> dict[str, NDArray[np.uint8] | NDArray[np.int64]]:
-        return {**self.ids.arrays, "generation": self.generation, "size": self.size, "crc32c": self.crc32c}
+    def _arrays(self) -> dict[str, Bytes | Numbers]:
+        return {
+            "ids": self.ids.text,
+            "ends": self.ids.ends,
+            "generation": self.generation,
+            "size": self.size,
+            "crc32c": self.crc32c,
+        }
+
+
+class Listing:
+    """The objects of a data root as they are listed, a page at a time and in any order, in columns of numbers and bytes.
+
+    A page keeps the loop for well under a millisecond; `freeze` takes seconds for millions of objects, nearly all of them in
+    arrays, so that a thread can do it beside the loop.
+    """
+
+    def __init__(self, data_root: DataRoot, layout: Layout) -> None:
+        self.looked_at = 0  # objects, those included that are part of no item
+        self._data_root = data_root
+        self._layout = layout
+        self._ids: list[bytes] = []
+        self._columns: list[Numbers] = []  # for each page: length of the id, part, generation, size, crc32c
+
+    def add(self, objects: Objects) -> None:
+        """Take some objects. Those that no pattern matches are passed over; of one that is listed twice the last counts."""
+        self.looked_at += len(objects)
+        start, match = len(self._data_root.folder), self._layout.match
+        matches = [match(name[start:]) for name in objects.names]
+        rows = [row for row, one in enumerate(matches) if one is not None]
+        ids = [one[0].encode() for one in matches if one is not None]
+        parts = [one[1] for one in matches if one is not None]
+        columns = (objects.generation[rows], objects.size[rows], objects.crc32c[rows])
+        self._ids.append(b"".join(ids))
+        self._columns.append(np.array([list(map(len, ids)), parts, *columns], dtype=np.int64))
+
+    def freeze(self) -> Manifest:
+        """The manifest of the complete items; what the others lack is named in it."""
+        text = np.frombuffer(b"".join(self._ids), dtype=np.uint8)
+        columns = np.concatenate([np.empty((5, 0), dtype=np.int64), *self._columns], axis=1)
+        lengths, parts = columns[:2]
+        ends = np.cumsum(lengths)
+        order, is_first = sort_texts(text, ends)
+        item_of = np.empty(len(order), dtype=np.int64)
+        item_of[order] = np.cumsum(is_first) - 1
+        # Where each part of each item stands in the columns, or -1.
+        rows = np.full((int(is_first.sum()), len(self._layout.patterns)), -1, dtype=np.int64)
+        rows[item_of, parts] = np.arange(len(order))
+        is_complete = (rows >= 0).all(axis=1)
+        lacking = self._lacking(text, ends, rows[~is_complete])
+        rows = rows[is_complete]
+        ids = Ids(*take_texts(text, ends, rows[:, 0]))
+        generation, size, crc32c = (column[rows] for column in columns[2:])
+        digest = _digest(self._data_root, self._layout, [ids.text, ids.ends, generation, size, crc32c])
+        return Manifest(self._data_root, self._layout, ids, generation, size, crc32c, lacking, digest)
+
+    def _lacking(self, text: Bytes, ends: Numbers, rows: Numbers) -> tuple[str, ...]:
+        ids = Ids(*take_texts(text, ends, rows.max(axis=1, initial=0)))
+        root, layout = self._data_root.uri, self._layout
+        return tuple(f"{root}/{layout.part_name(ids[int(item)], int(part))}" for item, part in np.argwhere(rows < 0))
 
 
 def build_manifest(data_root: DataRoot, layout: Layout, objects: Iterable[ObjectVersion]) -> Manifest:
     """Freeze a listing. Objects that no pattern matches are passed over; items that lack a part are named and left out."""
-    parts: list[dict[str, ObjectVersion]] = [{} for _ in layout.patterns]
-    start = len(data_root.folder)
-    for version in objects:
-        match = layout.match(version.name.name[start:])
-        if match is not None:
-            parts[match[1]][match[0]] = version
-    everything = sorted(set().union(*parts))
-    complete = [item_id for item_id in everything if all(item_id in part for part in parts)]
-    lacking = [
-        f"{data_root.uri}/{layout.part_name(item_id, index)}"
-        for item_id in everything
-        for index, part in enumerate(parts)
-        if item_id not in part
-    ]
-    rows = [[part[item_id] for part in parts] for item_id in complete]
-    shape = (len(complete), len(parts))
-    generation = np.array([[v.generation for v in row] for row in rows], dtype=np.int64).reshape(shape)
-    size = np.array([[v.size for v in row] for row in rows], dtype=np.int64).reshape(shape)
-    crc32c = np.array(
-        [[UNKNOWN_CRC32C if v.crc32c is None else v.crc32c for v in row] for row in rows], dtype=np.int64
-    ).reshape(shape)
-    ids = Ids.of(complete)
-    digest = _digest(data_root, layout, [*ids.arrays.values(), generation, size, crc32c])
-    return Manifest(data_root, layout, ids, generation, size, crc32c, tuple(lacking), digest)
+    listing, remaining = Listing(data_root, layout), iter(objects)
+    while some := list(islice(remaining, BUILT_AT_ONCE)):
+        listing.add(Objects.of(some))
+    return listing.freeze()
 
 
-def load_manifest(folder: Path) -> Manifest:
-    """Map a saved manifest into memory; raises ManifestError where it is missing or damaged."""
+def load_manifest(folder: Path, *, verify: bool = True) -> Manifest:
+    """Map a saved manifest into memory; raises ManifestError where it is missing or damaged.
+
+    Without `verify` only the files' form is looked at, not whether their content is what the folder's name says.
+    """
     try:
         about = json.loads((folder / "manifest.json").read_text())
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _KINDS}
@@ -266,26 +295,52 @@ def load_manifest(folder: Path) -> Manifest:
         incomplete = tuple(about["incomplete"])
     except Exception as exc:  # damaged bytes bring out anything in the parsers of JSON and of numpy's headers
         raise ManifestError(f"manifest {folder}: cannot be read ({type(exc).__name__}: {exc})") from exc
-    ids = Ids(arrays["ids"], arrays["ends"], folder)
-    shape = (len(ids), len(layout.patterns))
-    if any(arrays[name].shape != shape for name in ("generation", "size", "crc32c")):
+    wrong = ManifestError(f"manifest {folder}: its content is not what its name says")
+    if {name: str(array.dtype) for name, array in arrays.items()} != _KINDS:
+        raise wrong
+    shape = (len(arrays["ends"]), len(layout.patterns))
+    if arrays["ids"].ndim != 1 or arrays["ends"].ndim != 1 or any(arrays[name].shape != shape for name in _OF_PARTS):
         raise ManifestError(f"manifest {folder}: its arrays differ in length")
     # About 0.1 s for a million items, against a wrong generation that would make every reader of it fail.
-    kinds = {name: str(array.dtype) for name, array in arrays.items()}
-    if kinds != _KINDS or _digest(data_root, layout, list(arrays.values())) != folder.name:
-        raise ManifestError(f"manifest {folder}: its content is not what its name says")
+    if verify and _digest(data_root, layout, list(arrays.values())) != folder.name:
+        raise wrong
+    ids = Ids(arrays["ids"], arrays["ends"], folder, _map_ids)
     return Manifest(data_root, layout, ids, arrays["generation"], arrays["size"], arrays["crc32c"], incomplete, folder.name)
 
 
 def _map_ids(folder: Path) -> Ids:
-    return load_manifest(folder).ids
+    # The process that sends them has compared them with the digest.
+    return load_manifest(folder, verify=False).ids
 
 
-_KINDS = {"ids": "uint8", "ends": "int64", "generation": "int64", "size": "int64", "crc32c": "int64"}
+def is_digest(name: str) -> bool:
+    """Whether a folder has the name of a manifest; whatever else lies beside them is not ours."""
+    return re.fullmatch(r"[0-9a-f]{32}", name) is not None
 
 
-def _digest(data_root: DataRoot, layout: Layout, arrays: Sequence[NDArray[np.uint8] | NDArray[np.int64]]) -> str:
+def is_left_behind(unfinished: Path) -> bool:
+    """Whether the folder is a manifest that was never finished by a process which is gone."""
+    digest, _, writer = unfinished.name.removesuffix(UNFINISHED).partition(".")
+    pid, _, life = writer.partition(".")
+    if unfinished.suffix != UNFINISHED or not is_digest(digest) or not pid.isdecimal():
+        return False
+    if int(pid) == os.getpid():
+        return life != _OURS
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass  # it lives, as somebody else
+    return False
+
+
+_OF_PARTS = ("generation", "size", "crc32c")
+_KINDS = {"ids": "uint8", "ends": "int64", **dict.fromkeys(_OF_PARTS, "int64")}
+
+
+def _digest(data_root: DataRoot, layout: Layout, arrays: Sequence[Bytes | Numbers]) -> str:
     digest = hashlib.blake2b(json.dumps([data_root.uri, layout.patterns]).encode(), digest_size=16)
     for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

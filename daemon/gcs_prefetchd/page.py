@@ -4,35 +4,28 @@ import html
 from collections.abc import Mapping
 from typing import Any
 
-from gcs_prefetchd.sizes import format_size
+from gcs_prefetchd.summary import daemon_facts, stream_facts
 
 __all__ = ["render_page"]
 
 
 def render_page(snapshot: Mapping[str, Any]) -> str:
     """The snapshot as a page that loads itself anew every two seconds."""
-    cache, reads, origin, prefetch = snapshot["cache"], snapshot["reads"], snapshot["origin"], snapshot["prefetch"]
-    errors = ", ".join(f"{count:,} {kind}" for kind, count in origin["errors"].items()) or "none"
-    rows = {
-        "Cache": f"{format_size(cache['bytes'])} of {format_size(cache['limit_bytes'])} in {cache['objects']:,} objects",
-        "Evictions": f"{cache['evictions']:,} objects",
-        "Reads": f"{reads['hits']:,} hits, {reads['misses']:,} misses, {reads['fallbacks']:,} fallbacks",
-        "Hit ratio": f"{reads['hit_ratio']:.1%}",
-        "Waited": f"{reads['wait_s']:,.1f} s, summed over readers",
-        "From GCS": f"{origin['requests']:,} requests, {format_size(origin['bytes'])}",
-        "Downloads under way": f"{origin['in_flight']:,}",
-        "Failed tries": errors,
-        "Prefetched": f"{prefetch['fetched']:,} objects; {prefetch['demand_fetched']:,} while a reader waited",
-        "Runway": f"{prefetch['runway_items']:,} items",
-        "Up": f"{snapshot['uptime_s']:,.0f} s",
-    }
-    facts = "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in rows.items())
-    streams = "".join(
-        f"<tr><td>{html.escape(one['id'])}</td><td>{html.escape(one['data_root'])}</td><td>{one['epoch']}</td>"
-        f"<td>{one['position']:,} of {one['length']:,}</td><td>{one['runway_items']:,}</td></tr>"
-        for one in snapshot["streams"]
+    streams = "".join(map(_stream, snapshot["streams"])) or "<p>None yet.</p>"
+    return _PAGE.format(version=html.escape(snapshot["version"]), facts=_table(daemon_facts(snapshot)), streams=streams)
+
+
+def _stream(stream: Mapping[str, Any]) -> str:
+    where = f"epoch {stream['epoch']} of {stream['data_root']}"
+    return (
+        f"<h3>{html.escape(stream['id'])} <small>{html.escape(where)}</small></h3>"
+        f'<progress max="{max(1, stream["length"])}" value="{stream["position"]}"></progress>{_table(stream_facts(stream))}'
     )
-    return _PAGE.format(version=html.escape(snapshot["version"]), facts=facts, streams=streams)
+
+
+def _table(facts: Mapping[str, str]) -> str:
+    rows = (f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in facts.items())
+    return f"<table>{''.join(rows)}</table>"
 
 
 _PAGE = """<!doctype html>
@@ -40,15 +33,17 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 56rem; padding: 0 1rem; color: #1c2733 }}
-table {{ border-collapse: collapse; width: 100%; margin-bottom: 2rem }}
-th, td {{ text-align: left; padding: .35rem .75rem .35rem 0; border-bottom: 1px solid #dde3ea;
+h2 {{ margin: 2rem 0 0 }} h3 {{ margin: 1rem 0 .25rem; overflow-wrap: anywhere }}
+small {{ color: #5b6b7b; font-weight: normal }} progress {{ width: 100%; accent-color: #2f6f9f }}
+table {{ border-collapse: collapse; width: 100% }}
+th, td {{ text-align: left; vertical-align: top; padding: .35rem .75rem .35rem 0; border-bottom: 1px solid #dde3ea;
   font-variant-numeric: tabular-nums }}
-th {{ font-weight: 600; white-space: nowrap }} small {{ color: #5b6b7b }}
+th {{ font-weight: 600; white-space: nowrap; width: 9rem }} td {{ overflow-wrap: anywhere }}
 </style></head><body>
 <h1>gcs-prefetchd <small>{version}</small></h1>
-<table>{facts}</table>
+{facts}
 <h2>Streams</h2>
-<table><tr><th>Stream</th><th>Data root</th><th>Epoch</th><th>Items read</th><th>Runway in items</th></tr>{streams}</table>
+{streams}
 <p><small>As JSON: <a href="/stats">/stats</a>. For Prometheus: <a href="/metrics">/metrics</a>.</small></p>
 </body></html>
 """

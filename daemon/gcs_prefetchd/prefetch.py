@@ -1,11 +1,12 @@
-"""Joins streams, planner and fetcher: keeps the window ahead of every stream on disk."""
+"""Joins readers, planner, cache and fetcher: keeps what each reader will read next on disk, just ahead of it."""
 
 import asyncio
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 
-from gcs_prefetchd.cache import Cache
+from gcs_prefetchd.cache import Cache, Room
 from gcs_prefetchd.errors import (
     CacheFullError,
     CacheWriteError,
@@ -15,10 +16,10 @@ from gcs_prefetchd.errors import (
 )
 from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.manifest import ObjectVersion
-from gcs_prefetchd.names import name_of
-from gcs_prefetchd.planner import next_items
+from gcs_prefetchd.names import ObjectName, cache_path
+from gcs_prefetchd.readers import Reader
 from gcs_prefetchd.registry import Registry
-from gcs_prefetchd.streams import Stream, path_of
+from gcs_prefetchd.sizes import format_size
 
 __all__ = ["Prefetcher"]
 
@@ -28,7 +29,7 @@ TRY_AGAIN_S = 5.0
 # Items that are looked at before others on the event loop have their turn: about 5 ms.
 BURST_ITEMS = 256
 
-Item = tuple[Stream, int]
+Item = tuple[str, int]
 
 
 @dataclass(slots=True)
@@ -41,20 +42,20 @@ class _Bringing:
 
 
 class Prefetcher:
-    """`run` prefetches until it is cancelled. Whatever changes the streams or the cache calls `wake`.
+    """`run` prefetches until it is cancelled. Whatever changes the readers or the cache calls `wake`.
 
-    What could not be fetched because GCS or the disk failed is planned again every `try_again_s`.
+    What could not be fetched because GCS or the disk failed is planned again every `try_again_s`. `waits` counts the objects
+    that readers waited for, by why (`readers.WAITS`).
     """
 
-    def __init__(
-        self, registry: Registry, cache: Cache, fetcher: Fetcher, window_items: int, try_again_s: float = TRY_AGAIN_S
-    ) -> None:
+    def __init__(self, registry: Registry, cache: Cache, fetcher: Fetcher, try_again_s: float = TRY_AGAIN_S) -> None:
+        self.waits: Counter[str] = Counter()
         self._registry = registry
         self._cache = cache
         self._fetcher = fetcher
-        self._window = window_items
         self._try_again_s = try_again_s
         self._waiting_for_room = False
+        self._filled: set[str] = set()  # seeded streams that have used up the room that is free
         self._not_there: set[ObjectVersion] = set()
         self._woken = asyncio.Event()
         self._bringing: dict[Item, _Bringing] = {}
@@ -63,7 +64,10 @@ class Prefetcher:
         self._later: set[Item] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._settled = asyncio.Event()
+        cache.on_arrived = registry.arrived
+        cache.on_used = registry.used
         cache.on_lost = self._lost
+        cache.choose = partial(self._choose, None)
 
     async def run(self) -> None:
         """Prefetch until cancelled."""
@@ -92,96 +96,182 @@ class Prefetcher:
         """Wait until nothing is left to fetch that the windows want and the cache has room for."""
         await self._settled.wait()
 
-    def runway_items(self, stream: Stream) -> int:
-        """How many of the stream's next items are on disk without a gap, as far as its window reaches."""
-        runway = 0
-        for item in stream.window():
-            if not all(self._fetcher.is_cached(version) for version in stream.manifest.versions(item)):
-                break
-            runway += 1
-        return runway
+    def begin(self, reader: Reader) -> None:
+        """A reader's epoch has begun: fetch for it, and work out its next one meanwhile."""
+        self._filled.clear()
+        self._keep(asyncio.create_task(self._tell_next_epoch(reader), name=f"next epoch of {reader.stream.id}"))
+        self.wake()
+
+    async def demand(self, name: ObjectName) -> None:
+        """Have the object in the cache now, for a reader waits; raises what `Fetcher.demand` raises."""
+        version = self._registry.version(name)
+        stamp = self._cache.stamp(cache_path(name.bucket, name.name))
+        if stamp is None or (version is not None and stamp.generation != version.generation):
+            self._count_wait(cache_path(name.bucket, name.name), other_generation=stamp is not None)
+        await self._fetcher.demand(name, version)
+
+    def runway_items(self, reader: Reader) -> int:
+        """How many of the reader's next items are on disk without a gap, as far as prefetching has come."""
+        return self._registry.runway(reader)
+
+    async def _tell_next_epoch(self, reader: Reader) -> None:
+        current = reader.stream.current
+        epoch = await asyncio.to_thread(reader.next_epoch)
+        if epoch is not None and reader.stream.current is current:
+            reader.stream.append(epoch)
+            self.wake()
+
+    def _count_wait(self, path: str, *, other_generation: bool) -> None:
+        blocked = self._waiting_for_room or self._fetcher.slots.free == 0
+        why = self._registry.why(path, blocked=blocked, other_generation=other_generation)
+        self.waits[why] += 1
+        reader = self._registry.reader_of(path)
+        if reader is not None:
+            reader.waits[why] += 1
+            reader.demanded += 1
 
     def _start_downloads(self) -> bool:
         """Start what there are slots for; True where there may be more to start."""
         if self._waiting_for_room:
             return False
-        planned = next_items(self._registry, self._window)
+        readers = [(reader, self._registry.window(reader)) for reader in self._registry]
         for _ in range(BURST_ITEMS):
             # Every slot is worth an object that waits for it; more would only stand in line before items nearer to a reader.
             if self._objects >= self._fetcher.slots.count:
                 return False
-            step = next(planned, None)
-            if step is None:
+            soonest: tuple[float, Reader, int, int] | None = None
+            for reader, window in readers:
+                place = self._next_place(reader, window)
+                if place is not None:
+                    due_s = self._registry.due_s(reader, place)
+                    if soonest is None or due_s < soonest[0]:
+                        soonest = (due_s, reader, place, window)
+            if soonest is None:
                 return False
-            self._start(*step)
+            self._start(*soonest[1:])
         return True
 
-    def _start(self, stream: Stream, item: int) -> None:
-        if (stream, item) in self._bringing:
-            self._bringing[stream, item].planned_again = True
-            return
-        absent = []
-        for version in stream.manifest.versions(item):
-            if self._fetcher.is_cached(version):
-                self._cache.touch(path_of(version))  # the window it has come into keeps it from being the oldest
-            else:
-                absent.append(version)
-        if absent:
-            self._bringing[stream, item] = _Bringing(len(absent))
-            self._objects += len(absent)
-            task = asyncio.create_task(self._bring(stream, item, absent), name=f"prefetch {absent[0].name.uri}")
-            self._tasks.add(task)
-            task.add_done_callback(partial(self._ended, stream, item))
+    def _next_place(self, reader: Reader, window: int) -> int | None:
+        """The nearest place in the window whose item is not here and not being brought; None where there is none."""
+        stream = reader.stream
+        end = min(stream.known, stream.window_start(window) + window)
+        if reader.seeded and stream.id not in self._filled:
+            end = stream.known  # nobody is there yet to read: what room there is is best used so
+        place = max(stream.planned, stream.start)
+        while place < end:
+            item = stream.item_at(place)
+            if stream.place_of(item) <= place:
+                if (reader.key, item) in self._bringing:
+                    self._bringing[reader.key, item].planned_again = True
+                elif not self._registry.is_here(reader, item):
+                    break
+                else:
+                    self._registry.planned(reader, item)
+            place += 1
+        stream.planned = max(stream.planned, place)
+        return place if place < end else None
 
-    async def _bring(self, stream: Stream, item: int, versions: list[ObjectVersion]) -> None:
-        fetches = (self._fetcher.prefetch(version, self._registry) for version in versions)
-        for version, result in zip(versions, await asyncio.gather(*fetches, return_exceptions=True), strict=True):
+    def _start(self, reader: Reader, place: int, window: int) -> None:
+        stream = reader.stream
+        item = stream.item_at(place)
+        stream.planned = place + 1
+        absent = [version for version in self._registry.versions(reader, item) if not self._fetcher.is_cached(version)]
+        if not absent or self._is_too_large(absent):
+            return
+        room: Room = partial(self._choose, (reader.key, item))
+        if reader.seeded and place >= stream.window_start(window) + window:
+            room = _nothing
+        self._bringing[reader.key, item] = _Bringing(len(absent))
+        self._objects += len(absent)
+        task = asyncio.create_task(self._bring(reader, item, absent, room), name=f"prefetch {absent[0].name.uri}")
+        task.add_done_callback(partial(self._ended, reader, item))
+        self._keep(task)
+
+    def _is_too_large(self, versions: list[ObjectVersion]) -> bool:
+        size_bytes = sum(version.size for version in versions)
+        if size_bytes <= self._cache.limit_bytes:
+            return False
+        self._say_once(
+            versions[0],
+            f"{versions[0].name.uri}: with its label {format_size(size_bytes)}, more than the whole cache; its readers "
+            "fetch it from GCS themselves",
+        )
+        return True
+
+    def _choose(self, wanted: Item | None, short_bytes: int) -> list[str] | None:
+        """What to drop for an item; for None, whatever is needed last."""
+        return self._registry.choose(short_bytes, wanted, self._cache.size_of)
+
+    async def _bring(self, reader: Reader, item: int, versions: list[ObjectVersion], room: Room) -> None:
+        fetches = (self._fetcher.prefetch(version, room) for version in versions)
+        results = await asyncio.gather(*fetches, return_exceptions=True)
+        reader.fetched += not any(results)
+        for version, result in zip(versions, results, strict=True):
             if isinstance(result, PrefetchdError):
-                self._bringing[stream, item].failed = True
-                self._failed(stream, item, version, result)
+                self._bringing[reader.key, item].failed = True
+                self._failed(reader, item, version, room, result)
             elif isinstance(result, BaseException):
                 raise result
 
-    def _ended(self, stream: Stream, item: int, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        brought = self._bringing.pop((stream, item))
+    def _ended(self, reader: Reader, item: int, task: asyncio.Task[None]) -> None:
+        brought = self._bringing.pop((reader.key, item))
         self._objects -= brought.objects
-        if brought.planned_again and not brought.failed:
-            stream.plan_again(item)
+        if brought.planned_again and not brought.failed and not self._registry.is_here(reader, item):
+            self._plan_again((reader.key, item))
         self._look_again()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s: %r", task.get_name(), error, exc_info=error)
 
-    def _failed(self, stream: Stream, item: int, version: ObjectVersion, error: PrefetchdError) -> None:
+    def _failed(self, reader: Reader, item: int, version: ObjectVersion, room: Room, error: PrefetchdError) -> None:
         if isinstance(error, CacheFullError):
-            self._waiting_for_room = True
-            stream.plan_again(item)
+            if room is _nothing:
+                self._filled.add(reader.stream.id)
+            else:
+                self._waiting_for_room = True
+            self._plan_again((reader.key, item))
             return
         self._waiting_for_room = False  # what was set aside for it is free again
         if isinstance(error, OriginUnavailableError | CacheWriteError):
-            self._later.add((stream, item))
+            self._later.add((reader.key, item))
             if self._timer is None:  # one line for all that fail together
                 log.warning("%s; planned again in %g s", error, self._try_again_s)
                 self._timer = asyncio.get_running_loop().call_later(self._try_again_s, self._try_again)
-        elif not isinstance(error, DaemonUnavailableError) and version not in self._not_there:
+        elif not isinstance(error, DaemonUnavailableError):
+            self._say_once(version, f"{error}; not prefetched")
+
+    def _say_once(self, version: ObjectVersion, line: str) -> None:
+        if version not in self._not_there:
             self._not_there.add(version)
-            log.warning("%s; not prefetched", error)
+            log.warning("%s", line)
 
     def _try_again(self) -> None:
         self._timer = None
-        for stream, item in self._later:
-            stream.plan_again(item)
+        for item in self._later:
+            self._plan_again(item)
         self._later.clear()
         self.wake()
+
+    def _plan_again(self, item: Item) -> None:
+        for reader in self._registry:
+            if reader.key == item[0]:
+                reader.stream.plan_again(item[1])
 
     def _look_again(self) -> None:
         self._settled.clear()
         self._woken.set()
 
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: self._look_again())
+
     def _lost(self, path: str) -> None:
-        holding = [stream for stream in self._registry if path in stream.held]
-        name = name_of(path) if holding else None
-        for stream in holding:
-            if name is not None and (place := stream.manifest.find(name)) is not None:
-                stream.plan_again(place[0])
-                self.wake()
+        place = self._registry.left(path)
+        if place is not None:
+            self._plan_again(place[:2])
+            self._look_again()
+
+
+def _nothing(short_bytes: int) -> list[str] | None:
+    """Room only where it is free: nothing is dropped."""
+    return None

@@ -13,9 +13,10 @@ from typing import Any, Self
 
 from gcs_prefetchd.errors import ProtocolError
 
-__all__ = ["FetchAnswer", "FetchRequest", "ManifestAnswer", "Plan", "ReadReport", "Status", "pack", "unpack"]
+__all__ = ["KINDS", "FetchAnswer", "FetchRequest", "ManifestAnswer", "Plan", "ReadReport", "Status", "pack", "unpack"]
 
 MAX_OBJECTS_PER_MESSAGE = 10_000
+KINDS = ("listed", "shuffled", "endless")  # of a plan: how its indices become an epoch's order (`order.plan_order`)
 
 
 class _Message:
@@ -75,12 +76,13 @@ def _is_unicode(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Status(_Message):
-    """Who the daemon is."""
+    """Who the daemon is, and the ids of the streams that it knows."""
 
     pid: "int"
     instance_id: "str"
     version: "str"
     data_roots: "list[str]"
+    streams: "list[str]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,18 +126,41 @@ class ReadReport(_Message):
 
 @dataclass(frozen=True, slots=True)
 class Plan(_Message):
-    """The sequence of items that one stream reads in one epoch; the indices into the manifest follow, packed.
+    """What one stream reads in one epoch: a kind of order and, packed behind this header, the indices it is made of.
 
-    `digest` is that of the order (`order.order_digest`), `position` how many of its items have been read already.
+    - `kind` "listed": the indices are the stream's sequence, item by item. "shuffled" and "endless": they are the items that
+      `seed` and `epoch` shuffle or draw from.
+    - `rank`, `world`, `drop_last`, `start`: the stream's share of that global order, as `order.plan_order` takes them: from
+      `start` on every `world`-th from `rank`.
+    - `position`: how many of this share have been read already.
+    - `digest`: that of the share (`order.order_digest`), so that a reader and a daemon that disagree find out.
+
+    Raises ProtocolError where a field has a value that cannot be.
     """
 
     job: "str"
     stream: "str"
     data_root: "str"
     manifest: "str"
+    kind: "str"
+    seed: "int"
     epoch: "int"
     position: "int"
+    rank: "int"
+    world: "int"
+    drop_last: "int"
+    start: "int"
     digest: "str"
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ProtocolError(f"Plan: field 'kind' must be one of {', '.join(KINDS)}, not {self.kind[:40]!r}")
+        if self.world < 1:
+            raise ProtocolError(f"Plan: field 'world' must be at least 1, not {self.world}")
+        if self.rank >= self.world:
+            raise ProtocolError(f"Plan: field 'rank' must be below the world of {self.world}, not {self.rank}")
+        if self.drop_last not in (0, 1):
+            raise ProtocolError(f"Plan: field 'drop_last' must be 0 or 1, not {self.drop_last}")
 
     def to_body(self, packed: bytes) -> bytes:
         """The message as it travels: the header on a line of its own, then the packed indices."""

@@ -1,113 +1,373 @@
-"""All streams of the node and the manifests they refer to. Pure but for the clock it is given.
+"""All readers of the node, what is here for them, and who needs what: the planner's state, told of every event. Pure but for
+the clock it is given.
 
 Before any reader has come, the seeded order of each data root is a stream of its own; a reader's plan takes its place.
 """
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
+from gcs_prefetchd.catalog import Catalog, Listing
 from gcs_prefetchd.errors import ProtocolError
-from gcs_prefetchd.manifest import Manifest
-from gcs_prefetchd.names import ObjectName
+from gcs_prefetchd.manifest import Manifest, ObjectVersion
+from gcs_prefetchd.names import ObjectName, cache_path, name_of
 from gcs_prefetchd.order import Indices, epoch_order, order_digest
+from gcs_prefetchd.pace import Spread
+from gcs_prefetchd.planner import Planner, Victim
 from gcs_prefetchd.protocol import Plan
-from gcs_prefetchd.streams import Stream
+from gcs_prefetchd.readers import Prepared, Reader, prepare
+from gcs_prefetchd.shelf import Shelf
+from gcs_prefetchd.streams import NEVER, Epoch, Stream
 
-__all__ = ["Registry"]
+__all__ = ["Place", "Registry"]
 
 log = logging.getLogger(__name__)
 
 STREAM_IDLE_S = 900.0
-MANIFESTS_KEPT = 4
+SHORTEST_WINDOW = 16
+LONGEST_WINDOW = 100_000
+LONGEST_GAP_S = 1.0  # a reader that pauses longer than that is not late with its report
+PLACES_REMEMBERED = 100_000
+
+Place = tuple[str, int, int]  # data root, number of an item, part
 
 
 class Registry:
-    """Which streams there are. As a container it holds the paths of every stream's window."""
+    """Readers, manifests and the planner over them. `window_items` fixes every window; None measures how long it must be."""
 
-    def __init__(self, seed: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        window_items: int | None = None,
+        lru: bool = False,
+        download_s: Spread | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.planner = Planner(lru=lru)
+        self._download_s = download_s or Spread()
         self._seed = seed
+        self._window_items = window_items
         self._clock = clock
-        self._manifests: dict[str, list[Manifest]] = {}
-        self._streams: dict[str, Stream] = {}
-        self._last_seen_s: dict[str, float] = {}
+        self._catalogs: dict[str, Catalog] = {}
+        self._readers: dict[str, Reader] = {}
+        self._places: dict[str, Place] = {}  # of what comes up soon or has just come up: to find them takes a while
 
-    def __iter__(self) -> Iterator[Stream]:
-        return iter(list(self._streams.values()))
-
-    def __contains__(self, path: object) -> bool:
-        return any(path in stream.held for stream in self._streams.values())
+    def __iter__(self) -> Iterator[Reader]:
+        return iter(list(self._readers.values()))
 
     def manifest(self, data_root: str) -> Manifest | None:
         """The latest manifest of a data root, or None before its first listing."""
-        known = self._manifests.get(data_root)
-        return known[-1] if known else None
+        catalog = self._catalogs.get(data_root)
+        return catalog.newest.manifest if catalog is not None and catalog.listings else None
 
-    def set_manifest(self, manifest: Manifest) -> bool:
-        """Take a listing; False where it is the same as before. Plans that come from now on may refer to it."""
-        data_root = manifest.data_root.uri
-        known = self._manifests.setdefault(data_root, [])
-        if known and known[-1].digest == manifest.digest:
-            return False
-        known.append(manifest)
-        del known[:-MANIFESTS_KEPT]
-        seeded = self._streams.get(_seeded_id(data_root))
-        if len(known) == 1 or seeded is not None:
-            self._start_seeded(manifest, seeded.epoch if seeded else 0)
-        return True
+    def number(self, manifest: Manifest) -> Listing:
+        """Give a manifest's items their numbers, for `set_manifest`. For a thread: it changes nothing."""
+        return self._catalogs.get(manifest.data_root.uri, Catalog()).number(manifest)
 
-    def add_plan(self, plan: Plan, order: Indices) -> None:
-        """A reader says what it will read; raises ProtocolError, naming the field, where that cannot be."""
-        manifest = next((m for m in self._manifests.get(plan.data_root, []) if m.digest == plan.manifest), None)
-        if manifest is None:
+    def set_manifest(self, listing: Listing) -> None:
+        """Put a listing in force: plans that come from now on may refer to it, those that run keep theirs."""
+        data_root = listing.manifest.data_root.uri
+        catalog = self._catalogs.setdefault(data_root, Catalog())
+        catalog.take(listing)
+        shelf = self.planner.shelves.setdefault(data_root, Shelf(0))
+        if catalog.items > len(shelf.present):
+            shelf.grow(catalog.items)
+            for reader in self._of(data_root):
+                reader.stream.grow(catalog.items)
+        self._places.clear()
+        seeded = self._readers.get(_seeded_id(data_root))
+        if len(catalog.listings) == 1 or seeded is not None:
+            self._start_seeded(data_root, seeded.stream.current.number if seeded else 0)
+
+    def prepare(self, plan: Plan, indices: Indices) -> Prepared:
+        """Work out a plan, for `register`. Raises ProtocolError, naming the field, where it cannot be. For a thread."""
+        catalog = self._catalogs.get(plan.data_root)
+        listing = catalog.listing(plan.manifest) if catalog is not None else None
+        if catalog is None or listing is None:
             raise ProtocolError(
                 f"Plan: field 'manifest': {plan.manifest!r} is no listing of {plan.data_root!r}; ask for it again"
             )
-        if len(order) and int(order.max()) >= len(manifest):
-            raise ProtocolError(
-                f"Plan: field 'indices': index {int(order.max())} is beyond the {len(manifest)} items of the manifest"
-            )
-        if plan.position > len(order):
-            raise ProtocolError(f"Plan: field 'position': {plan.position} is beyond the plan's {len(order)} items")
-        if order_digest(order) != plan.digest:
-            raise ProtocolError("Plan: field 'digest' is not that of the indices; are reader and daemon of one version?")
-        self._streams.pop(_seeded_id(plan.data_root), None)
-        self._streams[plan.stream] = Stream(plan.stream, plan.job, manifest, plan.epoch, order, plan.position)
-        self._last_seen_s[plan.stream] = self._clock()
+        return prepare(plan, indices, listing, catalog.items)
 
-    def mark_read(self, job: str, name: ObjectName) -> None:
-        """A process of this job read the object: its stream moves on, or the seeded one where the job sent no plan."""
-        for stream in self._streams_for(job, name):
-            place = stream.manifest.find(name)
-            if place is None or place[1] != 0:
-                continue  # an item's first part stands for the item
-            if stream.mark_read(place[0]):
-                if stream.id in self._last_seen_s:  # a seeded stream waits for its next reader however long
-                    self._last_seen_s[stream.id] = self._clock()
-                if stream.ended and stream.id == _seeded_id(stream.manifest.data_root.uri):
-                    self._start_seeded(stream.manifest, stream.epoch + 1)
-                return
+    def register(self, prepared: Prepared) -> Reader:
+        """A reader has said what it will read."""
+        plan, now_s = prepared.plan, self._clock()
+        known = self._readers.get(plan.stream)
+        if known is not None and known.key == plan.data_root and len(known.stream.place) == len(prepared.epoch.first):
+            known.stream.turn(prepared.epoch, plan.position)
+            known.stream.job = plan.job
+            known.stream.endless = plan.kind == "endless"
+            reader = Reader(
+                known.key,
+                known.stream,
+                prepared.listing,
+                plan,
+                prepared.indices,
+                now_s,
+                waits=known.waits,
+                report_gap_s=known.report_gap_s,
+            )
+        else:
+            if known is not None and known.key != plan.data_root:
+                self._remove(known, f"goes on in {plan.data_root}")
+            stream = Stream(plan.stream, plan.job, prepared.epoch, plan.position, endless=plan.kind == "endless")
+            reader = Reader(plan.data_root, stream, prepared.listing, plan, prepared.indices, now_s)
+        self._readers.pop(_seeded_id(plan.data_root), None)
+        self._put(reader)
+        return reader
+
+    def end_job(self, job: str) -> None:
+        """The job's process has ended: its future counts for nothing."""
+        for reader in self:
+            if reader.stream.job == job and not reader.seeded:
+                self._remove(reader, "its process has ended")
 
     def forget_idle(self) -> None:
-        """Drop the streams whose readers have long been silent: they have ended or died."""
+        """Drop the readers that have long been silent."""
+        for reader in self:
+            silent_s = self._clock() - reader.last_seen_s
+            if silent_s > STREAM_IDLE_S and not reader.seeded:
+                self._remove(reader, f"silent for {silent_s:.0f} s")
+
+    @property
+    def stream_ids(self) -> list[str]:
+        """The streams that readers have registered."""
+        return [reader.stream.id for reader in self if not reader.seeded]
+
+    def note_reads(self, job: str, names: Iterable[ObjectName]) -> None:
+        """A process of this job read these objects: its streams move on, or the seeded ones where it sent no plan."""
         now_s = self._clock()
-        for stream_id, last_s in list(self._last_seen_s.items()):
-            if now_s - last_s > STREAM_IDLE_S:
-                log.info("stream %s: silent for %.0f s, forgotten", stream_id, now_s - last_s)
-                self._streams.pop(stream_id, None)
-                del self._last_seen_s[stream_id]
+        moved: dict[str, int] = {}
+        for name in names:
+            path = cache_path(name.bucket, name.name)
+            place = self._places.get(path) or self._find(name)
+            if place is None:
+                if path in self.planner.strangers:
+                    self._stranger_used(path, now_s)
+            elif place[2] == 0:  # an item's first part stands for the item
+                reader = self._mark_read(job, place, now_s)
+                if reader is not None:
+                    moved[reader.stream.id] = moved.get(reader.stream.id, 0) + 1
+        for stream_id, count in moved.items():
+            reader = self._readers[stream_id]
+            reader.report_gap_s.add(min(now_s - reader.last_seen_s, LONGEST_GAP_S))
+            reader.last_seen_s = now_s
+            reader.stream.rate.add(count, now_s)
+            self.planner.reveal(reader.key, reader.stream, self.window(reader), now_s)
+            if reader.seeded and reader.stream.ended:
+                self._start_seeded(reader.key, reader.stream.current.number + 1)
 
-    def _streams_for(self, job: str, name: ObjectName) -> list[Stream]:
-        ids = [stream.id for stream in self._streams.values() if stream.job == job and name in stream.manifest.data_root]
-        seeded = [s.id for s in self._streams.values() if s.id == _seeded_id(s.manifest.data_root.uri) and s.id not in ids]
-        return [self._streams[stream_id] for stream_id in ids + seeded]
+    def window(self, reader: Reader) -> int:
+        """How many items ahead of the reader are kept on disk: as many as it reads while a download takes its time."""
+        if self._window_items is not None:
+            return self._window_items
+        # Three deviations: what comes later than that makes the reader wait, about once in a thousand downloads. What it has
+        # read since its last report takes up some of the window, too.
+        wait_s = self._download_s.mean_s + 3 * self._download_s.deviation_s
+        wait_s += reader.report_gap_s.mean_s + reader.report_gap_s.deviation_s
+        ahead = reader.stream.front - reader.stream.start  # workers that overtake each other are served alike
+        needed = int(reader.stream.rate.per_s(self._clock()) * wait_s) + ahead + SHORTEST_WINDOW
+        return min(needed, LONGEST_WINDOW)
 
-    def _start_seeded(self, manifest: Manifest, epoch: int) -> None:
-        stream_id = _seeded_id(manifest.data_root.uri)
-        order = epoch_order(self._seed, epoch, np.arange(len(manifest), dtype=np.uint32))
-        self._streams[stream_id] = Stream(stream_id, "", manifest, epoch, order)
+    def locate(self, path: str) -> Place | None:
+        """Which part of which item lies at a path of the cache, or None."""
+        place = self._places.get(path)
+        if place is not None:
+            return place
+        name = name_of(path)
+        return None if name is None else self._find(name)
+
+    def _find(self, name: ObjectName) -> Place | None:
+        for key, catalog in self._catalogs.items():
+            if catalog.listings and name in catalog.newest.manifest.data_root and (found := catalog.find(name)) is not None:
+                return (key, *found)
+        return None
+
+    def versions(self, reader: Reader, number: int) -> list[ObjectVersion]:
+        """The parts of an item that the reader is about to read; their places are remembered."""
+        versions = reader.listing.versions(number) or self._catalogs[reader.key].versions(number)
+        if len(self._places) > PLACES_REMEMBERED:
+            self._places.clear()
+        for part, version in enumerate(versions):
+            self._places[_path(version)] = (reader.key, number, part)
+        return versions
+
+    def version(self, name: ObjectName) -> ObjectVersion | None:
+        """What the newest listing says of an object; None for one that is new since, or no part of an item."""
+        for catalog in self._catalogs.values():
+            manifest = catalog.newest.manifest
+            if name in manifest.data_root and (place := manifest.find(name)) is not None:
+                return manifest.version(*place)
+        return None
+
+    def is_here(self, reader: Reader, number: int) -> bool:
+        """Whether every part of an item is here."""
+        return self.planner.shelves[reader.key].parts(number) == reader.every_part
+
+    def runway(self, reader: Reader) -> int:
+        """How many items from the reader's next one on are here whole, without a gap, as far as has been planned."""
+        everything = (1 << len(reader.listing.manifest.layout.patterns)) - 1
+        return reader.stream.unbroken(self.planner.shelves[reader.key].present == everything)
+
+    def planned(self, reader: Reader, number: int) -> None:
+        """An item that is here has come into a window."""
+        self.planner.planned(reader.key, number, self._clock())
+
+    def due_s(self, reader: Reader, place: int) -> float:
+        """In how many seconds the reader will come to a place."""
+        return reader.stream.in_s(place, self._clock())
+
+    def locate_all(self, paths: Iterable[str]) -> list[tuple[str, Place | None]]:
+        """Where they belong. For a thread."""
+        return [(path, self.locate(path)) for path in paths]
+
+    def adopt(self, path: str, place: Place | None) -> None:
+        """A file was here before its data root was listed; least recently used first. `sort_anew` ends it."""
+        if place is None:
+            self._stranger_used(path, 0.0)
+        else:
+            self.planner.strangers.pop(path, None)
+            self.planner.adopt(*place)
+
+    def sort_anew(self) -> None:
+        """Whatever was adopted is in its queue now, and counts as here."""
+        self.planner.sort_anew()
+        for reader in self:
+            self._count_bound(reader)
+
+    def arrived(self, path: str) -> None:
+        """A file has been published."""
+        place = self.locate(path)
+        if place is None:
+            self._stranger_used(path, self._clock())
+            return
+        self.planner.arrived(*place, self._clock())
+
+    def left(self, path: str) -> Place | None:
+        """A file is gone; returns whose it was."""
+        self.planner.strangers.pop(path, None)
+        place = self.locate(path)
+        self._places.pop(path, None)
+        if place is not None:
+            self.planner.left(*place)
+        return place
+
+    def used(self, path: str) -> None:
+        """Some program opened the file."""
+        if path in self._places:
+            return  # it comes up soon, or has just been read
+        place = self.locate(path)
+        if place is not None:
+            self.planner.used(*place[:2], self._clock())
+        elif path in self.planner.strangers:
+            self._stranger_used(path, self._clock())
+
+    def choose(self, short_bytes: int, wanted: tuple[str, int] | None, size_of: Callable[[str], int]) -> list[str] | None:
+        """The files to drop so that `short_bytes` come free for an item, none of them needed sooner; None where they cannot.
+
+        For no item, at whatever cost.
+        """
+        # When it is needed is asked here and not when it was planned: a reader slows down, and its times all move together.
+        now_s = self._clock()
+        due_s = -1.0 if wanted is None else self.planner.shelves[wanted[0]].soonest_s(wanted[1], now_s)
+        paths: list[str] = []
+
+        def size(victim: Victim) -> int:
+            own = self._paths_of(victim)
+            paths.extend(own)
+            return sum(map(size_of, own))
+
+        return None if self.planner.victims(short_bytes, due_s, size, now_s) is None else paths
+
+    def reader_of(self, path: str) -> Reader | None:
+        """The reader that waits for what lies at a path: one that has not read it yet."""
+        place = self.locate(path)
+        if place is None:
+            return None
+        waiting = [reader for reader in self._of(place[0]) if reader.stream.place_of(place[1]) != NEVER]
+        return min(waiting, key=lambda one: one.stream.place_of(place[1]), default=None)
+
+    def why(self, path: str, *, blocked: bool, other_generation: bool) -> str:
+        """Why a reader waits for an object that is not here as it should be (readers.WAITS)."""
+        if other_generation:
+            return "changed"
+        place = self.locate(path)
+        if place is None or not self.planner.shelves[place[0]].is_needed(place[1]):
+            return "not_planned"
+        if self.planner.shelves[place[0]].dropped[place[1]]:
+            return "evicted"
+        return "throttled" if blocked else "late"
+
+    def _mark_read(self, job: str, place: Place, now_s: float) -> Reader | None:
+        key, number, _ = place
+        for reader in self._of(key):
+            if (reader.seeded or reader.stream.job == job) and self.planner.read(key, reader.stream, number, now_s):
+                return reader
+        self.planner.used(key, number, now_s)
+        return None
+
+    def _of(self, key: str) -> list[Reader]:
+        return [reader for reader in self._readers.values() if reader.key == key]
+
+    def _paths_of(self, victim: Victim) -> list[str]:
+        if isinstance(victim, str):
+            return [victim]
+        key, number = victim
+        parts = self.planner.shelves[key].parts(number)
+        paths = []
+        for part, version in enumerate(self._catalogs[key].versions(number)):
+            if parts >> part & 1:
+                path = _path(version)
+                self._places[path] = (key, number, part)
+                paths.append(path)
+        return paths
+
+    def _stranger_used(self, path: str, now_s: float) -> None:
+        self.planner.strangers[path] = now_s
+        self.planner.strangers.move_to_end(path)
+
+    def _start_seeded(self, key: str, number: int) -> None:
+        catalog, seeded_id = self._catalogs[key], _seeded_id(key)
+        listing = catalog.newest
+        indices = np.arange(len(listing.manifest), dtype=np.uint32)
+        order = epoch_order(self._seed, number, indices)
+        plan = Plan(
+            job="", stream=seeded_id, data_root=key, manifest=listing.manifest.digest, kind="shuffled", seed=self._seed,
+            epoch=number, position=0, rank=0, world=1, drop_last=0, start=0, digest=order_digest(order),
+        )  # fmt: skip
+        stream = Stream(seeded_id, "", Epoch.of(number, listing.numbers_of(order), catalog.items))
+        self._put(Reader(key, stream, listing, plan, indices, self._clock(), seeded=True))
+
+    def _put(self, reader: Reader) -> None:
+        self._readers[reader.stream.id] = reader
+        reader.stream.grow(self._catalogs[reader.key].items)
+        self._sort_anew(reader.key)
+        self._count_bound(reader)
+
+    def _count_bound(self, reader: Reader) -> None:
+        present = self.planner.shelves[reader.key].present
+        needed = np.zeros(len(present), dtype=np.bool_)  # each item once, however often it comes
+        needed[reader.stream.current.order[reader.stream.position :]] = True
+        reader.bound = int(np.count_nonzero(needed & (present != reader.every_part)))
+
+    def _remove(self, reader: Reader, why: str) -> None:
+        log.info("stream %s: %s", reader.stream.id, why)
+        del self._readers[reader.stream.id]
+        self._sort_anew(reader.key)
+        if not self._of(reader.key):
+            self._start_seeded(reader.key, 0)
+
+    def _sort_anew(self, key: str) -> None:
+        self.planner.shelves[key].streams = [reader.stream for reader in self._of(key)]
+        self.planner.sort_anew()
+
+
+def _path(version: ObjectVersion) -> str:
+    return cache_path(version.name.bucket, version.name.name)
 
 
 def _seeded_id(data_root: str) -> str:

@@ -28,11 +28,11 @@ from gcs_prefetchd.manifest import Manifest
 from gcs_prefetchd.names import DataRoot, cache_path
 from gcs_prefetchd.notify import ping_watchdog, tell_systemd
 from gcs_prefetchd.origin import Origin
+from gcs_prefetchd.pace import Spread
 from gcs_prefetchd.prefetch import Prefetcher
 from gcs_prefetchd.registry import Registry
 from gcs_prefetchd.settings import Settings, check_against_disk
 from gcs_prefetchd.statistics import Statistics
-from gcs_prefetchd.streams import path_of
 from gcs_prefetchd.watch import Watch
 
 __all__ = ["Service", "Started", "serve"]
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 # Half-sent requests and idle connections are bounded by this alone; aiohttp's default is an hour.
 KEEPALIVE_S = 75.0
 RELIST_AFTER_FAILURE_S = 60.0
+ADOPTED_AT_A_TIME = 2000  # a few milliseconds, then others have their turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +103,14 @@ class Service:
         self.settings = settings
         self.directory = CacheDirectory(settings.cache_dir)
         self.instance_id = uuid.uuid4().hex
-        self.registry = Registry(settings.seed)
+        self.registry = Registry(
+            settings.seed, window_items=settings.window_items, lru=settings.policy == "lru", download_s=(download_s := Spread())
+        )
         self.cache = Cache(self.directory, settings.cache_size, settings.min_free)
         access = Access(settings.endpoint, settings.anonymous, settings.credentials, settings.user_project)
         self.origin = Origin(access, connections=settings.concurrency, deadline_s=settings.deadline_s)
-        self.fetcher = Fetcher(self.cache, self.origin, settings.concurrency)
-        self.prefetcher = Prefetcher(self.registry, self.cache, self.fetcher, settings.window_items)
+        self.fetcher = Fetcher(self.cache, self.origin, settings.concurrency, download_s)
+        self.prefetcher = Prefetcher(self.registry, self.cache, self.fetcher)
         self.statistics = Statistics(
             self.instance_id, self.cache, self.registry, self.fetcher, self.prefetcher, self.origin.traffic
         )
@@ -154,7 +157,7 @@ class Service:
         """Have a manifest of the data root; returns after how many seconds it is to be listed again."""
         saved = await asyncio.to_thread(newest_manifest, self.directory.manifests, root, self.settings.layout)
         if saved is not None:
-            self.registry.set_manifest(saved)
+            await self._put_in_force(saved)
             log.info("%s: %d items as listed before; being listed again", root.uri, len(saved))
             return 0.0
         log.info("%s: being listed", root.uri)
@@ -178,14 +181,27 @@ class Service:
             return
         await asyncio.to_thread(manifest.save, self.directory.manifests)
         await asyncio.to_thread(remove_old_manifests, self.directory.manifests, manifest.data_root)
-        self.registry.set_manifest(manifest)
-        self.prefetcher.wake()
+        await self._put_in_force(manifest)
         changed = [] if before is None else await asyncio.to_thread(lambda: list(manifest.changed_since(before)))
         for version in changed:
-            stamp = self.cache.stamp(path_of(version))
+            stamp = self.cache.stamp(cache_path(version.name.bucket, version.name.name))
             if stamp is not None and stamp.generation != version.generation:
-                await self.cache.drop(path_of(version))
+                await self.cache.drop(cache_path(version.name.bucket, version.name.name))
         log.info("%s: %d items, %d objects changed", manifest.data_root.uri, len(manifest), len(changed))
+
+    async def _put_in_force(self, manifest: Manifest) -> None:
+        """Plan by this listing from now on, over what is here already."""
+        first = self.registry.manifest(manifest.data_root.uri) is None
+        self.registry.set_manifest(await asyncio.to_thread(self.registry.number, manifest))
+        paths = self.cache.paths() if first else list(self.registry.planner.strangers)
+        placed = await asyncio.to_thread(self.registry.locate_all, paths)
+        for count, (path, place) in enumerate(placed):
+            if self.cache.stamp(path) is not None and (place is not None or first):
+                self.registry.adopt(path, place)
+            if count % ADOPTED_AT_A_TIME == 0:
+                await asyncio.sleep(0)
+        self.registry.sort_anew()
+        self.prefetcher.wake()
 
     async def _rescan(self) -> None:
         while True:
@@ -236,7 +252,6 @@ class Service:
             self.settings.roots,
             self.cache,
             self.registry,
-            self.fetcher,
             self.prefetcher,
             self.statistics,
             self._stop,
@@ -262,7 +277,7 @@ class Service:
 
 
 async def _runner(stack: AsyncExitStack, app: web.Application) -> web.AppRunner:
-    runner = web.AppRunner(app, access_log=None, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=1.0)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=1.0)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     return runner

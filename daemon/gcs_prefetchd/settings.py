@@ -44,7 +44,15 @@ class Settings(BaseSettings):
     user_project: str | None = Field(None, description="The project that pays for requests to requester-pays buckets.")
     http: str = Field("127.0.0.1:8484", description="Where statistics are served, HOST:PORT; port 0 picks a free one.")
     concurrency: int = Field(128, ge=1, le=1024, description="The most downloads at a time.")
-    window_items: int = Field(512, ge=1, le=1_000_000, description="How many items ahead of a reader are kept on disk.")
+    window_items: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="How many items ahead of a reader are kept on disk; without it as many as it takes.",
+    )
+    policy: Literal["plan", "lru"] = Field(
+        "plan", description="What is dropped first: by the readers' plans, or the least recently used whatever they plan."
+    )
     deadline_s: float = Field(60.0, gt=0, le=3600, description="After how many seconds of trying an object is given up.")
     relist_s: float = Field(
         3600.0, ge=1, allow_inf_nan=False, description="After how many seconds a data root is listed again."

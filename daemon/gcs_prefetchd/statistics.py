@@ -14,6 +14,7 @@ from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.prefetch import Prefetcher
 from gcs_prefetchd.protocol import ReadReport
+from gcs_prefetchd.readers import WAITS
 from gcs_prefetchd.registry import Registry
 from gcs_prefetchd.traffic import Traffic
 
@@ -77,6 +78,7 @@ class Statistics:
                 "fallbacks": self.reads.fallbacks,
                 "hit_ratio": round(self.reads.hit_ratio, 6),
                 "wait_s": round(self.reads.wait_s, 3),
+                "waits": {why: self.prefetcher.waits[why] for why in WAITS},
             },
             "origin": {
                 "requests": self.traffic.requests,
@@ -93,16 +95,24 @@ class Statistics:
         }
 
     def _streams(self) -> list[dict[str, Any]]:
+        now_s = time.monotonic()
         return [
             {
-                "id": stream.id,
-                "data_root": stream.manifest.data_root.uri,
-                "epoch": stream.epoch,
-                "position": stream.position,
-                "length": stream.length,
-                "runway_items": self.prefetcher.runway_items(stream),
+                "id": reader.stream.id,
+                "data_root": reader.key,
+                "epoch": reader.stream.current.number,
+                "position": reader.stream.position,
+                "length": len(reader.stream),
+                "runway_items": (runway := self.prefetcher.runway_items(reader)),
+                "runway_s": round(runway / reader.stream.rate.per_s(now_s), 3),
+                "reads_per_s": round(reader.stream.rate.per_s(now_s), 1),
+                "window_items": self.registry.window(reader),
+                "bound_items": reader.bound,
+                "fetched_items": reader.fetched,
+                "demanded_objects": reader.demanded,
+                "waits": {why: reader.waits[why] for why in WAITS},
             }
-            for stream in self.registry
+            for reader in self.registry
         ]
 
     def metrics(self) -> bytes:
@@ -128,6 +138,7 @@ METRICS: dict[str, tuple[str, tuple[str, str], str]] = {
         ("reads", "wait_s"),
         "Seconds that readers waited for misses and fallbacks",
     ),
+    "gcs_prefetchd_reads_waits": ("counter", ("reads", "waits"), "Objects that readers waited for, by why"),
     "gcs_prefetchd_origin_requests": ("counter", ("origin", "requests"), "Requests sent to GCS"),
     "gcs_prefetchd_origin_bytes": ("counter", ("origin", "bytes"), "Bytes of objects received from GCS"),
     "gcs_prefetchd_origin_errors": ("counter", ("origin", "errors"), "Failed tries, by kind"),
@@ -146,6 +157,9 @@ METRICS: dict[str, tuple[str, tuple[str, str], str]] = {
     "gcs_prefetchd_stream_position": ("gauge", ("streams", "position"), "Items read of the stream's epoch"),
     "gcs_prefetchd_stream_length": ("gauge", ("streams", "length"), "Items of the stream's epoch"),
     "gcs_prefetchd_stream_runway_items": ("gauge", ("streams", "runway_items"), "Items on disk ahead of the stream"),
+    "gcs_prefetchd_stream_runway_seconds": ("gauge", ("streams", "runway_s"), "How long they last at the stream's rate"),
+    "gcs_prefetchd_stream_bound_items": ("gauge", ("streams", "bound_items"), "Items that were not here when the epoch began"),
+    "gcs_prefetchd_stream_fetched_items": ("gauge", ("streams", "fetched_items"), "Items fetched ahead in the epoch"),
 }
 
 
@@ -160,8 +174,8 @@ class _Snapshot(Collector):
                 metric = family(name, text, labels=["stream", "data_root"])
                 for stream in self._snapshot["streams"]:
                     metric.add_metric([stream["id"], stream["data_root"]], stream[key])
-            elif key == "errors":
-                metric = family(name, text, labels=["kind"])
+            elif key in ("errors", "waits"):
+                metric = family(name, text, labels=["kind" if key == "errors" else "why"])
                 for error, count in self._snapshot[section][key].items():
                     metric.add_metric([error], count)
             else:

@@ -1,99 +1,187 @@
-"""One stream: what a reader will read in its epoch, how far it has come, and the window of items planned ahead of it. Pure."""
+"""One stream: what a reader will read, epoch after epoch, how far it has come, and when it will read an item next. Pure.
+
+Places count from the start of the current epoch; those of the next epoch follow on. How much of the order is *known* is the
+rule of docs/planner.md: to the end of the current epoch, and into the next one's head as far as the window reaches; for an
+endless stream with replacement, one epoch's length ahead.
+"""
+
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gcs_prefetchd.manifest import Manifest, ObjectVersion
-from gcs_prefetchd.names import cache_path
 from gcs_prefetchd.order import Indices
+from gcs_prefetchd.pace import Rate
 
-__all__ = ["Stream", "path_of"]
+__all__ = ["NEVER", "Epoch", "Stream"]
+
+NEVER = 0xFFFF_FFFF
 
 
-def path_of(version: ObjectVersion) -> str:
-    """Where the object lies in the cache."""
-    return cache_path(version.name.bucket, version.name.name)
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One epoch's order of numbered items, and for each item its first place in it (NEVER where it has none).
+
+    `following` holds, for each place, the next one of the same item; None where no item comes twice.
+    """
+
+    number: int
+    order: Indices
+    first: Indices
+    following: Indices | None
+
+    @classmethod
+    def of(cls, number: int, order: Indices, items: int) -> "Epoch":
+        """Prepare an order of numbers below `items`. A million takes some 20 ms, ten times that where items come twice."""
+        first = np.full(items, NEVER, dtype=np.uint32)
+        places = np.arange(len(order), dtype=np.uint32)
+        first[order[::-1]] = places[::-1]  # of several assignments the last one holds: the first place
+        if np.array_equal(first[order], places):
+            return cls(number, order, first, None)
+        following = np.full(len(order), NEVER, dtype=np.uint32)
+        by_item = np.argsort(order, kind="stable").astype(np.uint32)
+        again = order[by_item[1:]] == order[by_item[:-1]]
+        following[by_item[:-1][again]] = by_item[1:][again]
+        return cls(number, order, first, following)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def after(self, place: int) -> int:
+        """The next place of the same item, or NEVER."""
+        return NEVER if self.following is None else int(self.following[place])
 
 
 class Stream:
-    """One reader's order for one epoch.
+    """Where one reader is in its order.
 
-    `job` ties it to the reports of the processes that read for it. Workers overtake each other, so reads may come out of
-    order: `start` is the first position not read yet, `position` how many have been. `held` are the paths of its window.
+    `endless`: one epoch's length is known ahead at any moment. `position` counts the reads of this epoch. Workers overtake
+    each other, and a report can get lost: `start` is the first place not read yet, `front` the one after the last read.
+    `place` is each item's next known place, or NEVER. `planned` is how far prefetching has come.
     """
 
-    def __init__(self, stream_id: str, job: str, manifest: Manifest, epoch: int, order: Indices, position: int = 0) -> None:
+    def __init__(self, stream_id: str, job: str, epoch: Epoch, position: int = 0, *, endless: bool = False) -> None:
         self.id = stream_id
         self.job = job
-        self.manifest = manifest
-        self.epoch = epoch
-        self.order = order
-        self.position = position
-        self.start = position
-        self.held: set[str] = set()
-        self._planned = position
-        self._read = np.zeros(len(order), dtype=bool)
-        self._read[:position] = True
-        self._by_item = np.argsort(order, kind="stable").astype(np.uint32)
-        self._sorted = order[self._by_item]
+        self.endless = endless
+        self.rate = Rate()
+        self.turn(epoch, position)
 
-    @property
-    def length(self) -> int:
-        """How many items the epoch has."""
-        return len(self.order)
+    def __len__(self) -> int:
+        return len(self.current)
 
     @property
     def ended(self) -> bool:
-        """Whether everything has been read."""
-        return self.position >= self.length
+        """Whether all of the epoch has been read."""
+        return self.position >= len(self.current)
 
-    @property
-    def ahead(self) -> int:
-        """How many items beyond the first unread one have been planned."""
-        return self._planned - self.start
+    def turn(self, epoch: Epoch, position: int = 0) -> None:
+        """Another epoch begins: what was not read of the one before will not be."""
+        self.current = epoch
+        self.upcoming: Epoch | None = None
+        self.known = len(epoch)
+        self.position = self.start = self.front = self.planned = position
+        self.place = epoch.first.copy()
+        if position:
+            self.place[epoch.order[:position]] = NEVER
+            if epoch.following is not None:
+                left = np.arange(position, len(epoch), dtype=np.uint32)[::-1]
+                self.place[epoch.order[left]] = left  # of several assignments the last one holds: the first place
+        self._places = self.place.data  # one number in or out of it takes a third of the time that numpy needs
+        self._order = epoch.order.data
 
-    def advance(self) -> int | None:
-        """Plan and hold one more item and return it, or None at the epoch's end."""
-        while self._planned < self.length:
-            self._planned += 1
-            if not self._read[self._planned - 1]:
-                item = int(self.order[self._planned - 1])
-                self.held.update(self._paths(item))
-                return item
-        return None
+    def grow(self, items: int) -> None:
+        """Make room for the numbers of more items; none of them is in the order."""
+        self.place = np.concatenate([self.place, np.full(max(0, items - len(self.place)), NEVER, dtype=np.uint32)])
+        self._places = self.place.data
+
+    def append(self, epoch: Epoch) -> None:
+        """The next epoch's order, which `reveal` needs towards the end of this one."""
+        self.upcoming = epoch
+
+    def place_of(self, item: int) -> int:
+        """The next known place of an item, or NEVER."""
+        return self._places[item]
+
+    def item_at(self, place: int) -> int:
+        """The item at a known place."""
+        length = len(self._order)
+        if place < length:
+            return self._order[place]
+        assert self.upcoming is not None
+        return int(self.upcoming.order[place - length])
+
+    def items_here(self, first: int, end: int, present: NDArray[np.uint8]) -> list[int]:
+        """The known places from `first` to `end`, all of one epoch, whose item is present and is not read before them."""
+        length = len(self._order)
+        epoch, base = (self.current, 0) if end <= length else (self.upcoming, length)
+        assert epoch is not None
+        items = epoch.order[first - base : end - base]
+        here = (present[items] != 0) & (self.place[items] == np.arange(first, end, dtype=np.uint32))
+        found: list[int] = (np.flatnonzero(here) + first).tolist()
+        return found
+
+    def unbroken(self, here: NDArray[np.bool_]) -> int:
+        """How many items not read yet, from the first of them on and as far as planned, are `here` before one is not."""
+        end = min(self.planned, len(self.current))
+        items = self.current.order[self.start : end]
+        unread = self.place[items] == np.arange(self.start, max(self.start, end), dtype=np.uint32)
+        gaps = np.flatnonzero(unread & ~here[items])
+        return int(np.count_nonzero(unread[: gaps[0]] if len(gaps) else unread))
+
+    def mark_read(self, item: int) -> bool:
+        """Note that the item was read, at its next known place; False where it has none."""
+        places = self._places
+        place = places[item]
+        if place == NEVER:
+            return False
+        places[item] = self._place_after(place, item)
+        self.position += 1
+        self.front = max(self.front, place + 1)
+        if place == self.start:
+            start, known = place + 1, self.known
+            while start < known and places[self.item_at(start)] != start:
+                start += 1
+            self.start = start
+        return True
+
+    def reveal(self, window: int) -> list[int]:
+        """Let what is known reach as far as it should by now; returns the items that have a next place with it."""
+        length = len(self.current)
+        wanted = self.window_start(window) + (length if self.endless else window)
+        end = min(wanted, length + (0 if self.upcoming is None else len(self.upcoming)))
+        revealed = []
+        for place in range(self.known, end):
+            item = self.item_at(place)
+            if self._places[item] == NEVER:
+                self._places[item] = place
+                revealed.append(item)
+        self.known = max(self.known, end)
+        return revealed
+
+    def window_start(self, window: int) -> int:
+        """Where the window begins: at the first place not read. One that a lost report left unread holds up nothing: half of
+        the window at least lies ahead of the last read."""
+        return max(self.start, self.front - window // 2)
 
     def plan_again(self, item: int) -> None:
         """Something of this item is not on disk although it was planned: plan from there once more."""
-        for place in self._places(item):
-            if self.start <= place < self._planned and not self._read[place]:
-                self._planned = int(place)
-                return
+        place = self._places[item]
+        if place < self.planned:
+            self.planned = max(place, self.start)
 
-    def mark_read(self, item: int) -> bool:
-        """Note that the item was read, at its first unread place; False where this stream does not hold it unread."""
-        unread = [place for place in self._places(item) if not self._read[place]]
-        if not unread:
-            return False
-        self._read[unread[0]] = True
-        self.position += 1
-        if len(unread) == 1 or unread[1] >= self._planned:  # else the window holds the item for its next place
-            self.held.difference_update(self._paths(item))
-        self._move_start()
-        return True
+    def in_s(self, place: int, now_s: float) -> float:
+        """In how many seconds the place will be read, at the rate of late; 0 where it is overdue."""
+        return max(0, place - self.start) / self.rate.per_s(now_s)
 
-    def window(self) -> list[int]:
-        """The items planned and not read yet, in order."""
-        places = np.arange(self.start, self._planned)
-        return [int(item) for item in self.order[places[~self._read[places]]]]
-
-    def _places(self, item: int) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
-        # Of the same type as the order: for any other one numpy converts the whole of it at every call.
-        first, last = np.searchsorted(self._sorted, np.array([item, item + 1], dtype=self._sorted.dtype))
-        return self._by_item[first:last]
-
-    def _paths(self, item: int) -> list[str]:
-        return [path_of(version) for version in self.manifest.versions(item)]
-
-    def _move_start(self) -> None:
-        while self.start < self.length and self._read[self.start]:
-            self.start += 1
-        self._planned = max(self._planned, self.start)
+    def _place_after(self, place: int, item: int) -> int:
+        length = len(self._order)
+        if place >= length:
+            assert self.upcoming is not None
+            after = self.upcoming.after(place - length)
+        else:
+            after = self.current.after(place)
+            if after != NEVER:
+                return after
+            after = NEVER if self.upcoming is None else int(self.upcoming.first[item])
+        return after + length if after != NEVER and after + length < self.known else NEVER

@@ -78,7 +78,7 @@ class Watch:
             event = await self._queue.async_q.get()
             path = os.fsdecode(event.src_path).removeprefix(f"{self._cache.directory.objects}/")
             if isinstance(event, FileOpenedEvent):
-                self._cache.touch(path)
+                self._cache.opened(path)
             else:
                 await self._deleted(path)
             if count % AT_A_TIME == 0:

@@ -21,7 +21,8 @@ class ImageDataset(Dataset[Any]):
     - `data_root`: a folder, or `gs://bucket/prefix`; an item's parts lie at `image_pattern` and `label_pattern` below it.
     - `items`: ids, any sequence of str. Kept, not copied: a manifest's ids stay in the memory that all workers share.
     - `loader`: `loader(path)` is the image in RGB. With `label_mode="index"`, labels are loaded by `loader(path, mode=None)`
-      and keep their class indices. A loader with a method `load_many(paths, modes)` gets both parts at once.
+      and keep their class indices. A loader with a method `load_many(paths, modes)` gets both parts at once;
+      one with `load_item(index, paths, modes)` gets the index into `items` as well.
     - `transform`: takes the pair as ONE tuple; what it returns is the sample.
 
     Raises SettingsError for a `label_mode` or pattern that cannot be used; reading raises what the loader raises.
@@ -53,10 +54,15 @@ class ImageDataset(Dataset[Any]):
         """`(image, label)`, or what the transform makes of it; negative indices count from the end."""
         if isinstance(index, slice):
             raise TypeError("ImageDataset takes one index; torch.utils.data.Subset takes several")
-        image, label = self._load(self._pairs.of(self.items[operator.index(index)]))
+        place = operator.index(index)
+        image, label = self._load(place, self._pairs.of(self.items[place]))
         return (image, label) if self.transform is None else self.transform((image, label))
 
-    def _load(self, paths: list[str]) -> list[Image.Image]:
+    def _load(self, index: int, paths: list[str]) -> list[Image.Image]:
+        load_item = getattr(self.loader, "load_item", None)
+        if load_item is not None:
+            parts: list[Image.Image] = load_item(index % len(self.items), paths, ["RGB", self._label_mode])
+            return parts
         load_many = getattr(self.loader, "load_many", None)
         if load_many is not None:
             images: list[Image.Image] = load_many(paths, ["RGB", self._label_mode])

@@ -5,7 +5,6 @@ that of `consistent_train_test_split`, and without a `transform` the samples are
 cannot be batched. Further keyword arguments: `label_mode`, `image_pattern`, `label_pattern` as in ImageDataset.
 """
 
-import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,15 +19,15 @@ from gcs_dataset.images import ImageDataset
 from gcs_dataset.items import Items, Selection, consistent_train_test_split, warn_of_incomplete
 from gcs_dataset.listing import list_manifest
 from gcs_dataset.local import list_pairs_local, pil_loader
+from gcs_dataset.manifests import get_manifest
 from gcs_dataset.pairs import LabelMode, pillow_mode
+from gcs_dataset.planned import PlannedDataLoader
 from gcs_dataset.plans import PlanSender
 from gcs_dataset.sampler import PlannedSampler
 from gcs_dataset.stream import AsyncImageDataset
 from gcs_dataset.tensors import to_tensors
 from gcs_dataset.workers import worker_init_fn
-from gcs_prefetchd.client import DaemonClient
-from gcs_prefetchd.errors import ManifestError, PrefetchdError
-from gcs_prefetchd.manifest import IMAGE_PATTERN, LABEL_PATTERN, Layout, Manifest, load_manifest
+from gcs_prefetchd.manifest import IMAGE_PATTERN, LABEL_PATTERN, Layout, Manifest
 from gcs_prefetchd.names import DataRoot
 
 __all__ = ["get_async_dataloaders", "get_cached_dataloaders", "get_local_dataloaders", "get_streamed_dataloaders"]
@@ -38,10 +37,6 @@ Transform = Callable[[tuple[Any, Any]], Any]
 
 ASYNC_CONCURRENCY = 128
 BATCHES_PER_WORKER = 2  # DataLoader's prefetch_factor: how many batches each worker is given ahead
-STATUS_TIMEOUT_S = 5.0
-MANIFEST_TIMEOUT_S = 300.0  # the daemon may have to list a million objects first
-
-log = logging.getLogger("gcs_dataset")
 
 
 def get_local_dataloaders(
@@ -146,18 +141,21 @@ def get_cached_dataloaders(
     num_workers: int = 8,
     seed: int = 0,
     *,
+    replacement: bool = False,
     label_mode: LabelMode = "RGB",
     image_pattern: str = IMAGE_PATTERN,
     label_pattern: str = LABEL_PATTERN,
-) -> Loaders:
+) -> dict[str, PlannedDataLoader]:
     """DataLoaders that read through the cache of the daemon that serves `cache_dir`, and tell it what they will read.
 
-    "train" is shuffled by `seed` and the epoch, "test" is in order; both are the same with and without a daemon. Raises as
-    get_streamed_dataloaders does.
+    "train" is shuffled by `seed` and the epoch (`replacement` draws with replacement), "test" is in order; both are the same
+    with and without a daemon. Where torch.distributed is initialised, each rank gets its share of one global order. They are
+    PlannedDataLoaders: `state_dict` and `load_state_dict` resume in the middle of an epoch, `set_epoch` says which is next.
+    Raises as get_streamed_dataloaders does.
     """
     pillow_mode(label_mode)
-    manifest = _manifest(DataRoot.parse(gcs_data_root), Layout((image_pattern, label_pattern)), Path(cache_dir))
-    loader = CachedLoader(cache_dir)
+    manifest = get_manifest(gcs_data_root, cache_dir, image_pattern=image_pattern, label_pattern=label_pattern)
+    loader = CachedLoader(cache_dir, manifest=manifest)
     dataset = ImageDataset(
         gcs_data_root,
         manifest.ids,
@@ -170,36 +168,19 @@ def get_cached_dataloaders(
     train, test = consistent_train_test_split(manifest.ids, test_ratio)
     read_ahead = BATCHES_PER_WORKER * num_workers * batch_size
 
-    def planned(side: str, indices: torch.Tensor) -> DataLoader[Any]:
-        sender = PlanSender(Path(cache_dir), manifest, job=loader.job, stream=f"{side}-{loader.job[:8]}")
-        sampler = PlannedSampler(indices, seed=seed, shuffle=side == "train", plan_sender=sender, read_ahead=read_ahead)
-        return _loader(dataset, sampler, batch_size, num_workers)
+    def planned(side: str, indices: torch.Tensor) -> PlannedDataLoader:
+        is_drawn = side == "train" and len(indices) > 0  # a split may leave a side empty, and there is nothing to shuffle then
+        sampler = PlannedSampler(
+            indices,
+            seed=seed,
+            shuffle=is_drawn,
+            replacement=replacement and is_drawn,
+            plan_sender=PlanSender(Path(cache_dir), manifest, job=loader.job, stream=f"{side}-{loader.job[:8]}"),
+            read_ahead=read_ahead,
+        )
+        return PlannedDataLoader(dataset, batch_size, sampler=sampler, **_worker_settings(num_workers))
 
     return {"train": planned("train", train), "test": planned("test", test)}
-
-
-def _manifest(data_root: DataRoot, layout: Layout, cache_dir: Path) -> Manifest:
-    """The daemon's manifest; without a daemon that has one for this layout, a listing of our own, which is the same."""
-    try:
-        manifest = _manifest_of_daemon(data_root, cache_dir)
-        if manifest.layout != layout:
-            raise ManifestError(f"manifest of {data_root.uri}: the daemon's patterns are {manifest.layout.patterns}")
-    except PrefetchdError as exc:
-        log.warning("%s; listing %s without the daemon", exc, data_root.uri)
-        manifest = list_manifest(data_root, layout)
-    warn_of_incomplete(Items(manifest.ids, manifest.incomplete), layout, data_root.uri)
-    return manifest
-
-
-def _manifest_of_daemon(data_root: DataRoot, cache_dir: Path) -> Manifest:
-    client = DaemonClient(cache_dir, STATUS_TIMEOUT_S)
-    try:
-        client.status()  # tells a daemon that hangs from one that lists
-        client.close()
-        client.timeout_s = MANIFEST_TIMEOUT_S
-        return load_manifest(Path(client.manifest(data_root.uri).path))
-    finally:
-        client.close()
 
 
 def _listed(gcs_data_root: str, image_pattern: str, label_pattern: str) -> Manifest:
@@ -218,12 +199,9 @@ def _shuffled(dataset: ImageDataset, items: Sequence[str], batch_size: int, test
 
 
 def _loader(dataset: Dataset[Any], sampler: Sampler[int] | None, batch_size: int, num_workers: int) -> DataLoader[Any]:
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        num_workers=num_workers,
-        worker_init_fn=worker_init_fn,
-        # Workers that live on keep their connections, their imports and the memory that malloc kept.
-        persistent_workers=num_workers > 0,
-    )
+    return DataLoader(dataset, batch_size, sampler=sampler, **_worker_settings(num_workers))
+
+
+def _worker_settings(num_workers: int) -> dict[str, Any]:
+    # Workers that live on keep their connections, their imports and the memory that malloc kept.
+    return {"num_workers": num_workers, "worker_init_fn": worker_init_fn, "persistent_workers": num_workers > 0}

@@ -1,92 +1,175 @@
-"""Tells the daemon what a sampler will yield, and again when the daemon has been restarted."""
+"""Tells the daemon what a sampler will yield, and again when the daemon has been restarted or has forgotten it."""
 
 import logging
+import os
+import threading
 import time
+import weakref
 from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from gcs_dataset.background import in_background
-from gcs_prefetchd.client import DaemonClient, read_daemon_file
-from gcs_prefetchd.errors import DaemonUnavailableError, ProtocolError
-from gcs_prefetchd.manifest import Manifest
-from gcs_prefetchd.order import Indices, order_digest
-from gcs_prefetchd.protocol import Plan, pack
+import numpy as np
 
-__all__ = ["PlanSender"]
+from gcs_dataset.background import in_background
+from gcs_prefetchd.client import DaemonClient, Lease
+from gcs_prefetchd.errors import PrefetchdError, ProtocolError
+from gcs_prefetchd.manifest import Manifest
+from gcs_prefetchd.order import Indices, order_digest, plan_order
+from gcs_prefetchd.protocol import Plan
+
+__all__ = ["PlanSender", "Share"]
 
 CHECK_PAUSE_S = 1.0
+CONFIRM_PAUSE_S = 10.0
 SEND_TIMEOUT_S = 10.0
 FIRST_ITEM_WAIT_S = 1.0  # a daemon that is well takes milliseconds; one that is not holds up an epoch no longer than this
 
 log = logging.getLogger("gcs_dataset")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Share:
+    """What one rank reads in one epoch, in the terms of `order.plan_order`."""
+
+    kind: str
+    seed: int
+    epoch: int
+    indices: Indices
+    rank: int = 0
+    world: int = 1
+    drop_last: bool = False
+    start: int = 0
+
+    def order(self) -> Indices:
+        """The indices in the order in which they are read."""
+        return plan_order(
+            self.kind,
+            self.seed,
+            self.epoch,
+            self.indices,
+            rank=self.rank,
+            world=self.world,
+            drop_last=self.drop_last,
+            start=self.start,
+        )
+
+
 class PlanSender:
     """Sends one stream's plans to the daemon of a cache directory. Never raises because of the daemon.
 
-    Whether the daemon is another one than last time is read from `daemon.json`, at most every `check_pause_s`: that costs
-    20 us and waits for nobody. Plans are sent by a thread.
+    While it lives it holds the job's lease: once the process has ended, however it did, the daemon counts its streams for
+    nothing. A lease that was dropped shows that the daemon is gone or another one: looked at every `check_pause_s` at most,
+    which takes microseconds. Every `confirm_pause_s` the daemon is asked whether it still knows the stream. Either way the plan
+    is sent again. All that talks to the daemon is done by threads.
     """
 
     def __init__(
-        self, cache_dir: Path, manifest: Manifest, *, job: str, stream: str, check_pause_s: float = CHECK_PAUSE_S
+        self,
+        cache_dir: Path,
+        manifest: Manifest,
+        *,
+        job: str,
+        stream: str,
+        check_pause_s: float = CHECK_PAUSE_S,
+        confirm_pause_s: float = CONFIRM_PAUSE_S,
     ) -> None:
+        self.manifest = manifest
         self._cache_dir = cache_dir
-        self._data_root = manifest.data_root.uri
-        self._digest = manifest.digest
         self._job = job
         self._stream = stream
         self._check_pause_s = check_pause_s
+        self._confirm_pause_s = confirm_pause_s
         self._next_check_s = 0.0
-        self._epoch = 0
-        self._order: Indices | None = None
-        self._told: tuple[int, object] | None = None  # the epoch, and the instance id of the daemon that knows its plan
-        self._sending: Future[None] | None = None
+        self._next_confirm_s = 0.0
+        self._share: Share | None = None
+        self._digest = ""
+        self._told: Share | None = None  # what the daemon that holds the lease knows
+        self._lease: Lease | None = None
+        self._under_way: Future[None] | None = None
         self._refused = False
 
-    def begin(self, epoch: int, order: Indices) -> None:
-        """A new epoch begins: tell its order, and wait a second at most until the daemon has it."""
-        self._epoch, self._order, self._told = epoch, order, None
+    def begin(self, share: Share, order: Indices, position: int = 0) -> None:
+        """An epoch begins, or goes on at a position: tell it, and wait a second at most until the daemon has it."""
+        self._share, self._digest, self._told = share, order_digest(order), None
         self._next_check_s = 0.0
-        self.keep_told(0)
-        if self._sending is not None:
-            wait([self._sending], FIRST_ITEM_WAIT_S)
+        self.keep_told(position)
+        if self._under_way is not None:
+            wait([self._under_way], FIRST_ITEM_WAIT_S)
 
     def keep_told(self, position: int) -> None:
-        """Tell the plan again where the daemon is a new one; `position` is how many of its items have been read."""
+        """See to it that the daemon knows the plan; `position` is how many of its items have been read."""
         now_s = time.monotonic()
-        if now_s < self._next_check_s or self._order is None:
+        if now_s < self._next_check_s or self._share is None:
             return
         self._next_check_s = now_s + self._check_pause_s
-        if self._sending is not None and not self._sending.done():
+        if self._under_way is not None and not self._under_way.done():
             return
-        try:
-            instance_id = read_daemon_file(self._cache_dir).get("instance_id")
-        except DaemonUnavailableError:
-            return
-        if (self._epoch, instance_id) != self._told:
-            self._sending = in_background(partial(self._send, self._epoch, self._order, position, instance_id))
+        if self._told is not self._share or self._lease is None or not self._lease.is_held:
+            self._next_confirm_s = now_s + self._confirm_pause_s
+            self._under_way = in_background(partial(self._send, self._share, self._digest, position))
+        elif now_s >= self._next_confirm_s:
+            self._next_confirm_s = now_s + self._confirm_pause_s
+            self._under_way = in_background(self._confirm)
 
-    def _send(self, epoch: int, order: Indices, position: int, instance_id: object) -> None:
+    def _send(self, share: Share, digest: str, position: int) -> None:
         plan = Plan(
             job=self._job,
             stream=self._stream,
-            data_root=self._data_root,
-            manifest=self._digest,
-            epoch=epoch,
+            data_root=self.manifest.data_root.uri,
+            manifest=self.manifest.digest,
+            kind=share.kind,
+            seed=share.seed,
+            epoch=share.epoch,
             position=position,
-            digest=order_digest(order),
+            rank=share.rank,
+            world=share.world,
+            drop_last=int(share.drop_last),
+            start=share.start,
+            digest=digest,
         )
         client = DaemonClient(self._cache_dir, SEND_TIMEOUT_S)
         try:
-            client.send_plan(plan, pack(order.tolist()))
-        except DaemonUnavailableError:
-            return  # the readers say so, the order is the same without it, and the next check tries again
+            self._lease = _lease_of(self._cache_dir, self._job, client)
+            client.send_plan(plan, np.asarray(share.indices, dtype="<u4").tobytes())
         except ProtocolError as exc:
             if not self._refused:
                 self._refused = True
                 log.warning("daemon of %s: refuses the plan of stream %s: %s", self._cache_dir, self._stream, exc)
+        except PrefetchdError:
+            return  # the readers say so, the order is the same without it, and the next check tries again
         finally:
             client.close()
-        self._told = (epoch, instance_id)
+        self._told = share
+
+    def _confirm(self) -> None:
+        client = DaemonClient(self._cache_dir, SEND_TIMEOUT_S)
+        try:
+            if self._stream not in client.status().streams and not self._refused:
+                self._told = None
+        except PrefetchdError:
+            pass  # a daemon that is gone drops the lease, too
+        finally:
+            client.close()
+
+
+# One lease a job and process, which its senders share: the end of one of them must not end the streams of the others.
+_leases: "weakref.WeakValueDictionary[tuple[Path, str], Lease]" = weakref.WeakValueDictionary()
+_lock = threading.Lock()
+
+
+def _lease_of(cache_dir: Path, job: str, client: DaemonClient) -> Lease:
+    with _lock:
+        lease = _leases.get((cache_dir, job))
+        if lease is None or not lease.is_held:
+            lease = _leases[cache_dir, job] = client.lease(job)
+        return lease
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()  # another thread of the parent may have held it
+
+
+os.register_at_fork(after_in_child=_after_fork)

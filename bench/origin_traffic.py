@@ -1,0 +1,223 @@
+"""How much of a dataset is fetched again each epoch: a real daemon, a server that counts, caches smaller than the dataset.
+
+    python bench/origin_traffic.py [--json] [--quick] [--plot FILE.png]
+
+Against it stand the lower bound N - C + window for a shuffled order, exact offline references for an endless stream and for
+two jobs, and the same daemon with policy=lru. All numbers are items (an image and its label), from epoch 2 on.
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from gcs_prefetchd.client import DaemonClient
+from gcs_prefetchd.order import plan_order
+from offline import belady_hits, endless_misses
+from rig import BUCKET, Reader, daemon, make_objects, media_gets, server, together
+
+ITEMS = 2000
+EPOCHS = 6
+SHARES = (0.10, 0.25, 0.50, 0.75, 0.90)
+SMALLEST_BYTES, LARGEST_BYTES = 2_000, 8_000
+LATENCY_MS = 10.0
+ITEMS_PER_S = 500.0
+SLOW_LATENCY_MS = 16.0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One run: `value` is what was measured and `target` what it is held against, in items unless the name says else."""
+
+    name: str
+    cache_share: float
+    value: float
+    reference: float
+    target: str
+    ok: bool
+    note: str = ""
+
+
+class Bench:
+    """The runs; every one starts with an empty cache directory and a server of its own."""
+
+    def __init__(self, buckets: Path, scratch: Path, total_bytes: int, epochs: int, items_per_s: float) -> None:
+        self.buckets = buckets
+        self.scratch = scratch
+        self.total_bytes = total_bytes
+        self.epochs = epochs
+        self.items_per_s = items_per_s
+        self._runs = 0
+
+    def shuffled(self, share: float, policy: str) -> list[Row]:
+        """One job over shuffled epochs."""
+        tenths = np.zeros((self.epochs, 10))
+        windows: list[int] = []
+        before = 0
+        with self._rig(share, policy=policy) as (endpoint, client, cache_dir):
+
+            def count(epoch: int, tenth: int) -> None:
+                nonlocal before
+                gets = media_gets(endpoint)
+                tenths[epoch, tenth - 1] = (gets - before) / 2
+                before = gets
+                windows.extend(stream["window_items"] for stream in client.stats()["streams"] if epoch)
+
+            Reader(cache_dir, "job", 1, self.items_per_s).read(self.epochs, count)
+        fetched = float(tenths[1:].sum(axis=1).mean())
+        window = round(float(np.mean(windows)))
+        bound = min(ITEMS, ITEMS * (1 - share) + window)
+        if policy == "lru":
+            return [Row("shuffled, LRU", share, fetched, bound, "", True)]
+        unevenness = float((tenths[1:].mean(axis=0) / tenths[1:].mean()).max())
+        return [
+            Row("shuffled", share, fetched, bound, "<= 1.01 x (N - C + window)", fetched <= 1.01 * bound, f"window {window}"),
+            Row("worst tenth of an epoch / mean", share, unevenness, 1.0, "<= 1.3", unevenness <= 1.3),
+        ]
+
+    def endless(self, share: float) -> list[Row]:
+        """One job that draws with replacement."""
+        with self._rig(share) as (endpoint, _, cache_dir):
+            marks: list[int] = []
+            reader = Reader(cache_dir, "job", 1, self.items_per_s, kind="endless")
+            reader.read(self.epochs, lambda epoch, tenth: marks.append(media_gets(endpoint)) if tenth == 10 else None)
+        fetched = (marks[-1] - marks[0]) / 2 / (self.epochs - 1)
+        reads = [item for epoch in range(self.epochs) for item in self._order("endless", 1, epoch)]
+        exact = endless_misses(reads, int(ITEMS * share), ITEMS, ITEMS) / (self.epochs - 1)
+        return [Row("endless", share, fetched, exact, "<= 1.05 x exact offline", fetched <= 1.05 * exact)]
+
+    def two_jobs(self, share: float) -> list[Row]:
+        """Two jobs with different seeds on the same data; hits per read."""
+        with self._rig(share) as (endpoint, _, cache_dir):
+            readers = [Reader(cache_dir, f"job {seed}", seed, self.items_per_s / 2) for seed in (1, 2)]
+            before = media_gets(endpoint)
+            together(readers, self.epochs)
+            fetched = (media_gets(endpoint) - before) / 2
+        orders = [[item for epoch in range(self.epochs) for item in self._order("shuffled", seed, epoch)] for seed in (1, 2)]
+        reads = [item for pair in zip(*orders, strict=True) for item in pair]
+        hits, exact = 1 - fetched / len(reads), belady_hits(reads, int(ITEMS * share)) / len(reads)
+        return [Row("two jobs, hits per read", share, hits, exact, ">= 0.85 x exact Belady", hits >= 0.85 * exact)]
+
+    def slow_origin(self, share: float) -> list[Row]:
+        """A reader twice as fast as the origin: the epoch's time over the ideal one, in which the origin never rests."""
+        rows = []
+        for policy in ("plan", "lru"):
+            with self._rig(share, latency_ms=SLOW_LATENCY_MS, concurrency=4, policy=policy) as (endpoint, _, cache_dir):
+                # The first epoch is all misses for a reader that never pauses: so fast is the origin.
+                cold_s = Reader(cache_dir, "job", 1, math.inf).read(1)
+                items_per_s = 2 * ITEMS / cold_s
+                before = media_gets(endpoint)
+                took_s = Reader(cache_dir, "job", 2, items_per_s).read(3) / 3
+                fetched = (media_gets(endpoint) - before) / 2 / 3
+            ideal_s = max(ITEMS / items_per_s, ITEMS * (1 - share) / (items_per_s / 2))
+            target = "<= 1.05 x ideal" if policy == "plan" else ""
+            ok = not target or took_s <= 1.05 * ideal_s
+            name = f"origin at half the rate, {policy}: s an epoch"
+            rows.append(Row(name, share, took_s, ideal_s, target, ok, f"{fetched:,.0f} items fetched"))
+        return rows
+
+    def _order(self, kind: str, seed: int, epoch: int) -> list[int]:
+        order: list[int] = plan_order(kind, seed, epoch, np.arange(ITEMS, dtype=np.uint32)).tolist()
+        return order
+
+    def _rig(self, share: float, *, latency_ms: float = LATENCY_MS, **settings: object) -> "_Rig":
+        self._runs += 1
+        return _Rig(self, self.scratch / str(self._runs), int(self.total_bytes * share), latency_ms, settings)
+
+
+class _Rig:
+    """Server and daemon of one run."""
+
+    def __init__(self, bench: Bench, cache_dir: Path, cache_bytes: int, latency_ms: float, settings: dict[str, object]) -> None:
+        self._server = server(bench.buckets, latency_ms)
+        self._cache_dir = cache_dir
+        self._cache_bytes = cache_bytes
+        self._settings = settings
+
+    def __enter__(self) -> tuple[str, DaemonClient, Path]:
+        endpoint = self._server.__enter__()
+        self._daemon = daemon(self._cache_dir, endpoint, self._cache_bytes, **self._settings)
+        return endpoint, self._daemon.__enter__(), self._cache_dir
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._daemon.__exit__(None, None, None)
+        self._server.__exit__(None, None, None)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.add_argument("--quick", action="store_true", help="three epochs, and caches of 25 and 50 %% only")
+    parser.add_argument("--plot", type=Path, help="write the picture here")
+    parser.add_argument("--only", choices=["shuffled", "endless", "two_jobs", "slow_origin"], help="one kind of run")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="gcs-prefetchd-bench-") as scratch:
+        total_bytes = make_objects(Path(scratch, "buckets"), ITEMS, SMALLEST_BYTES, LARGEST_BYTES)
+        assert Path(scratch, "buckets", BUCKET).is_dir()
+        bench = Bench(Path(scratch, "buckets"), Path(scratch), total_bytes, 3 if options.quick else EPOCHS, ITEMS_PER_S)
+        rows = list(run(bench, (0.25, 0.50) if options.quick else SHARES, options.only))
+    if options.json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+    else:
+        show(rows)
+    if options.plot:
+        plot(rows, options.plot)
+    return 0 if all(row.ok for row in rows) else 1
+
+
+def run(bench: Bench, shares: tuple[float, ...], only: str | None) -> list[Row]:
+    """Every run in turn."""
+    rows: list[Row] = []
+    for share in shares:
+        if only in (None, "shuffled"):
+            rows += bench.shuffled(share, "plan") + bench.shuffled(share, "lru")
+        if only in (None, "endless"):
+            rows += bench.endless(share)
+        if only in (None, "two_jobs"):
+            rows += bench.two_jobs(share)
+    if only in (None, "slow_origin"):
+        rows += bench.slow_origin(0.50)
+    return rows
+
+
+def show(rows: list[Row]) -> None:
+    """The table."""
+    table = Table("run", "cache holds", "measured", "reference", "ratio", "target", "", box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        ratio = row.value / row.reference if row.reference else math.nan
+        verdict = "" if not row.target else "ok" if row.ok else "MISSED"
+        cells = [f"{row.value:,.3g}" if row.value < 10 else f"{row.value:,.0f}"]
+        cells += [f"{row.reference:,.3g}" if row.reference < 10 else f"{row.reference:,.0f}", f"{ratio:.3f}"]
+        table.add_row(row.name, f"{row.cache_share:.0%}", *cells, row.target, f"{verdict} {row.note}")
+    Console(width=140).print(f"{ITEMS:,} items, sizes varying 4x, {LATENCY_MS:g} ms, {ITEMS_PER_S:g} items/s", table)
+
+
+def plot(rows: list[Row], file: Path) -> None:
+    """Items fetched an epoch against what the cache holds."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for name, label in (("shuffled, LRU", "LRU"), ("shuffled", "by the plan"), ("endless", "by the plan, with replacement")):
+        points = [(row.cache_share, row.value / ITEMS) for row in rows if row.name == name]
+        axes.plot(*zip(*points, strict=True), marker="o", label=label)
+    axes.plot([0, 1], [1, 0], "k--", linewidth=1, label="lower bound, shuffled")
+    axes.set(
+        xlabel="cache holds, share of the dataset", ylabel="fetched each later epoch, share of the dataset", ylim=(0, 1.05)
+    )
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Numbers for the items of a data root that outlast its listings: what was listed before keeps its number. Pure."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gcs_prefetchd.manifest import Manifest, ObjectVersion
+from gcs_prefetchd.names import ObjectName
+from gcs_prefetchd.order import Indices
+from gcs_prefetchd.streams import NEVER
+
+__all__ = ["Catalog", "Listing"]
+
+
+class Listing:
+    """A manifest with the numbers of its items. In a data root's first manifest an item's number is its index."""
+
+    def __init__(self, manifest: Manifest, numbers: Indices | None = None) -> None:
+        self.manifest = manifest
+        self._numbers = numbers
+        self._indices: Indices | None = None
+        self.items = len(manifest)  # numbers that it needs
+        if numbers is not None:
+            self.items = int(numbers.max()) + 1 if len(numbers) else 0
+            self._indices = np.full(self.items, NEVER, dtype=np.uint32)
+            self._indices[numbers] = np.arange(len(numbers), dtype=np.uint32)
+
+    def numbers_of(self, indices: Indices) -> Indices:
+        """The numbers of items of the manifest."""
+        return indices if self._numbers is None else self._numbers[indices]
+
+    def index_of(self, number: int) -> int | None:
+        """The item's index in the manifest, or None where that lacks it."""
+        if self._indices is None:
+            return number if number < len(self.manifest) else None
+        index = int(self._indices[number]) if number < len(self._indices) else NEVER
+        return None if index == NEVER else index
+
+    def number_at(self, index: int) -> int:
+        """The number of the item at an index of the manifest."""
+        return index if self._numbers is None else int(self._numbers[index])
+
+    def versions(self, number: int) -> list[ObjectVersion]:
+        """The item's parts as this manifest has them; empty where it lacks the item."""
+        index = self.index_of(number)
+        return [] if index is None else self.manifest.versions(index)
+
+    def known(self) -> Iterator[tuple[str, int]]:
+        """Every id and its number."""
+        for index, item_id in enumerate(self.manifest.ids):
+            yield item_id, self.number_at(index)
+
+
+class Catalog:
+    """The listings of one data root, the newest last, and how many numbers they use."""
+
+    def __init__(self) -> None:
+        self.listings: list[Listing] = []
+        self.items = 0
+
+    @property
+    def newest(self) -> Listing:
+        """The listing in force."""
+        return self.listings[-1]
+
+    def number(self, manifest: Manifest) -> Listing:
+        """Give the items of a manifest their numbers; changes nothing here. Takes a second for a million: for a thread."""
+        if not self.listings:
+            return Listing(manifest)
+        if self.newest.manifest.ids == manifest.ids:
+            return Listing(manifest, self.newest.numbers_of(np.arange(len(manifest), dtype=np.uint32)))
+        known = dict(pair for listing in self.listings for pair in listing.known())
+        numbers = np.empty(len(manifest), dtype=np.uint32)
+        new = self.items
+        for index, item_id in enumerate(manifest.ids):
+            number = known.get(item_id)
+            if number is None:
+                number, new = new, new + 1
+            numbers[index] = number
+        return Listing(manifest, numbers)
+
+    def take(self, listing: Listing) -> None:
+        """Put a listing in force."""
+        self.listings.append(listing)
+        self.items = max(self.items, listing.items)
+
+    def listing(self, digest: str) -> Listing | None:
+        """The newest listing of a manifest, by its digest."""
+        return next((one for one in reversed(self.listings) if one.manifest.digest == digest), None)
+
+    def find(self, name: ObjectName) -> tuple[int, int] | None:
+        """The number of the item whose part an object is, and which part; None where it is none's."""
+        for listing in reversed(self.listings):
+            place = listing.manifest.find(name)
+            if place is not None:
+                return listing.number_at(place[0]), place[1]
+        return None
+
+    def versions(self, number: int) -> list[ObjectVersion]:
+        """The item's parts as they were when they were listed last."""
+        for listing in reversed(self.listings):
+            if versions := listing.versions(number):
+                return versions
+        return []

@@ -1,0 +1,69 @@
+"""What a page of GCS's JSON listing says: pure, from its parsed JSON to columns."""
+
+import base64
+from typing import Any
+
+import numpy as np
+
+from gcs_prefetchd.answers import UnfitAnswerError
+from gcs_prefetchd.ids import Numbers
+from gcs_prefetchd.manifest import UNKNOWN_CRC32C, Objects
+
+__all__ = ["FIELDS", "parse_page", "without_folders"]
+
+FIELDS = "nextPageToken,items(name,generation,size,crc32c)"
+NO_HASH = "AAAAAA=="  # in the place of one that is not named, so that the others are decoded in one go
+
+
+def parse_page(page: Any) -> tuple[Objects, str]:
+    """The page's objects and the token of the next page, "" after the last. Raises UnfitAnswerError where it is no listing."""
+    try:
+        items, token = page.get("items", []), str(page.get("nextPageToken") or "")
+        list(items)
+    except (AttributeError, TypeError):
+        raise UnfitAnswerError("listing", "the page is no listing") from None
+    try:
+        return _columns(items), token
+    except (AttributeError, KeyError, ValueError, TypeError, OverflowError):
+        shown = str(next((item for item in items if not _is_fit(item)), items))[:200]
+    raise UnfitAnswerError("listing", f"an entry lacks name, generation or size: {shown}")
+
+
+def without_folders(objects: Objects) -> Objects:
+    """The objects that are no placeholders of folders, whose names end with a slash."""
+    rows = [row for row, name in enumerate(objects.names) if not name.endswith("/")]
+    if len(rows) == len(objects):
+        return objects
+    names = [objects.names[row] for row in rows]
+    return Objects(names, objects.generation[rows], objects.size[rows], objects.crc32c[rows])
+
+
+def _columns(items: Any) -> Objects:
+    names = [item["name"] for item in items]
+    "".join(names).encode()  # raises where one is no str, or no Unicode
+    generation = np.array([int(item["generation"]) for item in items], dtype=np.int64)
+    size = np.array([int(item["size"]) for item in items], dtype=np.int64)
+    if np.any(generation < 0) or np.any(size < 0):
+        raise ValueError
+    return Objects(names, generation, size, _crc32c([item.get("crc32c") for item in items]))
+
+
+def _crc32c(encoded: list[str | None]) -> Numbers:
+    """The hashes, each of which is base64 of four bytes: six characters and `==`."""
+    text = "".join([NO_HASH if one is None else one for one in encoded])
+    padding = "=" * (2 * len(encoded))
+    # One that is longer and one that is shorter would show in where the padding stands.
+    if len(text) != 8 * len(encoded) or text[6::8] + text[7::8] != padding or text.count("=") != len(padding):
+        raise ValueError
+    decoded = np.frombuffer(base64.b64decode(text.replace("=", "A"), validate=True), dtype=np.uint8).reshape(-1, 6)
+    crc32c = np.ascontiguousarray(decoded[:, :4]).view(">u4").reshape(-1).astype(np.int64)
+    if None in encoded:
+        crc32c[[one is None for one in encoded]] = UNKNOWN_CRC32C
+    return crc32c
+
+
+def _is_fit(item: Any) -> bool:
+    try:
+        return len(_columns([item])) == 1
+    except (AttributeError, KeyError, ValueError, TypeError, OverflowError):
+        return False

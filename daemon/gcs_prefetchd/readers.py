@@ -1,0 +1,88 @@
+"""One reader's stream with what it was registered by, so that its next epochs can be told, and what became of it. Pure."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gcs_prefetchd.catalog import Listing
+from gcs_prefetchd.errors import ProtocolError
+from gcs_prefetchd.order import Indices, order_digest, plan_order
+from gcs_prefetchd.pace import Spread
+from gcs_prefetchd.protocol import Plan
+from gcs_prefetchd.streams import Epoch, Stream
+
+__all__ = ["WAITS", "Prepared", "Reader", "prepare"]
+
+# Why a reader had to wait for an item: no plan named it; its download had not ended; it had been dropped although it was
+# needed; prefetching had no slot or no room; the object is another generation than the one that was here.
+WAITS = ("not_planned", "late", "evicted", "throttled", "changed")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A plan that has been found possible, with its epoch's order in numbers. Made in a thread."""
+
+    plan: Plan
+    indices: Indices
+    listing: Listing
+    epoch: Epoch
+
+
+@dataclass(slots=True, eq=False)
+class Reader:
+    """A stream on the node. `bound` is how many items of its epoch were not here when it began, `fetched` how many were
+    brought ahead of it since, `demanded` how many objects it waited for."""
+
+    key: str
+    stream: Stream
+    listing: Listing
+    plan: Plan
+    indices: Indices
+    last_seen_s: float
+    seeded: bool = False
+    bound: int = 0
+    fetched: int = 0
+    demanded: int = 0
+    waits: Counter[str] = field(default_factory=Counter)
+    report_gap_s: Spread = field(default_factory=Spread)
+
+    @property
+    def every_part(self) -> int:
+        """All parts of an item, a bit each."""
+        return (1 << len(self.listing.manifest.layout.patterns)) - 1
+
+    def next_epoch(self) -> Epoch | None:
+        """The order of the epoch after this one, where the plan tells it. Takes a while: for a thread."""
+        if self.plan.kind == "listed" and not self.seeded:
+            return None
+        number, plan = self.stream.current.number + 1, self.plan
+        order = plan_order(
+            plan.kind, plan.seed, number, self.indices, rank=plan.rank, world=plan.world, drop_last=bool(plan.drop_last)
+        )
+        return Epoch.of(number, self.listing.numbers_of(order), len(self.stream.place))
+
+
+def prepare(plan: Plan, indices: Indices, listing: Listing, items: int) -> Prepared:
+    """Work out a plan's order; raises ProtocolError, naming the field, where that cannot be."""
+    if len(indices) and int(indices.max()) >= len(listing.manifest):
+        raise ProtocolError(
+            f"Plan: field 'indices': index {int(indices.max())} is beyond the {len(listing.manifest)} items of the manifest"
+        )
+    if not len(indices):
+        raise ProtocolError("Plan: field 'indices': no item at all; what is there to read?")
+    order = plan_order(
+        plan.kind,
+        plan.seed,
+        plan.epoch,
+        indices,
+        rank=plan.rank,
+        world=plan.world,
+        drop_last=bool(plan.drop_last),
+        start=plan.start,
+    )
+    if plan.position > len(order):
+        raise ProtocolError(f"Plan: field 'position': {plan.position} is beyond the plan's {len(order)} items")
+    if order_digest(order) != plan.digest:
+        raise ProtocolError("Plan: field 'digest' is not that of the order; are reader and daemon of one version?")
+    return Prepared(plan, indices, listing, Epoch.of(plan.epoch, listing.numbers_of(order).astype(np.uint32), items))

@@ -1,0 +1,53 @@
+"""The statistics in words, for the page and the command line. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gcs_prefetchd.sizes import format_size
+
+__all__ = ["daemon_facts", "stream_facts"]
+
+
+def daemon_facts(snapshot: Mapping[str, Any]) -> dict[str, str]:
+    """What a snapshot says of the daemon as a whole, by its name."""
+    cache, reads, origin, prefetch = (snapshot[key] for key in ("cache", "reads", "origin", "prefetch"))
+    errors = ", ".join(f"{kind}: {count:,}" for kind, count in origin["errors"].items())
+    return {
+        "Cache": f"{format_size(cache['bytes'])} of {format_size(cache['limit_bytes'])}, {cache['objects']:,} objects",
+        "Dropped": f"{cache['evictions']:,} objects to make room, {cache['damaged']:,} damaged",
+        "Reads": f"{reads['hits']:,} hits, {reads['misses']:,} misses, {reads['fallbacks']:,} fallbacks",
+        "Hit ratio": f"{reads['hit_ratio']:.1%}",
+        "Waited": f"{reads['wait_s']:,.1f} s, summed over readers",
+        "Waited for": _waits(reads["waits"]),
+        "From GCS": f"{origin['requests']:,} requests, {format_size(origin['bytes'])}",
+        "Failed tries": errors or "none",
+        "Downloads": f"{origin['in_flight']:,} under way",
+        "Prefetched": f"{prefetch['fetched']:,} objects; {prefetch['demand_fetched']:,} more while a reader waited",
+        "Runway": f"{prefetch['runway_items']:,} items, the shortest of all streams",
+        "Up": _duration(snapshot["uptime_s"]),
+    }
+
+
+def stream_facts(stream: Mapping[str, Any]) -> dict[str, str]:
+    """What a snapshot says of one stream, by its name."""
+    is_read = stream["position"] > 0  # else its rate is an assumption
+    runway_s, rate = (f", {_duration(stream['runway_s'])}", f", {stream['reads_per_s']:,.1f} items/s") if is_read else ("", "")
+    return {
+        "Read": f"{stream['position']:,} of {stream['length']:,} items{rate}",
+        "Runway": f"{stream['runway_items']:,} items{runway_s}; window {stream['window_items']:,} items",
+        "Fetched": f"{stream['fetched_items']:,} items ahead; {stream['bound_items']:,} were not here when the epoch began",
+        "Waited for": _waits(stream["waits"]),
+    }
+
+
+def _waits(waits: Mapping[str, int]) -> str:
+    whys = ", ".join(f"{count:,} {why.replace('_', ' ')}" for why, count in waits.items() if count)
+    return f"{sum(waits.values()):,} objects: {whys}" if whys else "nothing"
+
+
+def _duration(seconds: float) -> str:
+    """In the unit that leaves two digits or three."""
+    for unit, unit_s, below_s in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800)):
+        if seconds < below_s:
+            return f"{seconds / unit_s:.1f} {unit}" if seconds < 9.95 else f"{seconds / unit_s:.0f} {unit}"
+    return f"{seconds / 86_400:,.0f} days"

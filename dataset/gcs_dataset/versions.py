@@ -1,0 +1,38 @@
+"""The stamps that the files of a manifest's items must carry, found without a dict of names."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gcs_prefetchd.manifest import UNKNOWN_CRC32C, Manifest
+from gcs_prefetchd.names import parse_object_uri
+from gcs_prefetchd.stamp import Stamp
+
+__all__ = ["Versions"]
+
+
+class Versions:
+    """Looks stamps up in a manifest's arrays, which all workers share."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        # As plain views: each access to a memory-mapped array makes another one, which takes longer than the access.
+        self._arrays = tuple(np.asarray(array) for array in (manifest.generation, manifest.size, manifest.crc32c))
+        root = f"{manifest.data_root.uri}/"
+        self._around = [(root + before, after) for before, after in (p.split("{id}") for p in manifest.layout.patterns)]
+
+    def of(self, uris: Sequence[str], index: int | None = None) -> list[Stamp | None]:
+        """The stamp of each object; None for one that the manifest does not have, or knows no crc32c of.
+
+        `index` is the item that they are probably the parts of: found in 5 us then, and in 30 otherwise.
+        """
+        if index is not None and 0 <= index < len(self._manifest):
+            item_id = self._manifest.ids[index]
+            if [f"{before}{item_id}{after}" for before, after in self._around] == list(uris):
+                return [self._stamp(index, part) for part in range(len(uris))]
+        places = [self._manifest.find(parse_object_uri(uri)) for uri in uris]
+        return [None if place is None else self._stamp(*place) for place in places]
+
+    def _stamp(self, item: int, part: int) -> Stamp | None:
+        generation, size, crc32c = (int(array[item, part]) for array in self._arrays)
+        return None if crc32c == UNKNOWN_CRC32C else Stamp(generation, size, crc32c)

@@ -1,0 +1,62 @@
+"""What the tests of planning share: listings made by hand, and plans as a reader sends them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from gcs_prefetchd.manifest import Layout, Manifest, ObjectVersion, build_manifest
+from gcs_prefetchd.names import DataRoot, ObjectName
+from gcs_prefetchd.order import Indices, order_digest, plan_order
+from gcs_prefetchd.protocol import Plan
+
+ROOT = "gs://pictures/train"
+
+
+def listing_of(
+    ids: Iterable[str], root: str = ROOT, generation: int = 1, size: int = 1, generations: Mapping[str, int] | None = None
+) -> Manifest:
+    """A listing with these items, all parts of one generation and size but those of the ids in `generations`."""
+    data_root = DataRoot.parse(root)
+    versions = [
+        ObjectVersion(
+            ObjectName(data_root.bucket, data_root.folder + Layout().part_name(item_id, part)),
+            (generations or {}).get(item_id, generation),
+            size,
+            1,
+        )
+        for item_id in ids
+        for part in (0, 1)
+    ]
+    return build_manifest(data_root, Layout(), versions)
+
+
+def indices_of(items: Iterable[int]) -> Indices:
+    """Items as a plan has them."""
+    return np.array(list(items), dtype=np.uint32)
+
+
+def plan_of(listed: Manifest, items: Sequence[int], /, *, stream: str = "job/0", **changes: object) -> tuple[Plan, Indices]:
+    """A reader's plan, possible but for the changes; its digest is that of the order that it makes."""
+    indices = indices_of(items)
+    values: dict[str, object] = {
+        "job": stream.partition("/")[0],
+        "stream": stream,
+        "data_root": listed.data_root.uri,
+        "manifest": listed.digest,
+        "kind": "listed",
+        "seed": 0,
+        "epoch": 0,
+        "position": 0,
+        "rank": 0,
+        "world": 1,
+        "drop_last": 0,
+        "start": 0,
+    } | changes
+    if "digest" not in values:
+        values["digest"] = order_digest(_order_of(values, indices))
+    return Plan(**values), indices  # type: ignore[arg-type]  # as any reader may send it
+
+
+def _order_of(values: dict[str, object], indices: Indices) -> Indices:
+    taken = {key: values[key] for key in ("kind", "seed", "epoch", "rank", "world", "start")}
+    return plan_order(**taken, indices=indices, drop_last=bool(values["drop_last"]))  # type: ignore[arg-type]  # as above

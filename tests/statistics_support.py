@@ -1,0 +1,41 @@
+"""Statistics as a daemon would tell them, with a number in every place."""
+
+from typing import Any
+
+NO_WAITS = {"not_planned": 0, "late": 0, "evicted": 0, "throttled": 0, "changed": 0}
+
+STREAM: dict[str, Any] = {
+    "id": "job/0",
+    "data_root": "gs://pictures/train",
+    "epoch": 3,
+    "position": 12345,
+    "length": 50000,
+    "runway_items": 512,
+    "runway_s": 2.5,
+    "reads_per_s": 204.8,
+    "window_items": 600,
+    "bound_items": 25000,
+    "fetched_items": 6200,
+    "demanded_objects": 40,
+    "waits": NO_WAITS | {"late": 30, "not_planned": 1200},
+}
+
+
+def snapshot(**changes: Any) -> dict[str, Any]:
+    """A snapshot, with the parts that a test wants otherwise."""
+    return {
+        "version": "0.1.0",
+        "uptime_s": 86400.5,
+        "cache": {"bytes": 1_500_000_000, "limit_bytes": 200 * 10**9, "objects": 1234567, "evictions": 42, "damaged": 1},
+        "reads": {
+            "hits": 9000,
+            "misses": 800,
+            "fallbacks": 200,
+            "hit_ratio": 0.9,
+            "wait_s": 12.34,
+            "waits": NO_WAITS | {"late": 700, "evicted": 100},
+        },
+        "origin": {"requests": 10000, "bytes": 10**9, "errors": {"503": 7, "timeout": 1200}, "in_flight": 128},
+        "prefetch": {"fetched": 5000, "demand_fetched": 800, "runway_items": 512},
+        "streams": [STREAM],
+    } | changes

@@ -1,0 +1,124 @@
+"""Numbers of items outlast relistings: what was listed before keeps its own, what is new gets new ones."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gcs_prefetchd.catalog import Catalog, Listing
+from gcs_prefetchd.manifest import Manifest
+from gcs_prefetchd.names import ObjectName
+from plan_support import indices_of, listing_of
+
+
+def put_in_force(catalog: Catalog, manifest: Manifest) -> Listing:
+    listing = catalog.number(manifest)
+    catalog.take(listing)
+    return listing
+
+
+def numbers(listing: Listing) -> dict[str, int]:
+    return dict(listing.known())
+
+
+def test_in_the_first_listing_an_items_number_is_its_index() -> None:
+    catalog = Catalog()
+    listing = put_in_force(catalog, listing_of("abc"))
+    assert numbers(listing) == {"a": 0, "b": 1, "c": 2}
+    assert listing.numbers_of(indices_of([2, 0])).tolist() == [2, 0]
+    assert catalog.items == 3
+
+
+def test_what_was_listed_before_keeps_its_number_and_what_is_new_gets_the_next() -> None:
+    catalog = Catalog()
+    put_in_force(catalog, listing_of("bdf"))
+    assert numbers(put_in_force(catalog, listing_of("abcdf"))) == {"b": 0, "d": 1, "f": 2, "a": 3, "c": 4}
+    assert catalog.items == 5
+
+
+def test_a_removed_item_leaves_its_number_to_nobody_and_has_it_again_when_it_comes_back() -> None:
+    catalog = Catalog()
+    put_in_force(catalog, listing_of("abc"))
+    assert numbers(put_in_force(catalog, listing_of("ac"))) == {"a": 0, "c": 2}
+    assert numbers(put_in_force(catalog, listing_of("acd"))) == {"a": 0, "c": 2, "d": 3}
+    assert numbers(put_in_force(catalog, listing_of("abe"))) == {"a": 0, "b": 1, "e": 4}
+    assert catalog.items == 5
+
+
+@pytest.mark.parametrize("removed", ["", "c"])
+def test_a_changed_object_keeps_its_number_and_has_its_new_version(removed: str) -> None:
+    catalog = Catalog()
+    put_in_force(catalog, listing_of("abc"))
+    listing = put_in_force(catalog, listing_of(sorted(set("abc") - set(removed)), generations={"b": 7}))
+    assert numbers(listing)["b"] == 1
+    assert {version.generation for version in catalog.versions(1)} == {7}
+    assert {version.generation for version in catalog.versions(0)} == {1}
+
+
+def test_what_is_listed_no_more_is_found_as_it_was_listed_last() -> None:
+    catalog = Catalog()
+    put_in_force(catalog, listing_of("ab", generation=1))
+    put_in_force(catalog, listing_of("ab", generation=2))
+    put_in_force(catalog, listing_of("b", generation=3))
+    assert [version.generation for version in catalog.versions(0)] == [2, 2]
+    assert [version.name.name for version in catalog.versions(0)] == ["train/images/a.jpg", "train/labels/a.png"]
+    assert catalog.find(ObjectName("pictures", "train/labels/a.png")) == (0, 1)
+    assert catalog.versions(99) == []
+
+
+def test_an_object_is_found_under_its_number_whichever_listing_has_it() -> None:
+    catalog = Catalog()
+    put_in_force(catalog, listing_of("bc"))
+    put_in_force(catalog, listing_of("abc"))
+    found = [catalog.find(ObjectName("pictures", f"train/images/{item_id}.jpg")) for item_id in "abcd"]
+    assert found == [(2, 0), (0, 0), (1, 0), None]
+    assert catalog.find(ObjectName("pictures", "train/README.md")) is None
+
+
+def test_a_plan_of_an_earlier_listing_still_finds_it() -> None:
+    catalog = Catalog()
+    first = put_in_force(catalog, listing_of("ab"))
+    second = put_in_force(catalog, listing_of("abc"))
+    assert catalog.listing(first.manifest.digest) is first
+    assert catalog.listing(second.manifest.digest) is second is catalog.newest
+    assert catalog.listing("of another") is None
+
+
+def test_numbering_changes_nothing_before_the_listing_is_taken() -> None:
+    catalog = Catalog()
+    put_in_force(catalog, listing_of("ab"))
+    catalog.number(listing_of("abc"))
+    assert (catalog.items, len(catalog.listings)) == (2, 1)
+    assert numbers(put_in_force(catalog, listing_of("abd")))["d"] == 2
+
+
+@given(st.lists(st.sets(st.sampled_from("abcdefgh"), min_size=1), min_size=1, max_size=5))
+def test_through_any_relistings_an_item_has_one_number_and_a_number_one_item(listings: list[set[str]]) -> None:
+    catalog, known = Catalog(), dict[str, int]()
+    for ids in listings:
+        listing = put_in_force(catalog, listing_of(sorted(ids)))
+        assert [item_id for item_id, _ in listing.known()] == sorted(ids)
+        assert {**known, **numbers(listing)} == {**numbers(listing), **known}
+        known |= numbers(listing)
+        assert sorted(known.values()) == list(range(catalog.items))
+        for index, item_id in enumerate(sorted(ids)):
+            number = known[item_id]
+            assert (listing.index_of(number), listing.number_at(index)) == (index, number)
+            assert listing.versions(number) == listing.manifest.versions(index)
+        assert all(listing.index_of(number) is None for item_id, number in known.items() if item_id not in ids)
+        assert listing.index_of(catalog.items + 5) is None
+
+
+def test_a_relisting_of_the_same_items_costs_next_to_nothing() -> None:
+    """Every hour, and a million items would take a second."""
+    catalog = Catalog()
+    ids = [f"{i:06}" for i in range(20_000)]
+    put_in_force(catalog, listing_of(ids))
+    same, other = listing_of(ids, generation=2), listing_of([*ids, "x"])
+    costs_s = []
+    for manifest in (same, other):
+        began_s = time.perf_counter()
+        catalog.number(manifest)
+        costs_s.append(time.perf_counter() - began_s)
+    assert costs_s[0] * 5 < costs_s[1]

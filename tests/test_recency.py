@@ -1,0 +1,195 @@
+"""A queue in which only an item's last use counts, against the obvious one: a dictionary."""
+
+import itertools
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gcs_prefetchd.recency import Recency
+
+
+def drained(queue: Recency) -> list[tuple[int, float]]:
+    """What is in the queue, oldest first; it is empty afterwards."""
+    found = []
+    while (oldest := queue.oldest()) is not None:
+        found.append(oldest)
+        queue.remove(oldest[0])
+    return found
+
+
+def test_an_empty_queue_has_no_oldest() -> None:
+    assert Recency(0).oldest() is None
+    assert Recency(5).oldest() is None
+
+
+def test_the_item_used_least_recently_is_the_oldest() -> None:
+    queue = Recency(10)
+    for now_s, item in enumerate([3, 1, 2, 3]):
+        queue.use(item, float(now_s))
+    assert queue.oldest() == queue.oldest() == (1, 1.0)
+    assert drained(queue) == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+def test_an_item_that_was_removed_comes_back_with_its_next_use() -> None:
+    queue = Recency(10)
+    queue.use(3, 0.0)
+    queue.use(4, 1.0)
+    queue.remove(3)
+    queue.remove(3)
+    queue.remove(7)
+    assert queue.oldest() == (4, 1.0)
+    queue.use(3, 2.0)
+    assert drained(queue) == [(4, 1.0), (3, 2.0)]
+
+
+def test_what_was_taken_and_is_put_back_is_the_oldest_again_with_its_time() -> None:
+    queue = Recency(10)
+    for now_s, item in enumerate([0, 1, 0, 2, 3, 2, 4]):
+        queue.use(item, float(now_s))
+    taken = taken_from(queue, 3)
+    assert taken == [(1, 1.0), (0, 2.0), (3, 4.0)]
+    queue.put_back(taken)
+    assert drained(queue) == [*taken, (2, 5.0), (4, 6.0)]
+
+
+def test_all_of_a_queue_may_be_taken_and_put_back() -> None:
+    queue = Recency(3)
+    for item in range(3):
+        queue.use(item, 1.0)
+    taken = taken_from(queue, 3)
+    assert queue.oldest() is None
+    queue.put_back(taken)
+    assert drained(queue) == taken
+
+
+def taken_from(queue: Recency, count: int) -> list[tuple[int, float]]:
+    taken = []
+    for _ in range(count):
+        oldest = queue.oldest()
+        assert oldest is not None
+        queue.remove(oldest[0])
+        taken.append(oldest)
+    return taken
+
+
+def test_who_comes_in_with_a_new_set_counts_as_used_before_all_others() -> None:
+    queue = Recency(6)
+    for item in (4, 2, 0):
+        queue.use(item, 7.0)
+    queue.hold_to(np.array([True, True, False, True, True, False]))
+    assert drained(queue) == [(1, 0.0), (3, 0.0), (4, 7.0), (0, 7.0)]
+
+
+def test_room_for_more_items_keeps_what_is_there() -> None:
+    queue = Recency(2)
+    queue.use(1, 1.0)
+    queue.grow(5)
+    queue.use(4, 2.0)
+    assert drained(queue) == [(1, 1.0), (4, 2.0)]
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("use"), st.integers(0, 9)),
+        st.tuples(st.just("remove"), st.integers(0, 9)),
+        st.tuples(st.just("take and put back"), st.integers(0, 9)),
+        st.tuples(st.just("hold to"), st.integers(0, 1023)),
+        st.tuples(st.just("use all, many times"), st.integers(1, 130)),
+        st.tuples(st.just("grow"), st.just(3)),
+    ),
+    max_size=40,
+)
+
+
+@given(steps)
+def test_it_says_what_a_dictionary_in_order_of_use_says(steps: list[tuple[str, int]]) -> None:
+    items, clock = 10, itertools.count(1)
+    queue, model = Recency(items), dict[int, float]()
+
+    def use(item: int) -> None:
+        now_s = float(next(clock))
+        queue.use(item, now_s)
+        model.pop(item, None)
+        model[item] = now_s
+
+    for step, number in steps:
+        match step:
+            case "use":
+                use(number)
+            case "remove":
+                queue.remove(number)
+                model.pop(number, None)
+            case "take and put back":
+                taken = list(itertools.islice(model.items(), number))
+                for item, _ in taken:
+                    assert queue.oldest() is not None
+                    queue.remove(item)
+                queue.put_back(taken)
+            case "hold to":
+                wanted = [item < 10 and bool(number >> item & 1) for item in range(items)]
+                queue.hold_to(np.array(wanted))
+                came = {item: 0.0 for item in range(items) if wanted[item] and item not in model}
+                model = came | {item: when for item, when in model.items() if wanted[item]}
+            case "use all, many times":
+                for item in itertools.islice(itertools.cycle(range(items)), number * 10):
+                    use(item)
+            case "grow":
+                items += number
+                queue.grow(items)
+        assert queue.oldest() == next(iter(model.items()), None)
+    assert drained(queue) == list(model.items())
+
+
+@pytest.mark.parametrize("items", [1, 1000])
+def test_a_queue_that_is_used_without_end_takes_no_more_room(items: int) -> None:
+    queue = Recency(items)
+    length = len(queue._items)
+    for step in range(20 * length):
+        queue.use(step % items, float(step))
+    assert len(queue._items) == length
+    assert len(drained(queue)) == items
+
+
+def test_a_use_costs_the_same_among_few_items_and_among_many() -> None:
+    costs_s = [min(cost_s(items) for _ in range(3)) for items in (2000, 1_000_000)]
+    assert costs_s[1] < 10 * costs_s[0]
+
+
+def test_putting_back_costs_the_same_among_few_items_and_among_many() -> None:
+    """A prefetch that finds no room does it, with every report of the readers."""
+    costs_s = [min(cost_of_putting_back_s(items) for _ in range(3)) for items in (2000, 1_000_000)]
+    assert costs_s[1] < 10 * costs_s[0]
+
+
+def cost_of_putting_back_s(items: int) -> float:
+    queue = Recency(items)
+    for item in range(1000):
+        queue.use(item, 1.0)
+    began_s = time.perf_counter()
+    for _ in range(100):
+        queue.put_back(taken_from(queue, 3))
+    return time.perf_counter() - began_s
+
+
+def test_an_item_takes_few_bytes() -> None:
+    tracemalloc.start()
+    try:
+        queue = Recency(100_000)
+        queue.use(1, 1.0)
+        taken_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken_bytes < 15 * 100_000
+
+
+def cost_s(items: int) -> float:
+    queue = Recency(items)
+    chosen = np.random.default_rng(0).integers(items, size=20_000).tolist()
+    began_s = time.perf_counter()
+    for item in chosen:
+        queue.use(item, 1.0)
+    return time.perf_counter() - began_s
