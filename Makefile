@@ -38,8 +38,9 @@ check: $(INSTALLED) ## Check format, lint and types; change nothing
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy $(SOURCES)
 
-bench: $(INSTALLED) ## Measure what the cache fetches against what it must; takes a quarter of an hour
+bench: $(INSTALLED) ## Measure what the cache fetches against what it must, and the listing; takes a quarter of an hour
 	$(BIN)/python bench/origin_traffic.py --plot docs/origin-traffic.png
+	$(BIN)/python bench/listing.py
 
 format: $(INSTALLED) ## Format the sources in place
 	$(BIN)/ruff format $(SOURCES)
