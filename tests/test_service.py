@@ -64,6 +64,15 @@ async def test_the_data_root_is_prefetched_before_any_reader_has_come(gcs: GCSSe
             assert read_checked(service.directory.objects, uri.removeprefix("gs://")) == data
 
 
+async def test_room_that_is_free_is_filled_with_whole_items(gcs: GCSServer, tmp_path: Path) -> None:
+    put_items(gcs, 20, size_bytes=1000)
+    async with running(make_settings(tmp_path / "cache", gcs.url, cache_size=7500, window_items=1)) as service:
+        await service.prefetcher.settled()
+        names = [Path(path).stem for path in service.cache.paths()]
+        assert len(names) == 6
+        assert all(names.count(name) == 2 for name in names)
+
+
 async def test_a_start_without_gcs_serves_what_was_cached(gcs: GCSServer, tmp_path: Path) -> None:
     put_items(gcs, 3)
     settings = make_settings(tmp_path / "cache", gcs.url, deadline_s=0.5)

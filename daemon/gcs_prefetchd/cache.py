@@ -124,6 +124,10 @@ class Cache:
         stamp = self._entries.get(path)
         return 0 if stamp is None or path in self._arriving else stamp.size
 
+    def has_room_for(self, size_bytes: int) -> bool:
+        """Whether so much would fit, beside what is here and without what is under way, with nothing dropped."""
+        return self.bytes + size_bytes <= self.limit_bytes
+
     async def reserve(self, size_bytes: int, room: Room | None = None) -> None:
         """Set room aside, dropping what `room` says (`choose` where none is given); returns when the room is there.
 

@@ -34,9 +34,10 @@ Item = tuple[str, int]
 
 @dataclass(slots=True)
 class _Bringing:
-    """An item under way: how many of its objects, whether one failed, and whether it was planned once more meanwhile."""
+    """An item under way: how many of its objects and bytes, whether one failed, whether it was planned once more meanwhile."""
 
     objects: int
+    size_bytes: int
     failed: bool = False
     planned_again: bool = False
 
@@ -179,9 +180,15 @@ class Prefetcher:
         if not absent or self._is_too_large(absent):
             return
         room: Room = partial(self._choose, (reader.key, item))
+        size_bytes = sum(version.size for version in absent)
         if reader.seeded and place >= stream.window_start(window) + window:
             room = _nothing
-        self._bringing[reader.key, item] = _Bringing(len(absent))
+            if not self._cache.has_room_for(sum(one.size_bytes for one in self._bringing.values()) + size_bytes):
+                # As one: an image that fits where its label does not would be of no use to anybody.
+                self._filled.add(stream.id)
+                stream.planned = place
+                return
+        self._bringing[reader.key, item] = _Bringing(len(absent), size_bytes)
         self._objects += len(absent)
         task = asyncio.create_task(self._bring(reader, item, absent, room), name=f"prefetch {absent[0].name.uri}")
         task.add_done_callback(partial(self._ended, reader, item))
