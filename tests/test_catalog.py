@@ -118,7 +118,7 @@ def test_a_relisting_of_the_same_items_costs_next_to_nothing() -> None:
     same, other = listing_of(ids, generation=2), listing_of([*ids, "x"])
     costs_s = []
     for manifest in (same, other):
-        began_s = time.perf_counter()
+        began_s = time.thread_time()
         catalog.number(manifest)
-        costs_s.append(time.perf_counter() - began_s)
+        costs_s.append(time.thread_time() - began_s)
     assert costs_s[0] * 5 < costs_s[1]

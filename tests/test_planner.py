@@ -320,6 +320,17 @@ def test_a_removed_streams_items_are_dropped_first() -> None:
     assert victims[2:] == [(KEY, 12), (KEY, 7)]
 
 
+def test_what_two_streams_need_at_the_same_time_is_dropped_once() -> None:
+    node = Node(10, 10)
+    node.add(*(Stream(name, "", epoch_of([1, 2, 3], 10)) for name in "ab"))
+    node.shelf.set_parts(3, 1)
+    node.planner.sort_anew()
+    node.shelf.farthest(0.0)
+    for item in (1, 2):
+        node.fetch(item)
+    assert node.victims(3) == [(KEY, 3), (KEY, 2), (KEY, 1)]
+
+
 def test_what_a_new_streams_plan_needs_is_kept() -> None:
     node = Node(10, 10)
     for item in (1, 2, 3):
@@ -544,7 +555,7 @@ def test_a_read_costs_microseconds_among_a_million_items(orders_of_many: list[Ep
     node, streams = large_node(orders_of_many, jobs)
     costs_us = []
     for _ in range(5):
-        began_s = time.perf_counter()
+        began_s = time.thread_time()
         for _ in range(2000):
             for stream in streams:
                 node.read(stream, stream.item_at(stream.start))
@@ -553,16 +564,16 @@ def test_a_read_costs_microseconds_among_a_million_items(orders_of_many: list[Ep
                 if stream.position % 16 == 0:
                     stream.rate.add(16, node.now_s)
                     node.planner.reveal(KEY, stream, 100, node.now_s)
-        costs_us.append((time.perf_counter() - began_s) / (2000 * jobs) * 1e6)
+        costs_us.append((time.thread_time() - began_s) / (2000 * jobs) * 1e6)
     assert min(costs_us) < 25  # the simulated cache's own work is in it
 
 
 def longest_s(work: Callable[[], object]) -> float:
     took_s = []
     for _ in range(3):
-        began_s = time.perf_counter()
+        began_s = time.thread_time()
         work()
-        took_s.append(time.perf_counter() - began_s)
+        took_s.append(time.thread_time() - began_s)
     return min(took_s)
 
 

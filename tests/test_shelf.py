@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gcs_prefetchd.shelf import SCANNED_AT_ONCE, Shelf
@@ -105,6 +105,16 @@ def test_what_comes_to_lie_where_the_scan_has_passed_is_told_once_it_is_noted() 
     assert told(shelf) == [("s", 4), ("s", 1)]
 
 
+def test_what_comes_to_lie_where_the_scan_has_stopped_is_told() -> None:
+    shelf = shelf_of(stream_of(range(LONG), LONG), here=[LONG - 1], items=LONG)
+    shelf.farthest(0.0)
+    arrived = range(LONG - SCANNED_AT_ONCE - 1, LONG - SCANNED_AT_ONCE + 2)
+    for item in arrived:
+        shelf.set_parts(item, 1)
+        shelf.note(item, 0.0)
+    assert told(shelf) == [("s", place) for place in (LONG - 1, *reversed(arrived))]
+
+
 def test_what_the_scan_will_come_to_anyway_is_not_noted() -> None:
     """Else an epoch that fits into the cache would have every read of it noted."""
     stream = stream_of([1, 2, 3, 1, 2, 3])
@@ -147,6 +157,7 @@ def test_of_two_streams_the_one_that_reads_farther_ahead_is_told_first() -> None
     ]
 
 
+@settings(max_examples=300)
 @given(
     st.lists(st.integers(0, ITEMS - 1), min_size=1, max_size=20),
     st.sets(st.integers(0, ITEMS - 1)),

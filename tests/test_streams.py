@@ -296,17 +296,17 @@ def test_what_is_here_is_found_at_the_place_where_it_is_read_next(
 def test_a_read_costs_the_same_in_a_small_epoch_and_in_a_large_one() -> None:
     """Thousands of reads a second are noted on the event loop."""
     costs_s = [min(cost_of_reads_s(items) for _ in range(3)) for items in (2000, 1_000_000)]
-    assert costs_s[1] < 10 * costs_s[0]
+    assert costs_s[1] < 20 * costs_s[0]
 
 
 def cost_of_reads_s(items: int) -> float:
     order = epoch_order(0, 0, np.arange(items, dtype=np.uint32))
     stream = Stream("s", "job", Epoch.of(0, order, items))
     read = order[:2000].tolist()
-    began_s = time.perf_counter()
+    began_s = time.thread_time()
     for item in read:
         stream.mark_read(item)
-    return time.perf_counter() - began_s
+    return time.thread_time() - began_s
 
 
 @pytest.mark.parametrize("endless", [False, True])

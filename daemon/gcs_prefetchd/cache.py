@@ -187,15 +187,14 @@ class Cache:
 
     async def verify(self, path: str) -> bool:
         """Read the object's file whole and compare it with its stamp; a damaged one is dropped and counted."""
-        stamp = self._entries.get(path)
-        if stamp is None:
-            return False
-        if await self.on_disk(read_checked, self.directory.objects, path, stamp) is not None:
-            return True
-        if self._entries.get(path) == stamp:
-            self.damaged += 1
-            log.warning("cached %s: its bytes are not the object's any more; fetched again when next needed", path)
-            await self.drop(path)
+        while (stamp := self._entries.get(path)) is not None:
+            if await self.on_disk(read_checked, self.directory.objects, path, stamp) is not None:
+                return True
+            if self._entries.get(path) is stamp:  # else it was dropped meanwhile, or has been published anew
+                self.damaged += 1
+                log.warning("cached %s: its bytes are not the object's any more; fetched again when next needed", path)
+                await self.drop(path)
+                return False
         return False
 
     async def shrink(self) -> None:
