@@ -11,6 +11,7 @@ import json
 import math
 import sys
 import tempfile
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -71,6 +72,7 @@ class Bench:
                 windows.extend(stream["window_items"] for stream in client.stats()["streams"] if epoch)
 
             Reader(cache_dir, "job", 1, self.items_per_s).read(self.epochs, count)
+            residence = gets_per_residence(endpoint, client)
         fetched = float(tenths[1:].sum(axis=1).mean())
         window = round(float(np.mean(windows)))
         bound = min(ITEMS, ITEMS * (1 - share) + window)
@@ -80,6 +82,7 @@ class Bench:
         return [
             Row("shuffled", share, fetched, bound, "<= 1.01 x (N - C + window)", fetched <= 1.01 * bound, f"window {window}"),
             Row("worst tenth of an epoch / mean", share, unevenness, 1.0, "<= 1.3", unevenness <= 1.3),
+            Row("GETs per object and residence", share, residence, 1.0, "1", residence == 1),
         ]
 
     def endless(self, share: float) -> list[Row]:
@@ -149,6 +152,14 @@ class _Rig:
     def __exit__(self, *exc_info: object) -> None:
         self._daemon.__exit__(None, None, None)
         self._server.__exit__(None, None, None)
+
+
+def gets_per_residence(endpoint: str, client: DaemonClient) -> float:
+    """What the server was asked for, over the objects that are here or have been: 1 where nothing is fetched twice."""
+    while (stats := client.stats())["origin"]["in_flight"] or stats["cache"]["reserved_bytes"]:
+        time.sleep(0.1)
+    residences: int = stats["cache"]["objects"] + stats["cache"]["evictions"]
+    return media_gets(endpoint) / residences
 
 
 def main() -> int:
