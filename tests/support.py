@@ -81,7 +81,7 @@ async def running(settings: Settings) -> AsyncIterator[Service]:
     service = Service(settings, lambda: None)
     async with service.running():
         yield service
-    assert list(service.directory.tmp.iterdir()) == []
+    assert service.directory.leftovers() == []
     await check_left_behind(settings)
 
 

@@ -87,7 +87,7 @@ async def disk_threads_rest(cache: Cache) -> None:
 async def assert_nothing_left(cache: Cache, descriptors: set[str]) -> None:
     await disk_threads_rest(cache)
     assert cache.reserved_bytes == 0
-    assert list(cache.directory.tmp.iterdir()) == []
+    assert cache.directory.leftovers() == []
     assert descriptors_in(cache.directory.path) == descriptors
     assert await cache.check() == []
 

@@ -256,7 +256,8 @@ def test_leftovers_of_a_crash_are_cleared_whatever_they_are(tmp_path: Path) -> N
     os.mkfifo(tmp / "pipe")
 
     with claimed(tmp_path / "cache"):
-        assert list(tmp.iterdir()) == []
+        assert directory.leftovers() == []
+        assert not (tmp / "folder").exists()
     assert (elsewhere / "precious").exists()
 
 
@@ -266,8 +267,11 @@ def test_subdirectories_are_spread_over_an_ext4_disk(tmp_path: Path) -> None:
     if "ext" not in file_system:
         pytest.skip(f"{tmp_path} is on {file_system.strip()}, not on ext4")
     with claimed(tmp_path / "cache") as directory:
-        flags = subprocess.run(["lsattr", "-d", directory.objects], capture_output=True, text=True, check=True).stdout
-    assert "T" in flags.split()[0]
+        for folder in (directory.objects, directory.tmp):  # a file's inode stays where it was made, which is in tmp/
+            flags = subprocess.run(["lsattr", "-d", folder], capture_output=True, text=True, check=True).stdout
+            assert "T" in flags.split()[0]
+        made_in = {Path(directory.temporary()).parent for _ in range(1000)}
+    assert len(made_in) > 200
 
 
 @needs_mount
@@ -282,7 +286,7 @@ def test_the_announcement_is_whole_or_not_there(tmp_path: Path) -> None:
         before = directory.daemon_file.stat().st_ino
         directory.announce({"pid": 2})
         assert directory.daemon_file.stat().st_ino != before  # renamed into place, never written there
-        assert list(directory.tmp.iterdir()) == []
+        assert directory.leftovers() == []
         directory.socket.touch()
         directory.withdraw()
         assert not directory.daemon_file.exists()

@@ -42,7 +42,7 @@ async def fetch(cache: Cache, gcs: GCSServer, name: str, version: ObjectVersion 
 
 
 async def assert_nothing_left(cache: Cache) -> None:
-    assert list(cache.directory.tmp.iterdir()) == []
+    assert cache.directory.leftovers() == []
     assert (cache.reserved_bytes, cache.bytes, len(cache)) == (0, 0, 0)
     assert await cache.check() == []
 
@@ -224,7 +224,7 @@ async def main():
             await put(cache, "a.jpg", content(1, 300_000))
         except CacheWriteError as exc:
             print(exc)
-        print(list(cache.directory.tmp.iterdir()), cache.reserved_bytes)
+        print(cache.directory.leftovers(), cache.reserved_bytes)
 
 asyncio.run(main())
 """

@@ -624,4 +624,4 @@ async def test_leaving_ends_every_prefetch(gcs: GCSServer, cache: Cache) -> None
         await gcs.wait_for(lambda counts: len(counts.media) > 4)
     left = {task.get_name() for task in asyncio.all_tasks() - before}
     assert not [name for name in left if name.startswith(("prefetch", "fetch"))]
-    assert list(cache.directory.tmp.iterdir()) == []
+    assert cache.directory.leftovers() == []

@@ -69,6 +69,7 @@ LAYERS = [
     "gcs_prefetchd.readers",
     "gcs_prefetchd.registry",
     "gcs_prefetchd.directory",
+    "gcs_prefetchd.batches",
     "gcs_prefetchd.tree",
     "gcs_prefetchd.index",
     "gcs_prefetchd.indexer",

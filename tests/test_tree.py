@@ -26,8 +26,10 @@ def objects(tmp_path: Path) -> Path:
 
 def published(objects: Path, path: str, data: bytes, generation: int = 1, stamp: Stamp | None = None) -> Path:
     unfinished = objects.parent / f"unfinished-{threading.get_ident()}"
-    unfinished.write_bytes(data)
-    publish(unfinished, objects, path, stamp or stamp_of(data, generation), None)
+    with unfinished.open("wb") as file:
+        file.write(data)
+        file.flush()
+        publish(file.fileno(), str(unfinished), objects, path, stamp or stamp_of(data, generation), None)
     return objects / path
 
 
@@ -97,14 +99,14 @@ def test_a_reader_that_has_a_file_open_keeps_its_bytes(objects: Path) -> None:
     file = published(objects, "pictures/a.jpg", b"first")
     with file.open("rb") as stream:
         published(objects, "pictures/a.jpg", b"second")
-        unlink_all([file])
+        unlink_all([str(file)])
         assert stream.read() == b"first"
 
 
 def test_a_file_that_lies_under_a_hash_carries_its_name(objects: Path) -> None:
     unfinished = objects / "unfinished"
-    unfinished.write_bytes(b"x")
-    publish(unfinished, objects, "pictures/%h/ab/abcd", stamp_of(b"x"), OBJECT)
+    with unfinished.open("wb") as file:
+        publish(file.fileno(), str(unfinished), objects, "pictures/%h/ab/abcd", stamp_of(b""), OBJECT)
 
     assert os.getxattr(objects / "pictures/%h/ab/abcd", "user.gcs.name") == b"gs://pictures/a.jpg"
     assert read_object_name(objects / "pictures/%h/ab/abcd") == OBJECT
@@ -145,13 +147,13 @@ def test_publishing_over_a_link_replaces_the_link_and_not_what_it_points_to(obje
 
 def test_what_is_there_is_unlinked_and_what_is_not_is_passed_over(objects: Path) -> None:
     file = published(objects, "pictures/a.jpg", b"x")
-    unlink_all([objects / "absent", file / "below-a-file", file])
+    unlink_all([f"{objects}/absent", f"{file}/below-a-file", str(file)])
     assert not file.exists()
 
 
 def test_what_cannot_be_unlinked_is_logged_and_the_rest_goes(objects: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = published(objects, "pictures/a.jpg", b"x")
-    unlink_all([objects / "pictures", file])
+    unlink_all([f"{objects}/pictures", str(file)])
     assert not file.exists()
     assert f"cached {objects}/pictures: cannot be unlinked: Is a directory" in caplog.text
 
@@ -202,7 +204,7 @@ def test_files_that_vanish_while_they_are_compared_are_no_error(objects: Path) -
 
     def churn() -> None:
         while not stop.is_set():
-            unlink_all([objects / path for path in known])
+            unlink_all([f"{objects}/{path}" for path in known])
             for path in known:
                 published(objects, path, b"x")
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
+from gcs_prefetchd.batches import Batches
 from gcs_prefetchd.directory import CacheDirectory
 from gcs_prefetchd.errors import CacheFullError
 from gcs_prefetchd.index import INDEX_ERRORS, Index, Record
@@ -62,6 +63,7 @@ class Cache:
         self._held: set[asyncio.Task[None]] = set()
         self._last_use_s = 0.0
         self._disk = ThreadPoolExecutor(DISK_THREADS, "disk")
+        self._files = Batches("files")
         self._index_thread = ThreadPoolExecutor(1, "index")
         self._index: Index | None = None
         self._writer = IndexWriter(self._on_index)
@@ -259,13 +261,17 @@ class Cache:
             problems.append(f"the sum of sizes is not {self.bytes}")
         if self.bytes + self.reserved_bytes > self.limit_bytes:
             problems.append(f"{self.bytes} bytes and {self.reserved_bytes} reserved exceed {self.limit_bytes}")
-        if not self.reserved_bytes and await self.on_disk(lambda: any(self.directory.tmp.iterdir())):
+        if not self.reserved_bytes and len(await self.on_disk(self.directory.leftovers)):
             problems.append("leftovers in tmp/")
         return problems
 
     async def on_disk(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking call in one of the disk threads."""
         return await asyncio.get_running_loop().run_in_executor(self._disk, functools.partial(call, *args, **kwargs))
+
+    def in_turn(self, call: Callable[[], None]) -> asyncio.Future[None]:
+        """Have a short call made that creates or removes files, after all those that came before it."""
+        return self._files.do(call)
 
     def hold(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task that ends even where whoever waits for it is cancelled, at the latest within `close`."""
@@ -291,6 +297,7 @@ class Cache:
             await self._writer.flush()
             await self._on_index(self._index.close, complete=not self._writer.pending)
         # Not here: a thread that is stuck in the disk must not stop the loop, and with it the deadline for stopping.
+        await asyncio.to_thread(self._files.close)
         await asyncio.to_thread(self._disk.shutdown)
         await asyncio.to_thread(self._index_thread.shutdown)
 
@@ -355,7 +362,7 @@ class Cache:
 
     async def _unlink_files(self, paths: list[str]) -> None:
         try:
-            await self.on_disk(unlink_all, [self.directory.objects / path for path in paths])
+            await self.in_turn(functools.partial(unlink_all, [f"{self.directory.objects}/{path}" for path in paths]))
         finally:
             self._leaving.difference_update(paths)
 

@@ -21,7 +21,10 @@ MARKER = """Signature: 8a477f597d28d172789f06886806bc55
 """
 NOT_FOREIGN = {"lost+found", "lock"}  # what mkfs leaves in a fresh file system, and a first start that was cut short
 
-# ext4 then spreads the subdirectories over the disk: evicting and creating files stays fast (chattr +T).
+# ext4 then spreads the subdirectories over the disk (chattr +T). A file's inode stays where it was made, and ext4 looks at
+# every inode of that place that was freed in the last minutes: one folder for all temporary files made each new one take 300 us
+# where 256 of them take 20.
+TMP_FOLDERS = 256
 _FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS, _FS_TOPDIR_FL = 0x80086601, 0x40086602, 0x00020000
 
 
@@ -42,7 +45,7 @@ class CacheDirectory:
         self._lock: int | None = None
 
     def claim(self) -> None:
-        """Take the directory, making it where it does not exist, and clear what a crashed daemon left in `tmp/`."""
+        """Take the directory, making it where it does not exist, and remove what a crashed daemon left in `tmp/`."""
         try:
             self._check_owner()
             self.path.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -50,8 +53,8 @@ class CacheDirectory:
             self._mark()
             for folder in (self.objects, self.index, self.manifests, self.tmp):
                 folder.mkdir(mode=0o750, exist_ok=True)
-            self._clear_tmp()
             self._check_attributes()
+            self._lay_out_tmp()
         except OSError as exc:
             self.close()
             raise CacheDirectoryError(f"cache directory {self.path}: {exc.strerror} ({exc.filename})") from None
@@ -59,6 +62,11 @@ class CacheDirectory:
             self.close()
             raise
         _spread_subdirectories(self.objects)
+
+    def temporary(self) -> str:
+        """A new path in `tmp/` for a file that is not whole yet."""
+        name = uuid.uuid4().hex
+        return f"{self.tmp}/{name[:2]}/{name}"
 
     def announce(self, content: dict[str, object]) -> None:
         """Write `daemon.json`, whole or not at all."""
@@ -104,12 +112,19 @@ class CacheDirectory:
         if not marker.is_file() or marker.read_bytes() != MARKER.encode():
             marker.write_text(MARKER)
 
-    def _clear_tmp(self) -> None:
+    def _lay_out_tmp(self) -> None:
         for leftover in self.tmp.iterdir():
             if leftover.is_dir() and not leftover.is_symlink():
                 shutil.rmtree(leftover)
             else:
                 leftover.unlink()
+        _spread_subdirectories(self.tmp)
+        for number in range(TMP_FOLDERS):
+            (self.tmp / f"{number:02x}").mkdir(mode=0o750)
+
+    def leftovers(self) -> list[Path]:
+        """The files in `tmp/`: none while nothing is being downloaded."""
+        return [path for path in self.tmp.rglob("*") if not path.is_dir() or path.is_symlink()]
 
     def _take_lock(self) -> None:
         self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)

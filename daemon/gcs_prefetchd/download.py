@@ -1,11 +1,11 @@
 """One object on its way from GCS into the cache: room reserved, bytes in `tmp/`, then stamped and renamed."""
 
 import asyncio
-import uuid
+import os
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from types import TracebackType
-from typing import ParamSpec, Self
+from typing import Self
 
 from gcs_prefetchd.cache import Cache, Room
 from gcs_prefetchd.errors import CacheWriteError
@@ -18,8 +18,6 @@ __all__ = ["Download"]
 
 # Below this an object is written in one go, in the same hop to a disk thread that publishes it.
 BUFFER_BYTES = 1 << 20
-
-P = ParamSpec("P")
 
 
 class Download:
@@ -34,11 +32,12 @@ class Download:
         self._name = name
         self._room = room
         self._path = cache_path(name.bucket, name.name)
-        self._unfinished: Path = cache.directory.tmp / uuid.uuid4().hex
+        self._unfinished = cache.directory.temporary()
         self._chunks: list[bytes] = []
         self._buffered = 0
         self._reserved_bytes = 0
-        self._writing: asyncio.Task[None] | None = None
+        self._file: int | None = None  # open from the first byte on disk to the last
+        self._writing: asyncio.Future[None] | None = None
         self._stamp: Stamp | None = None  # once the file is on its way to its final name
 
     async def __aenter__(self) -> Self:
@@ -57,7 +56,7 @@ class Download:
         self._chunks.clear()
         self._buffered = 0
         if self._writing is not None:
-            await self._on_disk(_truncate, self._unfinished)
+            await self._on_disk(self._truncate)
         if version.size != self._reserved_bytes:
             self._release()
             await self._cache.reserve(version.size, self._room)
@@ -69,24 +68,24 @@ class Download:
         self._buffered += len(chunk)
         if self._buffered >= BUFFER_BYTES:
             chunks, self._chunks, self._buffered = self._chunks, [], 0
-            await self._on_disk(_append, self._unfinished, chunks)
+            await self._on_disk(partial(self._append, chunks))
 
     async def publish(self, version: ObjectVersion) -> None:
         """Give the file its final name. `version` is what the bytes were checked to be."""
         assert version.crc32c is not None
         await self._cache.expect(self._path)
         self._stamp = Stamp(version.generation, version.size, version.crc32c)
-        await self._on_disk(self._finish, self._stamp)
+        await self._on_disk(partial(self._finish, self._stamp))
         self._admit(self._stamp)
 
-    async def _clean_up(self, writing: asyncio.Task[None]) -> None:
+    async def _clean_up(self, writing: asyncio.Future[None]) -> None:
         # A cancelled download's thread may still be at it, and would write into what is removed here.
         await asyncio.wait([writing])
         if self._stamp is not None and writing.exception() is None:
             self._admit(self._stamp)  # cancelled when nothing could stop it any more
             return
         self._cache.give_up(self._path)
-        await self._cache.on_disk(unlink_all, [self._unfinished])
+        await self._cache.in_turn(self._discard)
         self._release()
 
     def _admit(self, stamp: Stamp) -> None:
@@ -99,27 +98,38 @@ class Download:
         self._cache.release(self._reserved_bytes)
         self._reserved_bytes = 0
 
-    def _finish(self, stamp: Stamp) -> None:
-        _append(self._unfinished, self._chunks)
-        hashed_name = self._name if name_of(self._path) is None else None
-        publish(self._unfinished, self._cache.directory.objects, self._path, stamp, hashed_name)
+    def _append(self, chunks: list[bytes]) -> None:
+        if self._file is None:
+            self._file = os.open(self._unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        for chunk in chunks:
+            view = memoryview(chunk)
+            while view:
+                view = view[os.write(self._file, view) :]
 
-    async def _on_disk(self, call: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
-        self._writing = asyncio.create_task(self._cache.on_disk(call, *args, **kwargs))
+    def _truncate(self) -> None:
+        if self._file is not None:
+            os.ftruncate(self._file, 0)
+            os.lseek(self._file, 0, os.SEEK_SET)
+
+    def _finish(self, stamp: Stamp) -> None:
+        self._append(self._chunks)
+        assert self._file is not None
+        hashed_name = self._name if name_of(self._path) is None else None
+        publish(self._file, self._unfinished, self._cache.directory.objects, self._path, stamp, hashed_name)
+        self._close()
+
+    def _discard(self) -> None:
+        self._close()
+        unlink_all([self._unfinished])
+
+    def _close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    async def _on_disk(self, call: Callable[[], None]) -> None:
+        self._writing = self._cache.in_turn(call)
         try:
             await asyncio.shield(self._writing)
         except OSError as exc:
             raise CacheWriteError(f"cache {self._name.uri}: {exc.strerror} ({self._cache.directory.path})") from exc
-
-
-def _truncate(file: Path) -> None:
-    with file.open("wb"):
-        pass
-
-
-def _append(file: Path, chunks: list[bytes]) -> None:
-    with file.open("ab", buffering=0) as stream:
-        for chunk in chunks:
-            view = memoryview(chunk)
-            while view:
-                view = view[stream.write(view) :]

@@ -50,21 +50,17 @@ def find_files(objects: Path, known: Mapping[str, Stamp]) -> Found:
     return found
 
 
-def publish(unfinished: Path, objects: Path, path: str, stamp: Stamp, hashed_name: ObjectName | None) -> None:
-    """Stamp a whole and checked file and give it its final name, `objects/path`. Raises OSError."""
-    final = objects / path
-    file = os.open(unfinished, os.O_RDWR | os.O_CLOEXEC)
+def publish(file: int, unfinished: str, objects: Path, path: str, stamp: Stamp, hashed_name: ObjectName | None) -> None:
+    """Stamp a whole and checked file, open as `file`, and give it its final name, `objects/path`. Raises OSError."""
+    write_stamp(file, stamp, path)
+    if hashed_name is not None:
+        os.setxattr(file, NAME_ATTRIBUTE, hashed_name.uri.encode())
+    final = f"{objects}/{path}"
     try:
-        write_stamp(file, stamp, path)
-        if hashed_name is not None:
-            os.setxattr(file, NAME_ATTRIBUTE, hashed_name.uri.encode())
-    finally:
-        os.close(file)
-    try:
-        unfinished.rename(final)
+        os.rename(unfinished, final)  # noqa: PTH104  # a Path costs as much as the call
     except FileNotFoundError:
-        _make_folder(final.parent)
-        unfinished.rename(final)
+        _make_folder(Path(final).parent)
+        os.rename(unfinished, final)  # noqa: PTH104
 
 
 def read_object_name(file: Path) -> ObjectName | None:
@@ -75,11 +71,11 @@ def read_object_name(file: Path) -> ObjectName | None:
         return None
 
 
-def unlink_all(files: list[Path]) -> None:
+def unlink_all(files: list[str]) -> None:
     """Unlink the files that are still there. One that cannot be unlinked is logged; the next rescan finds it again."""
     for file in files:
         try:
-            file.unlink()
+            os.unlink(file)  # noqa: PTH108
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as exc:
