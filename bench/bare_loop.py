@@ -22,7 +22,7 @@ from rig import BUCKET
 
 async def main(url: str, folder: Path, concurrency: int) -> None:
     """List the bucket, then fetch all of it."""
-    connector = aiohttp.TCPConnector(limit=concurrency, ssl=False)
+    connector = aiohttp.TCPConnector(limit=concurrency)
     async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
         storage = Storage(session=session, api_root=url, token=object(), api_is_dev=True)  # type: ignore[arg-type]
         names = await names_of(storage)

@@ -88,6 +88,17 @@ async def test_a_shorter_second_attempt_leaves_no_tail_of_the_first(cache: Cache
     assert read_checked(cache.directory.objects, path_of("a.jpg")) == short
 
 
+async def test_an_object_that_comes_in_thousands_of_pieces_arrives_whole(cache: Cache) -> None:
+    data = content(1, 250_000)
+    async with Download(cache, ObjectName(BUCKET, "a.jpg")) as download:
+        await download.begin(version_of("a.jpg", data))
+        for first in range(0, len(data), 100):
+            await download.write(data[first : first + 100])
+        await download.publish(version_of("a.jpg", data))
+
+    assert read_checked(cache.directory.objects, path_of("a.jpg")) == data
+
+
 async def test_a_second_attempt_forgets_what_the_first_had_written_to_disk(tmp_path: Path) -> None:
     long, short = content(1, 2 * BUFFER_BYTES), content(2, 300)
     async with opened(tmp_path / "cache", 10 * BUFFER_BYTES) as cache:

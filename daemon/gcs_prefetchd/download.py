@@ -18,6 +18,7 @@ __all__ = ["Download"]
 
 # Below this an object is written in one go, in the same hop to a disk thread that publishes it.
 BUFFER_BYTES = 1 << 20
+MOST_CHUNKS = 1024  # the kernel's IOV_MAX
 
 
 class Download:
@@ -101,10 +102,7 @@ class Download:
     def _append(self, chunks: list[bytes]) -> None:
         if self._file is None:
             self._file = os.open(self._unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
-        for chunk in chunks:
-            view = memoryview(chunk)
-            while view:
-                view = view[os.write(self._file, view) :]
+        _write_all(self._file, chunks)
 
     def _truncate(self) -> None:
         if self._file is not None:
@@ -133,3 +131,14 @@ class Download:
             await asyncio.shield(self._writing)
         except OSError as exc:
             raise CacheWriteError(f"cache {self._name.uri}: {exc.strerror} ({self._cache.directory.path})") from exc
+
+
+def _write_all(file: int, chunks: list[bytes]) -> None:
+    """Write the chunks, as a rule by one system call: each time a thread comes back from one it stands in line for the GIL."""
+    left: list[bytes | memoryview] = list(chunks)
+    while left:
+        written = os.writev(file, left[:MOST_CHUNKS])
+        while left and written >= len(left[0]):
+            written -= len(left.pop(0))
+        if left:
+            left[0] = memoryview(left[0])[written:]
