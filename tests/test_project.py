@@ -86,6 +86,7 @@ LAYERS = [
     "gcs_prefetchd.slots",
     "gcs_prefetchd.download",
     "gcs_prefetchd.fetcher",
+    "gcs_prefetchd.readahead",
     "gcs_prefetchd.prefetch",
     "gcs_prefetchd.watch",
     "gcs_prefetchd.statistics",

@@ -17,6 +17,7 @@ from gcs_prefetchd.errors import (
 from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.manifest import ObjectVersion
 from gcs_prefetchd.names import ObjectName, cache_path
+from gcs_prefetchd.readahead import ReadAhead
 from gcs_prefetchd.readers import Reader
 from gcs_prefetchd.registry import Registry
 from gcs_prefetchd.sizes import format_size
@@ -49,11 +50,20 @@ class Prefetcher:
     that readers waited for, by why (`readers.WAITS`).
     """
 
-    def __init__(self, registry: Registry, cache: Cache, fetcher: Fetcher, try_again_s: float = TRY_AGAIN_S) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        cache: Cache,
+        fetcher: Fetcher,
+        read_ahead: ReadAhead | None = None,
+        *,
+        try_again_s: float = TRY_AGAIN_S,
+    ) -> None:
         self.waits: Counter[str] = Counter()
         self._registry = registry
         self._cache = cache
         self._fetcher = fetcher
+        self._read_ahead = read_ahead
         self._try_again_s = try_again_s
         self._waiting_for_room = False
         self._filled: set[str] = set()  # seeded streams that have used up the room that is free
@@ -168,6 +178,8 @@ class Prefetcher:
                     break
                 else:
                     self._registry.planned(reader, item)
+                    if self._read_ahead is not None and not reader.seeded:
+                        self._read_ahead.want(self._registry.paths(reader, item))
             place += 1
         stream.planned = max(stream.planned, place)
         return place if place < end else None

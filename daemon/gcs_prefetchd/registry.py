@@ -196,6 +196,10 @@ class Registry:
             self._places[_path(version)] = (reader.key, number, part)
         return versions
 
+    def paths(self, reader: Reader, number: int) -> list[str]:
+        """Where the parts of an item lie that the reader is about to read; their places are remembered."""
+        return [_path(version) for version in self.versions(reader, number)]
+
     def version(self, name: ObjectName) -> ObjectVersion | None:
         """What the newest listing says of an object; None for one that is new since, or no part of an item."""
         for catalog in self._catalogs.values():

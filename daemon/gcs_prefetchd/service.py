@@ -30,6 +30,7 @@ from gcs_prefetchd.notify import ping_watchdog, tell_systemd
 from gcs_prefetchd.origin import Origin
 from gcs_prefetchd.pace import Spread
 from gcs_prefetchd.prefetch import Prefetcher
+from gcs_prefetchd.readahead import ReadAhead
 from gcs_prefetchd.registry import Registry
 from gcs_prefetchd.settings import Settings, check_against_disk
 from gcs_prefetchd.statistics import Statistics
@@ -110,7 +111,8 @@ class Service:
         access = Access(settings.endpoint, settings.anonymous, settings.credentials, settings.user_project)
         self.origin = Origin(access, connections=settings.concurrency, deadline_s=settings.deadline_s)
         self.fetcher = Fetcher(self.cache, self.origin, settings.concurrency, download_s)
-        self.prefetcher = Prefetcher(self.registry, self.cache, self.fetcher)
+        self.read_ahead = ReadAhead(self.directory.objects) if settings.read_ahead else None
+        self.prefetcher = Prefetcher(self.registry, self.cache, self.fetcher, self.read_ahead)
         self.statistics = Statistics(
             self.instance_id, self.cache, self.registry, self.fetcher, self.prefetcher, self.origin.traffic
         )
@@ -214,6 +216,7 @@ class Service:
     @asynccontextmanager
     async def _background(self, relist_in_s: list[float]) -> AsyncIterator[None]:
         jobs: list[Coroutine[Any, Any, None]] = [self.prefetcher.run(), self._rescan(), ping_watchdog()]
+        jobs += [self.read_ahead.run()] if self.read_ahead is not None else []
         jobs += [self._relist(root, wait_s) for root, wait_s in zip(self.settings.roots, relist_in_s, strict=True)]
         tasks = [asyncio.create_task(job) for job in jobs]
         for task in tasks:

@@ -60,6 +60,9 @@ class Settings(BaseSettings):
     rescan_s: float = Field(
         300.0, ge=1, allow_inf_nan=False, description="After how many seconds the index is held against the files again."
     )
+    read_ahead: bool = Field(
+        True, description="Have cached files read into memory shortly before a reader with a plan opens them."
+    )
     watch_opens: bool = Field(
         True, description="Let files that other programs open by path count as recently used. Costs 10 to 20 us of CPU an open."
     )

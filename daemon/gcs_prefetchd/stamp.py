@@ -13,7 +13,7 @@ from pathlib import Path
 
 import google_crc32c
 
-__all__ = ["Stamp", "crc32c_of", "read_checked", "read_stamp", "write_stamp"]
+__all__ = ["OPEN_FLAGS", "Stamp", "crc32c_of", "read_checked", "read_stamp", "write_stamp"]
 
 ATTRIBUTE = "user.gcs.object"
 # A planted FIFO or device must not hang the reader, a planted link must not lead it elsewhere.
