@@ -85,6 +85,18 @@ def test_a_plan_of_an_earlier_listing_still_finds_it() -> None:
     assert catalog.listing("of another") is None
 
 
+def test_an_earlier_listing_that_comes_late_never_counts_as_the_newest() -> None:
+    catalog = Catalog()
+    newest = put_in_force(catalog, listing_of("bc", generation=2))
+    earlier = catalog.number(listing_of("abd", generation=1))
+    catalog.take_earlier(earlier)
+    assert catalog.newest is newest
+    assert catalog.listing(earlier.manifest.digest) is earlier
+    assert numbers(earlier) == {"b": 0, "a": 2, "d": 3}
+    assert [catalog.versions(number)[0].generation for number in range(catalog.items)] == [2, 2, 1, 1]
+    assert numbers(put_in_force(catalog, listing_of("cde")))["e"] == 4
+
+
 def test_numbering_changes_nothing_before_the_listing_is_taken() -> None:
     catalog = Catalog()
     put_in_force(catalog, listing_of("ab"))

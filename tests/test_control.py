@@ -13,12 +13,12 @@ import pytest
 
 from gcs_prefetchd.client import DaemonClient
 from gcs_prefetchd.errors import DaemonUnavailableError, ProtocolError
-from gcs_prefetchd.manifest import load_manifest
+from gcs_prefetchd.manifest import Layout, build_manifest, load_manifest
 from gcs_prefetchd.protocol import Plan, ReadReport, pack
 from gcs_prefetchd.service import Service
 from gcs_prefetchd.stamp import read_checked
 from gcs_prefetchd.testing import GCSServer
-from plan_support import plan_of
+from plan_support import listing_of, plan_of
 from support import BUCKET, DATA_ROOT, make_settings, put_items, running
 
 ITEMS = 6
@@ -125,6 +125,38 @@ async def test_a_plan_that_cannot_be_is_refused_by_its_field(
     plan, packed = await plan_for(client, order, **changes)
     with pytest.raises(ProtocolError, match=message):
         await asyncio.to_thread(client.send_plan, plan, packed)
+
+
+@pytest.mark.parametrize("kept", [2, 0])
+async def test_a_plan_of_a_listing_that_only_the_disk_has_is_taken(service: Service, client: DaemonClient, kept: int) -> None:
+    """As it is after a restart, for a job that goes by it: several of its streams come at once."""
+    newest = await asyncio.to_thread(client.manifest, DATA_ROOT)
+    earlier = listing_of([*(f"{number:05}" for number in range(kept)), "gone", "lost"], DATA_ROOT)
+    await asyncio.to_thread(earlier.save, service.directory.manifests)
+    plans = [plan_of(earlier, [kept + 1, kept], stream=f"resumed/{number}") for number in range(3)]
+    await asyncio.gather(*(asyncio.to_thread(client.send_plan, plan, pack(indices.tolist())) for plan, indices in plans))
+    stats = await asyncio.to_thread(client.stats)
+    assert [(s["id"], s["length"]) for s in sorted(stats["streams"], key=lambda s: s["id"])] == [
+        (f"resumed/{number}", 2) for number in range(3)
+    ]
+    assert {int(number) for reader in service.registry for number in reader.stream.current.order} == {ITEMS, ITEMS + 1}
+    assert await asyncio.to_thread(client.manifest, DATA_ROOT) == newest
+
+
+@pytest.mark.parametrize("trouble", ["damaged", "of another data root", "with other patterns"])
+async def test_a_plan_of_a_listing_on_disk_that_is_no_good_is_refused(
+    service: Service, client: DaemonClient, trouble: str
+) -> None:
+    other = listing_of(["a"], "gs://pictures/other" if trouble == "of another data root" else DATA_ROOT)
+    if trouble == "with other patterns":
+        versions = [version for item in range(len(other)) for version in other.versions(item)]
+        other = build_manifest(other.data_root, Layout(("images/{id}.jpg",)), versions)
+    folder = other.save(service.directory.manifests)
+    if trouble == "damaged":
+        (folder / "size.npy").write_bytes(b"")
+    plan, indices = plan_of(other, [0], data_root=DATA_ROOT)
+    with pytest.raises(ProtocolError, match=f"field 'manifest': '{other.digest}' is no listing"):
+        await asyncio.to_thread(client.send_plan, plan, pack(indices.tolist()))
 
 
 # Leases

@@ -155,6 +155,32 @@ def test_a_loader_without_a_manifest_takes_the_daemons(tmp_path: Path) -> None:
         assert (plan.manifest, plan.data_root, plan.epoch) == (manifest.digest, ROOT, 1)
 
 
+def test_each_epoch_is_told_as_one_of_the_newest_listing_with_the_same_items(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """New generations are followed. Other items would turn the indices into others: they are not, which is said once."""
+    first, changed = manifest_of(ITEMS), manifest_of(ITEMS, generation=2)
+    listings = [first, first, changed, manifest_of(ITEMS + 1), manifest_of(ITEMS + 2), manifest_of(ITEMS, generation=3)]
+    with NotingDaemon(tmp_path) as daemon:
+        followed = follow([5, 3], CachedLoader(tmp_path), ROOT)
+        for listing in listings:
+            daemon.manifest_folder = listing.save(tmp_path / "manifests")
+            assert list(followed) == [5, 3]
+        told = [plan.manifest for plan, _ in daemon.plans]
+    assert told == [one.digest for one in (first, first, changed, changed, changed, listings[-1])]
+    [warning] = warnings_of(caplog)
+    assert "the items have changed in the bucket" in warning
+
+
+def test_a_loaders_own_manifest_is_kept(tmp_path: Path) -> None:
+    own = manifest_of(ITEMS)
+    with NotingDaemon(tmp_path) as daemon:
+        daemon.manifest_folder = manifest_of(ITEMS, generation=2).save(tmp_path / "manifests")
+        followed = follow([5, 3], CachedLoader(tmp_path, manifest=own))
+        assert list(followed) == list(followed) == [5, 3]
+        assert {plan.manifest for plan, _ in daemon.plans} == {own.digest}
+
+
 def test_a_daemon_that_starts_in_the_middle_learns_the_position(tmp_path: Path) -> None:
     loader = CachedLoader(tmp_path, manifest=manifest_of(ITEMS))
     iterator = iter(FollowedSampler([[0, 1, 2]] * 20, loader, read_ahead=6, check_pause_s=0))

@@ -141,7 +141,7 @@ def test_cached_loaders_take_the_daemons_manifest_and_tell_it_everything(
         assert {plan.manifest for plan, _ in daemon.plans} == {manifest.digest}
         assert len({plan.stream for plan, _ in daemon.plans}) == 2
         assert {plan.job for plan, _ in daemon.plans} == {report.job for report in daemon.reports}
-        assert daemon.leases == [plan.job for plan, _ in daemon.plans][:1]
+        assert daemon.leases == [plan.job for plan, _ in daemon.plans]  # each side has one of its own
     assert server.counts.total(Kind.LIST) == lists
     assert server.counts.total(Kind.MEDIA) == 0
     assert warnings_of(caplog) == []

@@ -396,7 +396,12 @@ def test_a_state_of_an_epochs_very_end_leaves_nothing_of_it(iterators: int) -> N
 @pytest.mark.parametrize(
     ("changes", "error", "why"),
     [
-        ({"manifest": "0" * 32}, ManifestError, "field 'manifest': it is of the listing 0000.*begin the epoch anew"),
+        (
+            {"manifest": "0" * 32, "ids": "1" * 32, "position": 3},
+            ManifestError,
+            "field 'ids': it is of the items of the listing 0000.*begin the epoch anew",
+        ),
+        ({"data_root": "gs://other/set"}, ManifestError, f"field 'data_root': it is of gs://other/set, and this .* {ROOT};"),
         ({"items": "0" * 16}, ManifestError, "field 'items': it is of other indices; use the data root and the split"),
         ({"seed": 8}, SettingsError, "field 'seed': it was made with 8, and this sampler has 7"),
         ({"kind": "endless"}, SettingsError, "field 'kind': it was made with 'endless', and this sampler has 'shuffled'"),
@@ -405,6 +410,7 @@ def test_a_state_of_an_epochs_very_end_leaves_nothing_of_it(iterators: int) -> N
         ({"start": 41, "position": 41}, SettingsError, "field 'position': 41 of 40 items, from 41"),
         ({"epoch": -1}, SettingsError, "field 'position'"),
         ({"world": 0}, SettingsError, "field 'position'"),
+        ({"ids": 7}, SettingsError, "field 'ids' is missing or no str"),
         ({"epoch": "1"}, SettingsError, "field 'epoch' is missing or no int"),
         ({"drop_last": None}, SettingsError, "field 'drop_last' is missing or no bool"),
     ],

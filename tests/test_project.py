@@ -338,7 +338,7 @@ def service(tmp_path: Path, manifest: Manifest) -> Service:
 
 def control_of(service: Service) -> Control:
     parts = (service.cache, service.registry, service.prefetcher, service.statistics)
-    return Control(1, service.instance_id, service.settings.roots, *parts, lambda: None)
+    return Control(1, service.instance_id, service.settings.roots, *parts, service._recall, lambda: None)
 
 
 def endpoints(application: web.Application) -> set[str]:

@@ -243,17 +243,36 @@ def test_a_plan_may_be_read_already_or_repeat_itself(registry: Registry, items: 
 
 
 def test_a_plan_may_refer_to_an_earlier_listing(registry: Registry) -> None:
-    """A job that started before the data root was listed again goes on as it was."""
-    first = listing_of(["b", "d"])
+    """An epoch that began before the data root was listed again goes on as it was; what has changed since is fetched anew."""
+    first = listing_of(["b", "c", "d"])
     put_in_force(registry, first)
-    put_in_force(registry, listing_of(["a", "b", "c", "d"], generation=2))
-    reader = send(registry, [1, 0], listed=first)
+    put_in_force(registry, listing_of(["a", "b", "d"], generations={"d": 2}))
+    reader = send(registry, [2, 0, 1], listed=first)
     assert [next((v.name.name, v.generation) for v in registry.versions(reader, n)) for n in order_of(reader)] == [
-        ("train/images/d.jpg", 1),
+        ("train/images/d.jpg", 2),
         ("train/images/b.jpg", 1),
+        ("train/images/c.jpg", 1),
     ]
-    later = send(registry, [3, 0], listed=listing_of(["a", "b", "c", "d"], generation=2), stream="later/0")
+    later = send(registry, [2, 0], listed=listing_of(["a", "b", "d"], generations={"d": 2}), stream="later/0")
     assert order_of(later)[0] == order_of(reader)[0]
+
+
+def test_an_earlier_listing_that_comes_late_is_known_and_not_the_newest(registry: Registry) -> None:
+    """A job's, from before this daemon's time. Its items keep the numbers that they have, and the others get new ones."""
+    running = send(registry, [3, 1, 2])
+    earlier = listing_of(["001", "003", "more"], generation=7)
+    assert not registry.has_listing(ROOT, earlier.digest)
+    registry.set_earlier_manifest(registry.number(earlier))
+    assert registry.has_listing(ROOT, earlier.digest)
+    assert registry.manifest(ROOT) is MANIFEST
+    reader = send(registry, [2, 1, 0], listed=earlier, stream="resumed/0")
+    assert order_of(reader) == [10, 3, 1]
+    assert [registry.versions(reader, number)[0].generation for number in order_of(reader)] == [7, 1, 1]
+    registry.arrived(path(2, manifest=earlier))
+    read(registry, "resumed", 2, manifest=earlier)
+    read(registry, "job", 3)
+    assert positions(registry) == {"resumed/0": 1, "job/0": 1}
+    assert order_of(running) == [3, 1, 2]
 
 
 def test_a_running_epoch_keeps_its_order_and_place_through_a_relisting(registry: Registry) -> None:

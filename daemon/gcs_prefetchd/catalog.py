@@ -84,6 +84,11 @@ class Catalog:
         self.listings.append(listing)
         self.items = max(self.items, listing.items)
 
+    def take_earlier(self, listing: Listing) -> None:
+        """Know a listing that was in force before all the others; the newest stays so."""
+        self.listings.insert(0, listing)
+        self.items = max(self.items, listing.items)
+
     def listing(self, digest: str) -> Listing | None:
         """The newest listing of a manifest, by its digest."""
         return next((one for one in reversed(self.listings) if one.manifest.digest == digest), None)

@@ -38,6 +38,7 @@ class Control:
     registry: Registry
     prefetcher: Prefetcher
     statistics: Statistics
+    recall: Callable[[str, str], Awaitable[None]]  # of a data root, the listing with this digest, where it can be had
     stop: Callable[[], None]
 
     def status(self) -> Status:
@@ -75,6 +76,7 @@ class Control:
     async def add_plan(self, body: bytes) -> None:
         """Take a reader's plan; its order is worked out in a thread."""
         plan, packed = Plan.from_body(body)
+        await self.recall(plan.data_root, plan.manifest)
         indices = np.frombuffer(packed, dtype="<u4").astype(np.uint32)
         reader = self.registry.register(await asyncio.to_thread(self.registry.prepare, plan, indices))
         log.info("stream %s: epoch %d of %s, %d items", plan.stream, plan.epoch, plan.data_root, len(reader.stream))

@@ -1,7 +1,9 @@
 """Ids as one block of UTF-8 and where each ends in it: sorted, compared and mapped into memory without a str for each."""
 
+import hashlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import overload
 
@@ -66,6 +68,14 @@ class Ids(Sequence[str]):
         return NotImplemented
 
     __hash__ = None  # type: ignore[assignment]  # a list of ids has no hash either
+
+    @cached_property
+    def digest(self) -> str:
+        """32 hexadecimal digits that tell the ids from any others. Takes 30 ms for a million, once."""
+        digest = hashlib.blake2b(f"{len(self)}".encode(), digest_size=16)
+        for array in (self.text, self.ends):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     def find(self, item_id: str) -> int | None:
         """The index of the id, or None. Takes log2(n) steps."""

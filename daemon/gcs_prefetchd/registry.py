@@ -73,15 +73,30 @@ class Registry:
         data_root = listing.manifest.data_root.uri
         catalog = self._catalogs.setdefault(data_root, Catalog())
         catalog.take(listing)
-        shelf = self.planner.shelves.setdefault(data_root, Shelf(0))
-        if catalog.items > len(shelf.present):
-            shelf.grow(catalog.items)
-            for reader in self._of(data_root):
-                reader.stream.grow(catalog.items)
-        self._places.clear()
+        self._make_room(data_root, catalog.items)
         seeded = self._readers.get(_seeded_id(data_root))
         if len(catalog.listings) == 1 or seeded is not None:
             self._start_seeded(data_root, seeded.stream.current.number if seeded else 0)
+
+    def set_earlier_manifest(self, listing: Listing) -> None:
+        """Let plans refer to a listing of before this daemon's time, of a data root that has been listed since."""
+        data_root = listing.manifest.data_root.uri
+        self._catalogs[data_root].take_earlier(listing)
+        self._make_room(data_root, self._catalogs[data_root].items)
+
+    def has_listing(self, data_root: str, digest: str) -> bool:
+        """Whether a plan may refer to it."""
+        catalog = self._catalogs.get(data_root)
+        return catalog is not None and catalog.listing(digest) is not None
+
+    def _make_room(self, data_root: str, items: int) -> None:
+        """Items have new numbers, and objects perhaps other ones."""
+        shelf = self.planner.shelves.setdefault(data_root, Shelf(0))
+        if items > len(shelf.present):
+            shelf.grow(items)
+            for reader in self._of(data_root):
+                reader.stream.grow(items)
+        self._places.clear()
 
     def prepare(self, plan: Plan, indices: Indices) -> Prepared:
         """Work out a plan, for `register`. Raises ProtocolError, naming the field, where it cannot be. For a thread."""
@@ -188,8 +203,12 @@ class Registry:
         return None
 
     def versions(self, reader: Reader, number: int) -> list[ObjectVersion]:
-        """The parts of an item that the reader is about to read; their places are remembered."""
-        versions = reader.listing.versions(number) or self._catalogs[reader.key].versions(number)
+        """The parts of an item that the reader is about to read, as listed last; their places are remembered.
+
+        Also for a reader that goes by an earlier listing: what that names is gone from the bucket where it has changed since,
+        and its next epoch goes by the newest.
+        """
+        versions = self._catalogs[reader.key].versions(number)
         if len(self._places) > PLACES_REMEMBERED:
             self._places.clear()
         for part, version in enumerate(versions):

@@ -20,11 +20,11 @@ from gcs_prefetchd.client import short_address
 from gcs_prefetchd.control import Control, control_app
 from gcs_prefetchd.credentials import Access
 from gcs_prefetchd.directory import CacheDirectory
-from gcs_prefetchd.errors import PrefetchdError, StartError
+from gcs_prefetchd.errors import ManifestError, PrefetchdError, StartError
 from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.http import statistics_app
 from gcs_prefetchd.listing import list_manifest, newest_manifest, remove_old_manifests
-from gcs_prefetchd.manifest import Manifest
+from gcs_prefetchd.manifest import Manifest, is_digest, load_manifest
 from gcs_prefetchd.names import DataRoot, cache_path
 from gcs_prefetchd.notify import ping_watchdog, tell_systemd
 from gcs_prefetchd.origin import Origin
@@ -117,6 +117,8 @@ class Service:
             self.instance_id, self.cache, self.registry, self.fetcher, self.prefetcher, self.origin.traffic
         )
         self._stop = stop
+        # Two listings that are numbered at once would give the same numbers to different items.
+        self._numbering = asyncio.Lock()
         self._ready = False
         self._failed: BaseException | None = None
 
@@ -191,14 +193,40 @@ class Service:
                 await self.cache.drop(cache_path(version.name.bucket, version.name.name))
         log.info("%s: %d items, %d objects changed", manifest.data_root.uri, len(manifest), len(changed))
 
+    async def _recall(self, data_root: str, digest: str) -> None:
+        """Have the listing that a plan names, where only an earlier daemon had it in memory.
+
+        A job that began its epoch with it, or went back to it with a checkpoint, goes by it to the epoch's end.
+        """
+        newest = self.registry.manifest(data_root)
+        if newest is None or self.registry.has_listing(data_root, digest) or not is_digest(digest):
+            return
+        async with self._numbering:
+            if self.registry.has_listing(data_root, digest):
+                return  # the plans of all ranks come at once, and another one's was first
+            try:
+                manifest = await asyncio.to_thread(load_manifest, self.directory.manifests / digest)
+            except ManifestError:
+                return  # whoever sent the plan is told that there is no such listing
+            if (manifest.data_root, manifest.layout) != (newest.data_root, newest.layout):
+                return
+            self.registry.set_earlier_manifest(await asyncio.to_thread(self.registry.number, manifest))
+            log.info("%s: %d items as listed in %s, for a job that goes by it", data_root, len(manifest), digest)
+        await self._adopt(list(self.registry.planner.strangers), strangers_too=False)
+
     async def _put_in_force(self, manifest: Manifest) -> None:
         """Plan by this listing from now on, over what is here already."""
-        first = self.registry.manifest(manifest.data_root.uri) is None
-        self.registry.set_manifest(await asyncio.to_thread(self.registry.number, manifest))
+        async with self._numbering:
+            first = self.registry.manifest(manifest.data_root.uri) is None
+            self.registry.set_manifest(await asyncio.to_thread(self.registry.number, manifest))
         paths = self.cache.paths() if first else list(self.registry.planner.strangers)
+        await self._adopt(paths, strangers_too=first)
+
+    async def _adopt(self, paths: list[str], *, strangers_too: bool) -> None:
+        """Have the planner know which of these files are which items' parts."""
         placed = await asyncio.to_thread(self.registry.locate_all, paths)
         for count, (path, place) in enumerate(placed):
-            if self.cache.stamp(path) is not None and (place is not None or first):
+            if self.cache.stamp(path) is not None and (place is not None or strangers_too):
                 self.registry.adopt(path, place)
             if count % ADOPTED_AT_A_TIME == 0:
                 await asyncio.sleep(0)
@@ -257,6 +285,7 @@ class Service:
             self.registry,
             self.prefetcher,
             self.statistics,
+            self._recall,
             self._stop,
         )
         # The lock is ours, so whatever lies under the socket's name belongs to nobody who lives.

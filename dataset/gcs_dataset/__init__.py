@@ -15,6 +15,7 @@ from gcs_dataset.loaders import (
 from gcs_dataset.local import list_items_local, pil_loader
 from gcs_dataset.manifests import get_manifest
 from gcs_dataset.planned import PlannedDataLoader
+from gcs_dataset.relisting import Relisting
 from gcs_dataset.sampler import PlannedSampler
 from gcs_dataset.stream import AsyncImageDataset, generate_stream
 from gcs_dataset.tensors import to_tensors
@@ -27,6 +28,7 @@ __all__ = [
     "ImageDataset",
     "PlannedDataLoader",
     "PlannedSampler",
+    "Relisting",
     "consistent_train_test_split",
     "follow",
     "gcs_pil_loader",

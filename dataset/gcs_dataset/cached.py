@@ -59,6 +59,11 @@ class CachedLoader:
         self._versions = Versions(manifest) if manifest is not None else None
         self._by_process: dict[int, _Connections] = {}
 
+    def go_by(self, manifest: Manifest) -> None:
+        """Hold to this manifest from the next read on. Copies in other processes keep the one that they have."""
+        self._versions = Versions(manifest)
+        self.manifest = manifest
+
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "_by_process": {}, "_versions": None}
         if self.manifest is not None and (folder := self.cache_dir / "manifests" / self.manifest.digest).exists():

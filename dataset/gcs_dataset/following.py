@@ -1,5 +1,6 @@
 """Any sampler's epochs told to the daemon before they are read, and yielded as they are."""
 
+import logging
 import operator
 import uuid
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,7 @@ from torch.utils.data import Sampler
 
 from gcs_dataset.background import in_background
 from gcs_dataset.cached import CachedLoader
-from gcs_dataset.manifests import manifest_of_daemon
+from gcs_dataset.manifests import manifest_of_daemon, newer_manifest
 from gcs_dataset.plans import CHECK_PAUSE_S, FIRST_ITEM_WAIT_S, PlanSender, Share
 from gcs_prefetchd.errors import PrefetchdError, SettingsError
 from gcs_prefetchd.manifest import Manifest
@@ -23,6 +24,8 @@ from gcs_prefetchd.order import Indices
 __all__ = ["FollowedSampler", "follow"]
 
 MOST_ITEMS = 1 << 26  # the largest plan that a daemon takes
+
+log = logging.getLogger("gcs_dataset")
 
 
 def follow(
@@ -36,9 +39,10 @@ def follow(
     - `read_ahead`: how many indices the DataLoader takes before their items are read.
 
     The dataset's items must be all those of the data root's manifest, in its order (sorted by id, as `get_manifest` and
-    `load_items_gcs` give them), for an index means the same item here and in the daemon. Without a daemon the indices are
-    yielded just the same, and nobody is told. Raises SettingsError where no data root is named; iterating raises it where an
-    index is beyond the manifest, or the sampler does not end.
+    `load_items_gcs` give them), for an index means the same item here and in the daemon. A loader's manifest stays what it
+    is; without one each epoch is told as one of the daemon's newest listing, as long as that has the same items. Without a
+    daemon the indices are yielded just the same, and nobody is told. Raises SettingsError where no data root is named;
+    iterating raises it where an index is beyond the manifest, or the sampler does not end.
     """
     return FollowedSampler(sampler, loader, data_root, read_ahead=read_ahead)
 
@@ -71,6 +75,7 @@ class FollowedSampler(Sampler[Any]):
         self._next_epoch = 0
         self._sender: PlanSender | None = None
         self._asking: Future[Manifest] | None = None
+        self._passed_over = ""  # the digest of a listing of other items
 
     def __len__(self) -> int:
         return len(self.sampler)  # type: ignore[arg-type]  # one without a length says so itself
@@ -112,10 +117,28 @@ class FollowedSampler(Sampler[Any]):
                 stream=self._stream,
                 check_pause_s=self._check_pause_s,
             )
+        elif self._loader.manifest is None:
+            self._follow_listing(self._sender)
         indices = _checked(order, self._sender.manifest)
         if len(indices):
             self._sender.begin(Share("listed", 0, epoch, indices), indices)
         return self._sender
+
+    def _follow_listing(self, sender: PlanSender) -> None:
+        """Have the plans be of the daemon's newest listing, where it has the same items: of those are the indices."""
+        newest = newer_manifest(sender.manifest, self._loader.cache_dir, self._passed_over)
+        if newest is None:
+            return
+        if newest.ids == sender.manifest.ids:
+            sender.go_by(newest)
+            return
+        if not self._passed_over:
+            log.warning(
+                "%s: the items have changed in the bucket, and the sampler's indices are of those before: the daemon goes by"
+                " these; make the dataset and its sampler anew to read the new ones",
+                self._data_root.uri,
+            )
+        self._passed_over = newest.digest
 
     def _manifest(self) -> Manifest | None:
         """The loader's manifest; else the daemon's, for which a second at most is waited, once an epoch."""

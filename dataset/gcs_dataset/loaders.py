@@ -23,6 +23,7 @@ from gcs_dataset.manifests import get_manifest
 from gcs_dataset.pairs import LabelMode, pillow_mode
 from gcs_dataset.planned import PlannedDataLoader
 from gcs_dataset.plans import PlanSender
+from gcs_dataset.relisting import Relisting
 from gcs_dataset.sampler import PlannedSampler
 from gcs_dataset.stream import AsyncImageDataset
 from gcs_dataset.tensors import to_tensors
@@ -151,24 +152,26 @@ def get_cached_dataloaders(
     "train" is shuffled by `seed` and the epoch (`replacement` draws with replacement), "test" is in order; both are the same
     with and without a daemon. Where torch.distributed is initialised, each rank gets its share of one global order. They are
     PlannedDataLoaders: `state_dict` and `load_state_dict` resume in the middle of an epoch, `set_epoch` says which is next.
-    Raises as get_streamed_dataloaders does.
+    Each of them follows the data root from epoch to epoch (Relisting). Raises as get_streamed_dataloaders does.
     """
     pillow_mode(label_mode)
     manifest = get_manifest(gcs_data_root, cache_dir, image_pattern=image_pattern, label_pattern=label_pattern)
-    loader = CachedLoader(cache_dir, manifest=manifest)
-    dataset = ImageDataset(
-        gcs_data_root,
-        manifest.ids,
-        loader,
-        transform or to_tensors,
-        label_mode=label_mode,
-        image_pattern=image_pattern,
-        label_pattern=label_pattern,
-    )
-    train, test = consistent_train_test_split(manifest.ids, test_ratio)
-    read_ahead = BATCHES_PER_WORKER * num_workers * batch_size
+
+    def split(ids: Sequence[str]) -> dict[str, torch.Tensor]:
+        return dict(zip(("train", "test"), consistent_train_test_split(ids, test_ratio), strict=True))
 
     def planned(side: str, indices: torch.Tensor) -> PlannedDataLoader:
+        # Nothing is shared with the other side: each begins its epochs, and moves on to newer listings, when it will.
+        loader = CachedLoader(cache_dir, manifest=manifest)
+        dataset = ImageDataset(
+            gcs_data_root,
+            manifest.ids,
+            loader,
+            transform or to_tensors,
+            label_mode=label_mode,
+            image_pattern=image_pattern,
+            label_pattern=label_pattern,
+        )
         is_drawn = side == "train" and len(indices) > 0  # a split may leave a side empty, and there is nothing to shuffle then
         sampler = PlannedSampler(
             indices,
@@ -176,11 +179,13 @@ def get_cached_dataloaders(
             shuffle=is_drawn,
             replacement=replacement and is_drawn,
             plan_sender=PlanSender(Path(cache_dir), manifest, job=loader.job, stream=f"{side}-{loader.job[:8]}"),
-            read_ahead=read_ahead,
+            read_ahead=BATCHES_PER_WORKER * num_workers * batch_size,
         )
-        return PlannedDataLoader(dataset, batch_size, sampler=sampler, **_worker_settings(num_workers))
+        name = f"{manifest.data_root.uri} ({side})"
+        relisting = Relisting(manifest, dataset, loader, sampler, lambda ids: split(ids)[side], name=name)
+        return PlannedDataLoader(dataset, batch_size, sampler=sampler, relisting=relisting, **_worker_settings(num_workers))
 
-    return {"train": planned("train", train), "test": planned("test", test)}
+    return {side: planned(side, indices) for side, indices in split(manifest.ids).items()}
 
 
 def _listed(gcs_data_root: str, image_pattern: str, label_pattern: str) -> Manifest:

@@ -2,18 +2,23 @@
 
 import logging
 import os
+from concurrent.futures import wait
+from functools import partial
 from pathlib import Path
 
+from gcs_dataset.background import in_background
 from gcs_dataset.items import Items, warn_of_incomplete
 from gcs_dataset.listing import list_manifest
 from gcs_prefetchd.client import DaemonClient
 from gcs_prefetchd.errors import ManifestError, PrefetchdError
 from gcs_prefetchd.manifest import IMAGE_PATTERN, LABEL_PATTERN, Layout, Manifest, load_manifest
 from gcs_prefetchd.names import DataRoot
+from gcs_prefetchd.protocol import ManifestAnswer
 
-__all__ = ["get_manifest", "manifest_of_daemon"]
+__all__ = ["get_manifest", "load_another", "manifest_of_daemon", "newer_manifest"]
 
 STATUS_TIMEOUT_S = 5.0
+NEWEST_TIMEOUT_S = 1.0  # one that has listed answers in a millisecond, and an epoch waits for it
 MANIFEST_TIMEOUT_S = 300.0  # the daemon may have to list a million objects first
 
 log = logging.getLogger("gcs_dataset")
@@ -52,5 +57,40 @@ def manifest_of_daemon(data_root: DataRoot, cache_dir: Path) -> Manifest:
         client.close()
         client.timeout_s = MANIFEST_TIMEOUT_S
         return load_manifest(Path(client.manifest(data_root.uri).path))
+    finally:
+        client.close()
+
+
+def newer_manifest(held: Manifest, cache_dir: Path, passed_over: str = "") -> Manifest | None:
+    """The daemon's latest manifest of the same data root; None where it is the held one or has the digest `passed_over`.
+
+    One request, for which a second at most is waited. A daemon that is absent, slow or wrong has no newer one.
+    """
+    asked = in_background(partial(_latest, held.data_root, cache_dir))
+    if not wait([asked], NEWEST_TIMEOUT_S).done:
+        return None
+    try:
+        latest = asked.result()
+    except PrefetchdError:
+        return None  # the readers say that there is no daemon
+    return None if latest.digest in (held.digest, passed_over) else load_another(Path(latest.path), held)
+
+
+def load_another(folder: Path, held: Manifest) -> Manifest | None:
+    """Map a saved manifest of the same data root and patterns; None where it cannot be read or is of others."""
+    try:
+        manifest = load_manifest(folder)
+        if (manifest.data_root, manifest.layout) != (held.data_root, held.layout):
+            raise ManifestError(f"manifest {folder}: is of {manifest.data_root.uri} with {manifest.layout.patterns}")
+    except ManifestError as exc:
+        log.info("%s; %s goes on as it was listed before", exc, held.data_root.uri)
+        return None
+    return manifest
+
+
+def _latest(data_root: DataRoot, cache_dir: Path) -> ManifestAnswer:
+    client = DaemonClient(cache_dir, NEWEST_TIMEOUT_S)
+    try:
+        return client.manifest(data_root.uri)
     finally:
         client.close()

@@ -90,6 +90,10 @@ class PlanSender:
         self._under_way: Future[None] | None = None
         self._refused = False
 
+    def go_by(self, manifest: Manifest) -> None:
+        """The plans from the next `begin` on are of this manifest; nothing more is told of the one before."""
+        self.manifest, self._share, self._refused = manifest, None, False
+
     def begin(self, share: Share, order: Indices, position: int = 0) -> None:
         """An epoch begins, or goes on at a position: tell it, and wait a second at most until the daemon has it."""
         self._share, self._digest, self._told = share, order_digest(order), None
@@ -108,17 +112,17 @@ class PlanSender:
             return
         if self._told is not self._share or self._lease is None or not self._lease.is_held:
             self._next_confirm_s = now_s + self._confirm_pause_s
-            self._under_way = in_background(partial(self._send, self._share, self._digest, position))
+            self._under_way = in_background(partial(self._send, self.manifest, self._share, self._digest, position))
         elif now_s >= self._next_confirm_s:
             self._next_confirm_s = now_s + self._confirm_pause_s
             self._under_way = in_background(self._confirm)
 
-    def _send(self, share: Share, digest: str, position: int) -> None:
+    def _send(self, manifest: Manifest, share: Share, digest: str, position: int) -> None:
         plan = Plan(
             job=self._job,
             stream=self._stream,
-            data_root=self.manifest.data_root.uri,
-            manifest=self.manifest.digest,
+            data_root=manifest.data_root.uri,
+            manifest=manifest.digest,
             kind=share.kind,
             seed=share.seed,
             epoch=share.epoch,

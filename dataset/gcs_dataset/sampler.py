@@ -10,6 +10,7 @@ from torch.utils.data import Sampler
 
 from gcs_dataset.plans import PlanSender, Share
 from gcs_prefetchd.errors import ManifestError, SettingsError
+from gcs_prefetchd.manifest import Manifest
 from gcs_prefetchd.order import Indices, order_digest, share_length
 
 __all__ = ["PlannedSampler"]
@@ -56,15 +57,13 @@ class PlannedSampler(Sampler[int]):
         self.drop_last = bool(drop_last)
         self.rank, self.world = _place(rank, world)
         self._manifest = plan_sender.manifest if plan_sender is not None else None
-        self._indices = _checked(indices, len(self._manifest) if self._manifest is not None else 2**32)
+        self._indices = self._checked(indices, len(self._manifest) if self._manifest is not None else 2**32)
         self._plan_sender = plan_sender
         self._read_ahead = read_ahead
         if not 0 <= seed <= LARGEST:
             raise SettingsError(f"seed must be between 0 and {LARGEST}, not {seed}")
         if replacement and not shuffle:
             raise SettingsError("replacement=True draws at random: leave shuffle=True")
-        if shuffle and not len(self._indices):
-            raise SettingsError("indices must hold at least one item to shuffle or draw from")
         self._epoch = self._start = self._position = 0
         self._is_waiting, self._is_wanted, self._is_resumed = True, False, False
 
@@ -88,6 +87,16 @@ class PlannedSampler(Sampler[int]):
         return self._position
 
     @property
+    def is_whole(self) -> bool:
+        """Whether nothing of the epoch at hand has been taken, in this run or in one that it resumes."""
+        return self._start == self._position == 0
+
+    @property
+    def indices(self) -> Indices:
+        """What is yielded, in the order in which it was given."""
+        return self._indices
+
+    @property
     def left(self) -> int:
         """How many items the epoch at hand still has for this rank."""
         return self._length(self._start) - self._position
@@ -99,6 +108,16 @@ class PlannedSampler(Sampler[int]):
         if not self._is_waiting or epoch != self._epoch:
             self._go_to(int(epoch))
         self._is_wanted = True
+
+    def go_by(self, manifest: Manifest, indices: Sequence[int] | NDArray[Any] | torch.Tensor) -> None:
+        """Yield these indices of another manifest from the next iteration on; the epoch and the position stay.
+
+        Raises SettingsError where they are none of its items, or none at all where there is something to shuffle.
+        """
+        self._indices = self._checked(indices, len(manifest))
+        self._manifest = manifest
+        if self._plan_sender is not None:
+            self._plan_sender.go_by(manifest)
 
     def order(self, epoch: int) -> Indices:
         """The whole order of an epoch for this rank."""
@@ -122,7 +141,9 @@ class PlannedSampler(Sampler[int]):
         """
         taken = self._position if position is None else position
         return {
+            "data_root": self._manifest.data_root.uri if self._manifest is not None else "",
             "manifest": self._manifest.digest if self._manifest is not None else "",
+            "ids": self._manifest.ids.digest if self._manifest is not None else "",
             "items": order_digest(self._indices),
             "kind": self.kind,
             "seed": self.seed,
@@ -136,7 +157,9 @@ class PlannedSampler(Sampler[int]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Have the next iteration go on where a state was taken, by this rank's share of what was left then.
 
-        Raises ManifestError where the state is that of other items, SettingsError where it is of another order or none.
+        The order depends on the items' ids alone, so a state of an earlier listing with the same ids is as good. One of which
+        nothing has been read yet begins its epoch, whatever the data root holds by now. Raises ManifestError where the state
+        is that of other items, SettingsError where it is of another order or none.
         """
         own = self.state_dict()
         for field, value in own.items():
@@ -180,6 +203,17 @@ class PlannedSampler(Sampler[int]):
                 self._position = position + 1
                 yield index
 
+    def _checked(self, indices: Sequence[int] | NDArray[Any] | torch.Tensor, items: int) -> Indices:
+        given = np.asarray(indices)
+        if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+            raise SettingsError(f"indices must be a sequence of integers, not {given.ndim}-dimensional {given.dtype}")
+        if given.size and not 0 <= int(given.min()) <= int(given.max()) < items:
+            worst = int(given.min()) if given.min() < 0 else int(given.max())
+            raise SettingsError(f"indices must be between 0 and {items - 1}, the items of the manifest; one is {worst}")
+        if self.shuffle and not given.size:
+            raise SettingsError("indices must hold at least one item to shuffle or draw from")
+        return given.astype(np.uint32)
+
     def _length(self, start: int) -> int:
         return share_length(len(self._indices) - start, self.world, self.drop_last)
 
@@ -192,12 +226,21 @@ class PlannedSampler(Sampler[int]):
         self._is_waiting, self._is_wanted, self._is_resumed = True, False, False
 
     def _check_same(self, own: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-        if own["manifest"] and state["manifest"] and own["manifest"] != state["manifest"]:
+        is_listed = bool(own["manifest"] and state["manifest"])
+        if is_listed and own["data_root"] != state["data_root"]:
             raise ManifestError(
-                f"checkpoint: field 'manifest': it is of the listing {state['manifest']}, and this one is {own['manifest']};"
-                " the data root is another one or has changed since: begin the epoch anew with set_epoch"
+                f"checkpoint: field 'data_root': it is of {state['data_root']}, and this sampler is of {own['data_root']};"
+                " use the data root that it was made with, or begin the epoch anew with set_epoch"
             )
-        if own["items"] != state["items"]:
+        # The order depends on the ids alone: objects that have changed since are no reason to refuse it.
+        is_other = is_listed and own["ids"] != state["ids"]
+        if is_other and state["position"] != 0:  # an epoch of which nothing was read begins with what there is now
+            raise ManifestError(
+                f"checkpoint: field 'ids': it is of the items of the listing {state['manifest']}, and those of"
+                f" {own['manifest']} are others: the data root has changed since, and that listing is not at hand; begin"
+                " the epoch anew with set_epoch"
+            )
+        if not is_other and own["items"] != state["items"]:
             raise ManifestError(
                 "checkpoint: field 'items': it is of other indices; use the data root and the split that it was made with,"
                 " or begin the epoch anew with set_epoch"
@@ -223,13 +266,3 @@ def _place(rank: int | None, world: int | None) -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
-
-
-def _checked(indices: Sequence[int] | NDArray[Any] | torch.Tensor, items: int) -> Indices:
-    given = np.asarray(indices)
-    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
-        raise SettingsError(f"indices must be a sequence of integers, not {given.ndim}-dimensional {given.dtype}")
-    if given.size and not 0 <= int(given.min()) <= int(given.max()) < items:
-        worst = int(given.min()) if given.min() < 0 else int(given.max())
-        raise SettingsError(f"indices must be between 0 and {items - 1}, the items of the manifest; one is {worst}")
-    return given.astype(np.uint32)
