@@ -79,7 +79,7 @@ def test_every_setting_can_come_from_every_source(tmp_path: Path) -> None:
         "relist_s": "6",
         "rescan_s": "7",
         "read_ahead": "false",
-        "watch_opens": "false",
+        "watch_opens": "true",
         "stop_deadline_s": "8",
         "log_level": "debug",
         "log_file": "/log",

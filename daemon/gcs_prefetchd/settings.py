@@ -64,7 +64,8 @@ class Settings(BaseSettings):
         True, description="Have cached files read into memory shortly before a reader with a plan opens them."
     )
     watch_opens: bool = Field(
-        True, description="Let files that other programs open by path count as recently used. Costs 10 to 20 us of CPU an open."
+        False,
+        description="Let files that other programs open by path count as recently used. Costs 10 to 20 us of CPU an open, by any.",
     )
     stop_deadline_s: float = Field(10.0, gt=0, le=600, description="After how many seconds a stop no longer waits.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least severe line that is logged.")
