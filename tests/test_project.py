@@ -61,6 +61,7 @@ LAYERS = [
     "gcs_prefetchd.settings",
     "gcs_prefetchd.logs",
     "gcs_prefetchd.pace",
+    "gcs_prefetchd.packed",
     "gcs_prefetchd.recency",
     "gcs_prefetchd.streams",
     "gcs_prefetchd.shelf",

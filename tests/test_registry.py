@@ -1,6 +1,8 @@
 """All readers of the node: who comes and goes, what they read, what is here for them, and why one of them waits."""
 
+import gc
 import logging
+import tracemalloc
 from collections.abc import Sequence
 
 import pytest
@@ -46,6 +48,13 @@ def registry(clock: Clock) -> Registry:
 def put_in_force(registry: Registry, manifest: Manifest) -> None:
     registry.set_manifest(registry.number(manifest))
     registry.sort_anew()
+    work_out(registry)
+
+
+def work_out(registry: Registry) -> None:
+    """As the prefetcher does in threads."""
+    for data_root, number in registry.take_due():
+        registry.begin_seeded(registry.prepare_seeded(data_root, number))
 
 
 def send(registry: Registry, items: Sequence[int], listed: Manifest = MANIFEST, **changes: object) -> Reader:
@@ -53,6 +62,8 @@ def send(registry: Registry, items: Sequence[int], listed: Manifest = MANIFEST, 
 
 
 def readers(registry: Registry) -> dict[str, Reader]:
+    """By the names of their streams, with those that are due."""
+    work_out(registry)
     return {reader.stream.id: reader for reader in registry}
 
 
@@ -109,13 +120,60 @@ def test_a_job_without_a_plan_moves_the_seeded_stream_from_epoch_to_epoch(regist
     read(registry, "someone", *order_of(first)[:3])
     assert list(positions(registry).values()) == [3]
     read(registry, "someone else", *order_of(first)[3:])
-    (second,) = registry
+    (second,) = readers(registry).values()
     assert (second.stream.current.number, second.stream.position) == (1, 0)
     assert order_of(second) == epoch_order(5, 1, indices_of(range(10))).tolist()
 
 
+def test_a_seeded_epoch_whose_next_one_is_known_goes_on_with_it_at_once(registry: Registry) -> None:
+    """Its window has reached into the next one's head, and its reader may be there already."""
+    (first,) = registry
+    following = first.next_epoch()
+    assert following is not None
+    first.stream.append(following)
+    last = order_of(first)[9]
+    read(registry, "someone", *order_of(first)[:9])
+    ahead = next(item for item in following.order[:3].tolist() if item != last)
+    read(registry, "someone", last, ahead)
+    (second,) = registry
+    assert (second.stream.current.number, second.stream.position, second.plan.epoch) == (1, 1, 1)
+    assert order_of(second) == epoch_order(5, 1, indices_of(range(10))).tolist()
+    assert second.stream.place_of(ahead) == NEVER
+    assert registry.take_due() == []
+
+
+def test_the_seeded_streams_next_epoch_is_told_as_a_plans_is(registry: Registry) -> None:
+    (seeded,) = registry
+    following = seeded.next_epoch()
+    assert following is not None
+    assert (following.number, following.order.tolist()) == (1, epoch_order(5, 1, indices_of(range(10))).tolist())
+
+
+def test_a_seeded_order_that_was_worked_out_while_a_reader_came_is_given_up(registry: Registry) -> None:
+    send(registry, [1], stream="a/0")
+    registry.end_job("a")
+    ((data_root, number),) = registry.take_due()
+    prepared = registry.prepare_seeded(data_root, number)
+    send(registry, [1], stream="b/0")
+    registry.begin_seeded(prepared)
+    assert list(readers(registry)) == ["b/0"]
+
+
+def test_a_seeded_order_that_was_worked_out_while_the_data_root_was_listed_again_is_given_up(registry: Registry) -> None:
+    send(registry, [1], stream="a/0")
+    registry.end_job("a")
+    ((data_root, number),) = registry.take_due()
+    prepared = registry.prepare_seeded(data_root, number)
+    registry.set_manifest(registry.number(listing(12)))
+    registry.begin_seeded(prepared)
+    assert list(registry) == []
+    (seeded,) = readers(registry).values()
+    assert len(seeded.stream) == 12
+
+
 def test_a_new_listing_starts_the_seeded_stream_anew_in_its_epoch(registry: Registry) -> None:
     read(registry, "someone", *range(10))
+    work_out(registry)
     put_in_force(registry, listing(12))
     (seeded,) = registry
     assert (seeded.stream.current.number, len(seeded.stream)) == (1, 12)
@@ -172,8 +230,9 @@ def test_a_stream_that_goes_to_another_data_root_leaves_the_first(registry: Regi
     send(registry, [1, 2])
     moved = send(registry, [4], listed=drawings)
     assert readers(registry)["job/0"] is moved
-    assert readers(registry)[f"seeded {ROOT}"].seeded
-    assert registry.planner.shelves[ROOT].streams == [readers(registry)[f"seeded {ROOT}"].stream]
+    seeded = readers(registry)[f"seeded {ROOT}"]
+    assert seeded.seeded
+    assert registry.planner.shelves[ROOT].streams == [seeded.stream]
 
 
 def test_a_stream_that_another_job_goes_on_with_is_that_jobs(registry: Registry) -> None:
@@ -343,6 +402,29 @@ def test_streams_may_come_and_go_while_somebody_looks_through_them(registry: Reg
     for _ in registry:
         send(registry, [1])
     assert list(readers(registry)) == ["job/0"]
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "endless", "listed"])
+def test_a_reader_and_what_is_here_for_it_take_at_most_40_bytes_an_item(kind: str) -> None:
+    """All that is kept of a reader, with its next epoch, of which the end of this one knows the head."""
+    items = 50_000
+    manifest = listing_of([f"{i:05}" for i in range(items)])
+    tracemalloc.start()
+    try:
+        registry = Registry(5, window_items=100)
+        registry.set_manifest(registry.number(manifest))
+        reader = send(registry, range(items), listed=manifest, kind=kind)
+        if (epoch := reader.next_epoch()) is not None:
+            reader.stream.append(epoch)
+        for item in order_of(reader)[:1000]:
+            registry.planner.arrived(ROOT, item, 0, 1.0)
+            registry.planner.read(ROOT, reader.stream, item, 2.0)
+            registry.planner.reveal(ROOT, reader.stream, 100, 2.0)
+        gc.collect()
+        taken_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken_bytes <= 40 * items
 
 
 # Reads

@@ -1,12 +1,15 @@
 """All readers of the node, what is here for them, and who needs what: the planner's state, told of every event. Pure but for
 the clock it is given.
 
-Before any reader has come, the seeded order of each data root is a stream of its own; a reader's plan takes its place.
+Before any reader has come, the seeded order of each data root is a stream of its own; a reader's plan takes its place. Orders
+take a while to work out: `take_due` says whose, `prepare_seeded` and `Reader.next_epoch` do it in a thread, `begin_seeded` and
+`Stream.append` put it in force.
 """
 
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,13 +17,13 @@ from gcs_prefetchd.catalog import Catalog, Listing
 from gcs_prefetchd.errors import ProtocolError
 from gcs_prefetchd.manifest import Manifest, ObjectVersion
 from gcs_prefetchd.names import ObjectName, cache_path, name_of
-from gcs_prefetchd.order import Indices, epoch_order, order_digest
+from gcs_prefetchd.order import Indices
 from gcs_prefetchd.pace import Spread
 from gcs_prefetchd.planner import Planner, Victim
 from gcs_prefetchd.protocol import Plan
-from gcs_prefetchd.readers import Prepared, Reader, prepare
+from gcs_prefetchd.readers import Prepared, Reader, prepare, prepare_seeded, seeded_id
 from gcs_prefetchd.shelf import Shelf
-from gcs_prefetchd.streams import NEVER, Epoch, Stream
+from gcs_prefetchd.streams import NEVER, Stream
 
 __all__ = ["Place", "Registry"]
 
@@ -54,6 +57,7 @@ class Registry:
         self._clock = clock
         self._catalogs: dict[str, Catalog] = {}
         self._readers: dict[str, Reader] = {}
+        self._due: dict[str, int] = {}  # data roots whose seeded stream is to begin an epoch, and which one
         self._places: dict[str, Place] = {}  # of what comes up soon or has just come up: to find them takes a while
 
     def __iter__(self) -> Iterator[Reader]:
@@ -79,9 +83,28 @@ class Registry:
             for reader in self._of(data_root):
                 reader.stream.grow(catalog.items)
         self._places.clear()
-        seeded = self._readers.get(_seeded_id(data_root))
-        if len(catalog.listings) == 1 or seeded is not None:
-            self._start_seeded(data_root, seeded.stream.current.number if seeded else 0)
+        seeded = self._readers.get(seeded_id(data_root))
+        if seeded is not None or not self._of(data_root):
+            self._due[data_root] = seeded.stream.current.number if seeded else 0
+
+    def take_due(self) -> list[tuple[str, int]]:
+        """The data roots whose seeded stream is to begin an epoch, and which; each is told of once."""
+        due = list(self._due.items())
+        self._due.clear()
+        return due
+
+    def prepare_seeded(self, data_root: str, number: int) -> Prepared:
+        """Work out an epoch of a seeded stream, for `begin_seeded`. For a thread."""
+        catalog = self._catalogs[data_root]
+        return prepare_seeded(data_root, self._seed, number, catalog.newest, catalog.items)
+
+    def begin_seeded(self, prepared: Prepared) -> None:
+        """The epoch begins, unless a reader has come meanwhile, or another listing."""
+        key, plan = prepared.plan.data_root, prepared.plan
+        is_wanted = key not in self._due and prepared.listing is self._catalogs[key].newest
+        if is_wanted and all(reader.seeded for reader in self._of(key)):
+            stream = Stream(plan.stream, "", prepared.epoch)
+            self._put(Reader(key, stream, prepared.listing, plan, prepared.indices, self._clock(), seeded=True))
 
     def prepare(self, plan: Plan, indices: Indices) -> Prepared:
         """Work out a plan, for `register`. Raises ProtocolError, naming the field, where it cannot be. For a thread."""
@@ -97,8 +120,8 @@ class Registry:
         """A reader has said what it will read."""
         plan, now_s = prepared.plan, self._clock()
         known = self._readers.get(plan.stream)
-        if known is not None and known.key == plan.data_root and len(known.stream.place) == len(prepared.epoch.first):
-            known.stream.turn(prepared.epoch, plan.position)
+        if known is not None and known.key == plan.data_root:
+            known.stream.turn(prepared.epoch)
             known.stream.job = plan.job
             known.stream.endless = plan.kind == "endless"
             reader = Reader(
@@ -112,11 +135,12 @@ class Registry:
                 report_gap_s=known.report_gap_s,
             )
         else:
-            if known is not None and known.key != plan.data_root:
+            if known is not None:
                 self._remove(known, f"goes on in {plan.data_root}")
-            stream = Stream(plan.stream, plan.job, prepared.epoch, plan.position, endless=plan.kind == "endless")
+            stream = Stream(plan.stream, plan.job, prepared.epoch, endless=plan.kind == "endless")
             reader = Reader(plan.data_root, stream, prepared.listing, plan, prepared.indices, now_s)
-        self._readers.pop(_seeded_id(plan.data_root), None)
+        self._readers.pop(seeded_id(plan.data_root), None)
+        self._due.pop(plan.data_root, None)
         self._put(reader)
         return reader
 
@@ -159,7 +183,7 @@ class Registry:
             reader.stream.rate.add(count, now_s)
             self.planner.reveal(reader.key, reader.stream, self.window(reader), now_s)
             if reader.seeded and reader.stream.ended:
-                self._start_seeded(reader.key, reader.stream.current.number + 1)
+                self._end_seeded(reader)
 
     def window(self, reader: Reader) -> int:
         """How many items ahead of the reader are kept on disk: as many as it reads while a download takes its time."""
@@ -216,6 +240,10 @@ class Registry:
     def planned(self, reader: Reader, number: int) -> None:
         """An item that is here has come into a window."""
         self.planner.planned(reader.key, number, self._clock())
+
+    def sort_on(self) -> bool:
+        """Go on with what a change of streams has begun, for a few milliseconds; False where nothing is left to do."""
+        return self.planner.sort_on()
 
     def due_s(self, reader: Reader, place: int) -> float:
         """In how many seconds the reader will come to a place."""
@@ -330,17 +358,14 @@ class Registry:
         self.planner.strangers[path] = now_s
         self.planner.strangers.move_to_end(path)
 
-    def _start_seeded(self, key: str, number: int) -> None:
-        catalog, seeded_id = self._catalogs[key], _seeded_id(key)
-        listing = catalog.newest
-        indices = np.arange(len(listing.manifest), dtype=np.uint32)
-        order = epoch_order(self._seed, number, indices)
-        plan = Plan(
-            job="", stream=seeded_id, data_root=key, manifest=listing.manifest.digest, kind="shuffled", seed=self._seed,
-            epoch=number, position=0, rank=0, world=1, drop_last=0, start=0, digest=order_digest(order),
-        )  # fmt: skip
-        stream = Stream(seeded_id, "", Epoch.of(number, listing.numbers_of(order), catalog.items))
-        self._put(Reader(key, stream, listing, plan, indices, self._clock(), seeded=True))
+    def _end_seeded(self, reader: Reader) -> None:
+        stream, number = reader.stream, reader.stream.current.number + 1
+        if stream.upcoming is None:
+            self._due[reader.key] = number
+            return
+        stream.advance()
+        plan = replace(reader.plan, epoch=number)
+        self._put(Reader(reader.key, stream, reader.listing, plan, reader.indices, self._clock(), seeded=True))
 
     def _put(self, reader: Reader) -> None:
         self._readers[reader.stream.id] = reader
@@ -350,16 +375,15 @@ class Registry:
 
     def _count_bound(self, reader: Reader) -> None:
         present = self.planner.shelves[reader.key].present
-        needed = np.zeros(len(present), dtype=np.bool_)  # each item once, however often it comes
-        needed[reader.stream.current.order[reader.stream.position :]] = True
-        reader.bound = int(np.count_nonzero(needed & (present != reader.every_part)))
+        # Each item once, however often it comes.
+        reader.bound = int(np.count_nonzero((reader.stream.place != NEVER) & (present != reader.every_part)))
 
     def _remove(self, reader: Reader, why: str) -> None:
         log.info("stream %s: %s", reader.stream.id, why)
         del self._readers[reader.stream.id]
         self._sort_anew(reader.key)
         if not self._of(reader.key):
-            self._start_seeded(reader.key, 0)
+            self._due[reader.key] = 0
 
     def _sort_anew(self, key: str) -> None:
         self.planner.shelves[key].streams = [reader.stream for reader in self._of(key)]
@@ -368,7 +392,3 @@ class Registry:
 
 def _path(version: ObjectVersion) -> str:
     return cache_path(version.name.bucket, version.name.name)
-
-
-def _seeded_id(data_root: str) -> str:
-    return f"seeded {data_root}"
