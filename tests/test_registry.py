@@ -315,6 +315,23 @@ def test_a_plan_may_refer_to_an_earlier_listing(registry: Registry) -> None:
     assert order_of(later)[0] == order_of(reader)[0]
 
 
+def test_a_listing_that_a_readers_plan_refers_to_is_in_use(registry: Registry) -> None:
+    send(registry, [3], stream="early/0")
+    for items in (11, 12, 13, 14):
+        put_in_force(registry, listing(items))
+    catalog, in_use = registry.catalog(ROOT)
+    assert {len(one.manifest) for one in in_use} == {10}
+    assert [len(one.manifest) for one in catalog.superseded(in_use)] == [11, 12]
+
+
+def test_before_its_order_has_been_worked_out_anew_the_seeded_stream_asks_for_what_is_listed_now(registry: Registry) -> None:
+    (seeded,) = registry
+    registry.set_manifest(registry.number(listing(9, generation=2)))
+    assert list(registry) == [seeded]
+    assert [version.generation for version in registry.versions(seeded, 3)] == [2, 2]
+    assert registry.versions(seeded, 9) == []
+
+
 def test_a_running_epoch_keeps_its_order_and_place_through_a_relisting(registry: Registry) -> None:
     reader = send(registry, [3, 1, 2])
     read(registry, "job", 3)

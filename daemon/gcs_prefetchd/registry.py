@@ -87,6 +87,10 @@ class Registry:
         if seeded is not None or not self._of(data_root):
             self._due[data_root] = seeded.stream.current.number if seeded else 0
 
+    def catalog(self, data_root: str) -> tuple[Catalog, set[Listing]]:
+        """The listings of a data root, and those of them that readers go by."""
+        return self._catalogs[data_root], {reader.listing for reader in self._of(data_root)}
+
     def take_due(self) -> list[tuple[str, int]]:
         """The data roots whose seeded stream is to begin an epoch, and which; each is told of once."""
         due = list(self._due.items())
@@ -119,26 +123,16 @@ class Registry:
     def register(self, prepared: Prepared) -> Reader:
         """A reader has said what it will read."""
         plan, now_s = prepared.plan, self._clock()
-        known = self._readers.get(plan.stream)
-        if known is not None and known.key == plan.data_root:
-            known.stream.turn(prepared.epoch)
-            known.stream.job = plan.job
-            known.stream.endless = plan.kind == "endless"
-            reader = Reader(
-                known.key,
-                known.stream,
-                prepared.listing,
-                plan,
-                prepared.indices,
-                now_s,
-                waits=known.waits,
-                report_gap_s=known.report_gap_s,
-            )
-        else:
-            if known is not None:
-                self._remove(known, f"goes on in {plan.data_root}")
-            stream = Stream(plan.stream, plan.job, prepared.epoch, endless=plan.kind == "endless")
-            reader = Reader(plan.data_root, stream, prepared.listing, plan, prepared.indices, now_s)
+        known, endless = self._readers.get(plan.stream), plan.kind == "endless"
+        if known is not None and known.key != plan.data_root:
+            self._remove(known, f"goes on in {plan.data_root}")
+            known = None
+        stream = Stream(plan.stream, plan.job, prepared.epoch, endless=endless) if known is None else known.stream
+        reader = Reader(plan.data_root, stream, prepared.listing, plan, prepared.indices, now_s)
+        if known is not None:
+            stream.turn(prepared.epoch)
+            stream.job, stream.endless = plan.job, endless
+            reader.waits, reader.report_gap_s = known.waits, known.report_gap_s
         self._readers.pop(seeded_id(plan.data_root), None)
         self._due.pop(plan.data_root, None)
         self._put(reader)
@@ -213,7 +207,11 @@ class Registry:
 
     def versions(self, reader: Reader, number: int) -> list[ObjectVersion]:
         """The parts of an item that the reader is about to read; their places are remembered."""
-        versions = reader.listing.versions(number) or self._catalogs[reader.key].versions(number)
+        catalog = self._catalogs[reader.key]
+        if reader.seeded:  # it stands for readers to come, who will go by the newest, while its order may still be an older one
+            versions = catalog.newest.versions(number)
+        else:
+            versions = reader.listing.versions(number) or catalog.versions(number)
         if len(self._places) > PLACES_REMEMBERED:
             self._places.clear()
         for part, version in enumerate(versions):

@@ -192,7 +192,11 @@ class Service:
     async def _put_in_force(self, manifest: Manifest) -> None:
         """Plan by this listing from now on, over what is here already."""
         first = self.registry.manifest(manifest.data_root.uri) is None
+        uri = manifest.data_root.uri
         self.registry.set_manifest(await asyncio.to_thread(self.registry.number, manifest))
+        catalog, in_use = self.registry.catalog(uri)
+        if superseded := catalog.superseded(in_use):
+            catalog.give_up(superseded, await asyncio.to_thread(catalog.remnant, superseded))
         paths = self.cache.paths() if first else list(self.registry.planner.strangers)
         placed = await asyncio.to_thread(self.registry.locate_all, paths)
         for count, (path, place) in enumerate(placed):
