@@ -2,8 +2,9 @@
 
 import gc
 import logging
+import time
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -15,7 +16,7 @@ from gcs_prefetchd.pace import Spread
 from gcs_prefetchd.readers import WAITS, Reader
 from gcs_prefetchd.registry import LONGEST_WINDOW, SHORTEST_WINDOW, STREAM_IDLE_S, Registry
 from gcs_prefetchd.streams import NEVER
-from plan_support import ROOT, indices_of, listing_of, plan_of
+from plan_support import ROOT, indices_of, listing_of, listing_of_many, plan_of
 
 
 def listing(items: int, root: str = ROOT, generation: int = 1) -> Manifest:
@@ -421,6 +422,45 @@ def test_streams_may_come_and_go_while_somebody_looks_through_them(registry: Reg
     assert list(readers(registry)) == ["job/0"]
 
 
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """What the tests before have left is not looked through for garbage meanwhile."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_whatever_becomes_of_streams_of_a_million_items_the_event_loop_goes_on() -> None:
+    """20 ms are promised for each step; orders are worked out in threads. Half of the items are here."""
+    registry, manifest = Registry(5, window_items=100), listing_of_many(1_000_000)
+    listed, took_s = registry.number(manifest), list[float]()
+
+    def on_the_loop(step: Callable[[], object]) -> None:
+        began_s = time.thread_time()
+        step()
+        took_s.append(time.thread_time() - began_s)
+        while not registry.planner.shelves[ROOT].is_sorted:
+            began_s = time.thread_time()
+            registry.sort_on()
+            took_s.append(time.thread_time() - began_s)
+
+    def begin_what_is_due() -> None:
+        ((data_root, number),) = registry.take_due()
+        seeded = registry.prepare_seeded(data_root, number)
+        on_the_loop(lambda: registry.begin_seeded(seeded))
+
+    on_the_loop(lambda: registry.set_manifest(listed))
+    begin_what_is_due()
+    registry.planner.shelves[ROOT].present[::2] = 3
+    for kind, epoch in (("shuffled", 0), ("shuffled", 1), ("endless", 2), ("listed", 3)):
+        prepared = registry.prepare(*plan_of(manifest, range(1_000_000), kind=kind, epoch=epoch))
+        on_the_loop(lambda: registry.register(prepared))  # noqa: B023  # called at once
+    on_the_loop(lambda: registry.end_job("job"))
+    begin_what_is_due()
+    assert max(took_s) < 0.02
+
+
 @pytest.mark.parametrize("kind", ["shuffled", "endless", "listed"])
 def test_a_reader_and_what_is_here_for_it_take_at_most_40_bytes_an_item(kind: str) -> None:
     """All that is kept of a reader, with its next epoch, of which the end of this one knows the head."""
@@ -508,6 +548,19 @@ def test_a_window_that_is_measured_is_as_long_as_downloads_take_at_the_readers_p
     assert registry.window(reader) == pytest.approx(1000 * (0.05 + 0.01) + SHORTEST_WINDOW, rel=0.1)
     read(registry, "job", 4900, manifest=manifest)  # a worker that is far ahead
     assert registry.window(reader) > 900
+
+
+def test_a_report_that_got_lost_does_not_make_the_window_longer_and_longer(clock: Clock) -> None:
+    registry, manifest = Registry(5, clock=clock), listing(5000)
+    put_in_force(registry, manifest)
+    reader = send(registry, range(5000), listed=manifest)
+    for start in range(1, 4000, 10):  # all but the first item
+        clock.now_s += 0.01
+        read(registry, "job", *range(start, start + 10), manifest=manifest)
+        if start == 1001:
+            early = registry.window(reader)
+    assert (reader.stream.start, reader.stream.front) == (0, 4001)
+    assert registry.window(reader) == pytest.approx(early, rel=0.2)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ class Registry:
         data_root = listing.manifest.data_root.uri
         catalog = self._catalogs.setdefault(data_root, Catalog())
         catalog.take(listing)
-        shelf = self.planner.shelves.setdefault(data_root, Shelf(0))
+        shelf = self.planner.shelves.setdefault(data_root, Shelf(catalog.items))
         if catalog.items > len(shelf.present):
             shelf.grow(catalog.items)
             for reader in self._of(data_root):
@@ -187,7 +187,9 @@ class Registry:
         # read since its last report takes up some of the window, too.
         wait_s = self._download_s.mean_s + 3 * self._download_s.deviation_s
         wait_s += reader.report_gap_s.mean_s + reader.report_gap_s.deviation_s
-        ahead = reader.stream.front - reader.stream.start  # workers that overtake each other are served alike
+        # Workers that overtake each other are served alike; but what lies behind since a report got lost is next to nothing.
+        stream = reader.stream
+        ahead = min(stream.front - stream.start, 2 * (stream.front - stream.position))
         needed = int(reader.stream.rate.per_s(self._clock()) * wait_s) + ahead + SHORTEST_WINDOW
         return min(needed, LONGEST_WINDOW)
 
