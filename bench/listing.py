@@ -8,6 +8,7 @@ is run once, for it takes longest; ours is the median of the runs.
 
 import argparse
 import asyncio
+import gc
 import json
 import resource
 import statistics
@@ -132,6 +133,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
+        gc.freeze()  # as the daemon does
         with (
             computed_origin(run, args.pairs, args.latency_ms) as endpoint,
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop,

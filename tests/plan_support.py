@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from gcs_prefetchd.manifest import Layout, Manifest, ObjectVersion, build_manifest
+from gcs_prefetchd.manifest import Ids, Layout, Manifest, ObjectVersion, build_manifest
 from gcs_prefetchd.names import DataRoot, ObjectName
 from gcs_prefetchd.order import Indices, order_digest, plan_order
 from gcs_prefetchd.protocol import Plan
@@ -28,6 +28,14 @@ def listing_of(
         for part in (0, 1)
     ]
     return build_manifest(data_root, Layout(), versions)
+
+
+def listing_of_many(items: int) -> Manifest:
+    """A listing of so many items, with ids of seven digits; made in no time."""
+    digits = np.arange(items)[:, None] // 10 ** np.arange(6, -1, -1) % 10
+    ids = Ids((digits + ord("0")).astype(np.uint8).reshape(-1), np.arange(7, 7 * items + 1, 7))
+    column = np.ones((items, 2), dtype=np.int64)
+    return Manifest(DataRoot.parse(ROOT), Layout(), ids, column, column, column, (), "many")
 
 
 def indices_of(items: Iterable[int]) -> Indices:

@@ -2,6 +2,7 @@
 
 import time
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,12 @@ def put_in_force(catalog: Catalog, manifest: Manifest) -> Listing:
     listing = catalog.number(manifest)
     catalog.take(listing)
     return listing
+
+
+def prune(catalog: Catalog, *in_use: Listing) -> None:
+    superseded = catalog.superseded(in_use)
+    if superseded:
+        catalog.give_up(superseded, catalog.remnant(superseded))
 
 
 def numbers(listing: Listing) -> dict[str, int]:
@@ -105,11 +112,52 @@ def test_numbering_changes_nothing_before_the_listing_is_taken() -> None:
     assert numbers(put_in_force(catalog, listing_of("abd")))["d"] == 2
 
 
-@given(st.lists(st.sets(st.sampled_from("abcdefgh"), min_size=1), min_size=1, max_size=5))
+def test_the_newest_two_listings_are_kept_and_those_in_use_and_no_other() -> None:
+    catalog = Catalog()
+    listings = [put_in_force(catalog, listing_of("abc", generation=generation)) for generation in range(1, 7)]
+    prune(catalog, listings[1])
+    assert catalog.listings == [listings[1], *listings[-2:]]
+    prune(catalog)
+    assert catalog.listings == listings[-2:]
+    assert catalog.superseded([]) == []
+
+
+def test_what_is_listed_no_more_keeps_its_number_when_its_listing_is_given_up() -> None:
+    """Its files may still be here, and have to be found to be dropped; or it comes back."""
+    catalog = Catalog()
+    for generation, ids in enumerate(["abc", "abc", "ac", "c", "cd"], 1):
+        put_in_force(catalog, listing_of(ids, generation=generation))
+        prune(catalog)
+    assert len(catalog.listings) == 3
+    assert catalog.find(ObjectName("pictures", "train/images/b.jpg")) == (1, 0)
+    assert [version.generation for version in catalog.versions(1)] == [2, 2]
+    assert [version.generation for version in catalog.versions(0)] == [3, 3]
+    assert numbers(put_in_force(catalog, listing_of("bcd", generation=6))) == {"b": 1, "c": 2, "d": 3}
+
+
+def test_relistings_without_end_keep_no_more_than_what_is_told_apart() -> None:
+    catalog = Catalog()
+    for generation in range(1, 30):
+        put_in_force(catalog, listing_of("abcdef"[: 1 + generation % 6], generation=generation))
+        prune(catalog)
+        assert len(catalog.listings) <= 3
+    assert catalog.items == 6
+
+
+def test_a_listing_of_the_same_items_takes_no_memory_for_their_numbers() -> None:
+    catalog = Catalog()
+    put_in_force(catalog, listing_of("bd"))
+    first, second = (put_in_force(catalog, listing_of("abcd", generation=generation)) for generation in (2, 3))
+    assert np.shares_memory(first._numbers, second._numbers)
+    assert numbers(first) == numbers(second)
+
+
+@given(st.lists(st.sets(st.sampled_from("abcdefgh"), min_size=1), min_size=1, max_size=7))
 def test_through_any_relistings_an_item_has_one_number_and_a_number_one_item(listings: list[set[str]]) -> None:
     catalog, known = Catalog(), dict[str, int]()
     for ids in listings:
         listing = put_in_force(catalog, listing_of(sorted(ids)))
+        prune(catalog)
         assert [item_id for item_id, _ in listing.known()] == sorted(ids)
         assert {**known, **numbers(listing)} == {**numbers(listing), **known}
         known |= numbers(listing)
@@ -120,6 +168,8 @@ def test_through_any_relistings_an_item_has_one_number_and_a_number_one_item(lis
             assert listing.versions(number) == listing.manifest.versions(index)
         assert all(listing.index_of(number) is None for item_id, number in known.items() if item_id not in ids)
         assert listing.index_of(catalog.items + 5) is None
+        found = {item_id: catalog.find(ObjectName("pictures", f"train/images/{item_id}.jpg")) for item_id in known}
+        assert found == {item_id: (number, 0) for item_id, number in known.items()}
 
 
 def test_a_relisting_of_the_same_items_costs_next_to_nothing() -> None:

@@ -185,6 +185,7 @@ async def test_the_last_lease_given_back_leaves_the_seeded_order(service: Servic
     await asyncio.to_thread(client.send_plan, *(await plan_for(client, [5, 1])))
     lease.close()
     await streams_are(client)
+    await service.prefetcher.settled()
     assert [reader.seeded for reader in service.registry] == [True]
 
 

@@ -6,7 +6,6 @@ The references are a few lines of plain Python each, that look at every item at 
 import itertools
 import math
 import time
-import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -15,16 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gcs_prefetchd.order import endless, epoch_order
+from gcs_prefetchd.order import Indices, endless, epoch_order
 from gcs_prefetchd.planner import Planner, Victim
-from gcs_prefetchd.shelf import Shelf
+from gcs_prefetchd.shelf import SORTED_AT_ONCE, Shelf
 from gcs_prefetchd.streams import NEVER, Epoch, Stream
 
 KEY = "gs://pictures/train"
 
 
-def epoch_of(order: Sequence[int], items: int, number: int = 0) -> Epoch:
-    return Epoch.of(number, np.array(order, dtype=np.uint32), items)
+def epoch_of(order: Sequence[int], items: int, number: int = 0, position: int = 0) -> Epoch:
+    return Epoch.of(number, np.array(order, dtype=np.uint32), items, position)
 
 
 @dataclass(slots=True)
@@ -494,12 +493,12 @@ def test_whatever_comes_the_bound_holds_and_nothing_needed_sooner_is_dropped(
         match step:
             case "come":
                 READ[f"{number}"] = set(range(min(more, len(orders[number]))))
-                order = epoch_of(orders[number], ITEMS)
+                order = epoch_of(orders[number], ITEMS, position=len(READ[f"{number}"]))
                 if number in alive:
-                    alive[number].turn(order, len(READ[f"{number}"]))
+                    alive[number].turn(order)
                     node.planner.sort_anew()
                 else:
-                    alive[number] = Stream(f"{number}", "", order, len(READ[f"{number}"]))
+                    alive[number] = Stream(f"{number}", "", order)
                     node.add(alive[number])
                 alive[number].append(epoch_of(orders[number][::-1], ITEMS, 1))
             case "die" if number in alive:
@@ -532,25 +531,27 @@ MANY = 1_000_000
 
 
 @pytest.fixture(scope="module")
-def orders_of_many() -> list[Epoch]:
+def orders_of_many() -> list[Indices]:
     indices = np.arange(MANY, dtype=np.uint32)
-    return [Epoch.of(number, epoch_order(seed, number, indices), MANY) for seed in (0, 1) for number in (0, 1)]
+    return [epoch_order(seed, number, indices) for seed in (0, 1) for number in (0, 1)]
 
 
-def large_node(orders: list[Epoch], jobs: int) -> tuple[Node, list[Stream]]:
+def large_node(orders: list[Indices], jobs: int) -> tuple[Node, list[Stream]]:
     """Half of the items here, the streams in the middle of their epochs."""
     node = Node(MANY, MANY // 2, sizes=[1] * MANY)
     node.shelf.present[::2] = 1
     node.used = MANY // 2
-    streams = [Stream(f"{job}", "", orders[2 * job], MANY // 2) for job in range(jobs)]
+    streams = [Stream(f"{job}", "", Epoch.of(0, orders[2 * job], MANY, MANY // 2)) for job in range(jobs)]
     for job, stream in enumerate(streams):
-        stream.append(orders[2 * job + 1])
+        stream.append(Epoch.of(1, orders[2 * job + 1], MANY))
     node.add(*streams)
+    while node.planner.sort_on():
+        pass
     return node, streams
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_read_costs_microseconds_among_a_million_items(orders_of_many: list[Epoch], jobs: int) -> None:
+def test_a_read_costs_microseconds_among_a_million_items(orders_of_many: list[Indices], jobs: int) -> None:
     """5 us are promised; this machine may be busy with other things."""
     node, streams = large_node(orders_of_many, jobs)
     costs_us = []
@@ -568,43 +569,59 @@ def test_a_read_costs_microseconds_among_a_million_items(orders_of_many: list[Ep
     assert min(costs_us) < 25  # the simulated cache's own work is in it
 
 
-def longest_s(work: Callable[[], object]) -> float:
-    took_s = []
-    for _ in range(3):
-        began_s = time.thread_time()
-        work()
-        took_s.append(time.thread_time() - began_s)
-    return min(took_s)
+def took_s(work: Callable[[], object]) -> float:
+    began_s = time.thread_time()
+    work()
+    return time.thread_time() - began_s
 
 
-def test_no_step_holds_up_the_event_loop_among_a_million_items(orders_of_many: list[Epoch]) -> None:
-    """20 ms are promised for each."""
+def test_no_step_holds_up_the_event_loop_among_a_million_items(orders_of_many: list[Indices]) -> None:
+    """20 ms are promised for each. Half of the items are queued as not soon, then all of them are needed, and half again."""
     node, (stream, other) = large_node(orders_of_many, 2)
-    assert longest_s(lambda: stream.turn(orders_of_many[1])) < 0.06
-    assert longest_s(lambda: stream.turn(orders_of_many[0], MANY // 2)) < 0.06
-    assert longest_s(node.planner.sort_anew) < 0.06
-    assert longest_s(lambda: node.victims(1, stream.in_s(0, 0.0))) < 0.06
-    assert longest_s(lambda: node.shelf.grow(len(node.shelf.present) + 1000)) < 0.06
-    assert other.place_of(0) != NEVER or node.is_here(0)
+    node.remove(other)
+    for order, position in ((orders_of_many[1], 0), (orders_of_many[0], MANY // 2), (orders_of_many[1], 0)):
+        epoch = Epoch.of(1, order, MANY, position)
+        assert took_s(lambda: stream.turn(epoch)) < 0.02  # noqa: B023  # called at once
+        slices_s = [took_s(node.planner.sort_anew), took_s(lambda: node.victims(1, -1.0))]
+        while not node.shelf.is_sorted:
+            slices_s.append(took_s(node.planner.sort_on))
+        # A machine with other work may have caches that are cold: one of 250.
+        assert sorted(slices_s)[-2] < 0.02
+    assert min(took_s(lambda: node.shelf.grow(len(node.shelf.present) + 1000)) for _ in range(3)) < 0.02
 
 
-@pytest.mark.parametrize(("kind", "bytes_an_item"), [("shuffled", 40), ("endless", 48)])
-def test_a_stream_and_what_is_here_take_few_bytes_an_item(kind: str, bytes_an_item: int) -> None:
-    """With the next epoch, of which the end of this one knows the head. Draws with replacement need a list of repetitions."""
-    items = 100_000
-    tracemalloc.start()
-    try:
-        planner = Planner()
-        shelf = planner.shelves[KEY] = Shelf(items)
-        stream = Stream("s", "", order_of(kind, items, 0, 0), endless=kind == "endless")
-        stream.append(order_of(kind, items, 0, 1))
-        shelf.streams.append(stream)
-        planner.sort_anew()
-        for item in stream.current.order[:30_000].tolist():
-            planner.arrived(KEY, item, 0, 1.0)
-            planner.read(KEY, stream, item, 2.0)
-            planner.reveal(KEY, stream, 100, 2.0)
-        taken_bytes, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert taken_bytes < bytes_an_item * items
+# While it is being sorted
+
+UNSORTED = 2 * SORTED_AT_ONCE
+
+
+def test_what_has_become_needed_is_not_dropped_as_not_soon_though_it_has_not_been_sorted_yet() -> None:
+    node = Node(UNSORTED, UNSORTED)
+    stream = Stream("s", "", epoch_of([0], UNSORTED))
+    node.add(stream)
+    for item in range(UNSORTED):
+        assert node.fetch(item)
+    while node.planner.sort_on():
+        pass
+    stream.turn(epoch_of(range(1, UNSORTED), UNSORTED))
+    node.planner.sort_anew()
+    assert not node.shelf.is_sorted
+    assert node.victims(2) == [(KEY, 0), (KEY, UNSORTED - 1)]
+
+
+@pytest.mark.parametrize("steps_between", [0, 1])
+def test_sorted_in_several_goes_it_is_as_if_it_had_been_sorted_at_once(steps_between: int) -> None:
+    node = Node(UNSORTED, UNSORTED)
+    stream = Stream("s", "", epoch_of(range(UNSORTED), UNSORTED))
+    node.add(stream)
+    for item in range(UNSORTED):
+        assert node.fetch(item)
+    stream.turn(epoch_of(range(0, UNSORTED, 2), UNSORTED))
+    node.planner.sort_anew()
+    for item in range(UNSORTED - 4 * steps_between, UNSORTED, 2):
+        node.now_s += 1
+        assert node.read(stream, item)
+    assert not node.planner.sort_on()
+    idle = node.victims(UNSORTED // 2 + 2 * steps_between)
+    assert idle is not None
+    assert sorted(idle) == [(KEY, item) for item in range(UNSORTED) if stream.place_of(item) == NEVER]

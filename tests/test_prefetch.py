@@ -58,7 +58,7 @@ class Node:
         """A reader says what it will read; returns when the prefetcher has followed."""
         plan, indices = plan_of(listed or self.manifest, items, **changes)  # type: ignore[arg-type]  # any field
         reader = self.registry.register(self.registry.prepare(plan, indices))
-        self.prefetcher.begin(reader)
+        self.prefetcher.begin()
         await self.follow()
         return reader
 

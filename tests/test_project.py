@@ -61,11 +61,13 @@ LAYERS = [
     "gcs_prefetchd.settings",
     "gcs_prefetchd.logs",
     "gcs_prefetchd.pace",
+    "gcs_prefetchd.packed",
     "gcs_prefetchd.recency",
     "gcs_prefetchd.streams",
     "gcs_prefetchd.shelf",
     "gcs_prefetchd.planner",
     "gcs_prefetchd.catalog",
+    "gcs_prefetchd.places",
     "gcs_prefetchd.readers",
     "gcs_prefetchd.registry",
     "gcs_prefetchd.directory",
@@ -332,6 +334,8 @@ def service(tmp_path: Path, manifest: Manifest) -> Service:
     """A daemon that was not started, with one stream, and one failure in its counts."""
     built = Service(make_settings(tmp_path / "cache", "http://127.0.0.1:1"), lambda: None)
     built.registry.set_manifest(built.registry.number(manifest))
+    for data_root, number in built.registry.take_due():
+        built.registry.begin_seeded(built.registry.prepare_seeded(data_root, number))
     built.origin.traffic.errors["503"] += 1
     return built
 

@@ -1,7 +1,10 @@
 """All readers of the node: who comes and goes, what they read, what is here for them, and why one of them waits."""
 
+import gc
 import logging
-from collections.abc import Sequence
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -13,7 +16,7 @@ from gcs_prefetchd.pace import Spread
 from gcs_prefetchd.readers import WAITS, Reader
 from gcs_prefetchd.registry import LONGEST_WINDOW, SHORTEST_WINDOW, STREAM_IDLE_S, Registry
 from gcs_prefetchd.streams import NEVER
-from plan_support import ROOT, indices_of, listing_of, plan_of
+from plan_support import ROOT, indices_of, listing_of, listing_of_many, plan_of
 
 
 def listing(items: int, root: str = ROOT, generation: int = 1) -> Manifest:
@@ -46,6 +49,13 @@ def registry(clock: Clock) -> Registry:
 def put_in_force(registry: Registry, manifest: Manifest) -> None:
     registry.set_manifest(registry.number(manifest))
     registry.sort_anew()
+    work_out(registry)
+
+
+def work_out(registry: Registry) -> None:
+    """As the prefetcher does in threads."""
+    for data_root, number in registry.take_due():
+        registry.begin_seeded(registry.prepare_seeded(data_root, number))
 
 
 def send(registry: Registry, items: Sequence[int], listed: Manifest = MANIFEST, **changes: object) -> Reader:
@@ -53,6 +63,8 @@ def send(registry: Registry, items: Sequence[int], listed: Manifest = MANIFEST, 
 
 
 def readers(registry: Registry) -> dict[str, Reader]:
+    """By the names of their streams, with those that are due."""
+    work_out(registry)
     return {reader.stream.id: reader for reader in registry}
 
 
@@ -109,13 +121,60 @@ def test_a_job_without_a_plan_moves_the_seeded_stream_from_epoch_to_epoch(regist
     read(registry, "someone", *order_of(first)[:3])
     assert list(positions(registry).values()) == [3]
     read(registry, "someone else", *order_of(first)[3:])
-    (second,) = registry
+    (second,) = readers(registry).values()
     assert (second.stream.current.number, second.stream.position) == (1, 0)
     assert order_of(second) == epoch_order(5, 1, indices_of(range(10))).tolist()
 
 
+def test_a_seeded_epoch_whose_next_one_is_known_goes_on_with_it_at_once(registry: Registry) -> None:
+    """Its window has reached into the next one's head, and its reader may be there already."""
+    (first,) = registry
+    following = first.next_epoch()
+    assert following is not None
+    first.stream.append(following)
+    last = order_of(first)[9]
+    read(registry, "someone", *order_of(first)[:9])
+    ahead = next(item for item in following.order[:3].tolist() if item != last)
+    read(registry, "someone", last, ahead)
+    (second,) = registry
+    assert (second.stream.current.number, second.stream.position, second.plan.epoch) == (1, 1, 1)
+    assert order_of(second) == epoch_order(5, 1, indices_of(range(10))).tolist()
+    assert second.stream.place_of(ahead) == NEVER
+    assert registry.take_due() == []
+
+
+def test_the_seeded_streams_next_epoch_is_told_as_a_plans_is(registry: Registry) -> None:
+    (seeded,) = registry
+    following = seeded.next_epoch()
+    assert following is not None
+    assert (following.number, following.order.tolist()) == (1, epoch_order(5, 1, indices_of(range(10))).tolist())
+
+
+def test_a_seeded_order_that_was_worked_out_while_a_reader_came_is_given_up(registry: Registry) -> None:
+    send(registry, [1], stream="a/0")
+    registry.end_job("a")
+    ((data_root, number),) = registry.take_due()
+    prepared = registry.prepare_seeded(data_root, number)
+    send(registry, [1], stream="b/0")
+    registry.begin_seeded(prepared)
+    assert list(readers(registry)) == ["b/0"]
+
+
+def test_a_seeded_order_that_was_worked_out_while_the_data_root_was_listed_again_is_given_up(registry: Registry) -> None:
+    send(registry, [1], stream="a/0")
+    registry.end_job("a")
+    ((data_root, number),) = registry.take_due()
+    prepared = registry.prepare_seeded(data_root, number)
+    registry.set_manifest(registry.number(listing(12)))
+    registry.begin_seeded(prepared)
+    assert list(registry) == []
+    (seeded,) = readers(registry).values()
+    assert len(seeded.stream) == 12
+
+
 def test_a_new_listing_starts_the_seeded_stream_anew_in_its_epoch(registry: Registry) -> None:
     read(registry, "someone", *range(10))
+    work_out(registry)
     put_in_force(registry, listing(12))
     (seeded,) = registry
     assert (seeded.stream.current.number, len(seeded.stream)) == (1, 12)
@@ -172,8 +231,9 @@ def test_a_stream_that_goes_to_another_data_root_leaves_the_first(registry: Regi
     send(registry, [1, 2])
     moved = send(registry, [4], listed=drawings)
     assert readers(registry)["job/0"] is moved
-    assert readers(registry)[f"seeded {ROOT}"].seeded
-    assert registry.planner.shelves[ROOT].streams == [readers(registry)[f"seeded {ROOT}"].stream]
+    seeded = readers(registry)[f"seeded {ROOT}"]
+    assert seeded.seeded
+    assert registry.planner.shelves[ROOT].streams == [seeded.stream]
 
 
 def test_a_stream_that_another_job_goes_on_with_is_that_jobs(registry: Registry) -> None:
@@ -275,6 +335,23 @@ def test_an_earlier_listing_that_comes_late_is_known_and_not_the_newest(registry
     assert order_of(running) == [3, 1, 2]
 
 
+def test_a_listing_that_a_readers_plan_refers_to_is_in_use(registry: Registry) -> None:
+    send(registry, [3], stream="early/0")
+    for items in (11, 12, 13, 14):
+        put_in_force(registry, listing(items))
+    catalog, in_use = registry.catalog(ROOT)
+    assert {len(one.manifest) for one in in_use} == {10}
+    assert [len(one.manifest) for one in catalog.superseded(in_use)] == [11, 12]
+
+
+def test_before_its_order_has_been_worked_out_anew_the_seeded_stream_asks_for_what_is_listed_now(registry: Registry) -> None:
+    (seeded,) = registry
+    registry.set_manifest(registry.number(listing(9, generation=2)))
+    assert list(registry) == [seeded]
+    assert [version.generation for version in registry.versions(seeded, 3)] == [2, 2]
+    assert registry.versions(seeded, 9) == []
+
+
 def test_a_running_epoch_keeps_its_order_and_place_through_a_relisting(registry: Registry) -> None:
     reader = send(registry, [3, 1, 2])
     read(registry, "job", 3)
@@ -364,6 +441,68 @@ def test_streams_may_come_and_go_while_somebody_looks_through_them(registry: Reg
     assert list(readers(registry)) == ["job/0"]
 
 
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """What the tests before have left is not looked through for garbage meanwhile."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_whatever_becomes_of_streams_of_a_million_items_the_event_loop_goes_on() -> None:
+    """20 ms are promised for each step; orders are worked out in threads. Half of the items are here."""
+    registry, manifest = Registry(5, window_items=100), listing_of_many(1_000_000)
+    listed, took_s = registry.number(manifest), list[float]()
+
+    def on_the_loop(step: Callable[[], object]) -> None:
+        began_s = time.thread_time()
+        step()
+        took_s.append(time.thread_time() - began_s)
+        while not registry.planner.shelves[ROOT].is_sorted:
+            began_s = time.thread_time()
+            registry.sort_on()
+            took_s.append(time.thread_time() - began_s)
+
+    def begin_what_is_due() -> None:
+        ((data_root, number),) = registry.take_due()
+        seeded = registry.prepare_seeded(data_root, number)
+        on_the_loop(lambda: registry.begin_seeded(seeded))
+
+    on_the_loop(lambda: registry.set_manifest(listed))
+    begin_what_is_due()
+    registry.planner.shelves[ROOT].present[::2] = 3
+    for kind, epoch in (("shuffled", 0), ("shuffled", 1), ("endless", 2), ("listed", 3)):
+        prepared = registry.prepare(*plan_of(manifest, range(1_000_000), kind=kind, epoch=epoch))
+        on_the_loop(lambda: registry.register(prepared))  # noqa: B023  # called at once
+    on_the_loop(lambda: registry.end_job("job"))
+    begin_what_is_due()
+    assert max(took_s) < 0.02
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "endless", "listed"])
+def test_a_reader_and_what_is_here_for_it_take_at_most_40_bytes_an_item(kind: str) -> None:
+    """All that is kept of a reader, with its next epoch, of which the end of this one knows the head."""
+    items = 50_000
+    manifest = listing_of([f"{i:05}" for i in range(items)])
+    tracemalloc.start()
+    try:
+        registry = Registry(5, window_items=100)
+        registry.set_manifest(registry.number(manifest))
+        reader = send(registry, range(items), listed=manifest, kind=kind)
+        if (epoch := reader.next_epoch()) is not None:
+            reader.stream.append(epoch)
+        for item in order_of(reader)[:1000]:
+            registry.planner.arrived(ROOT, item, 0, 1.0)
+            registry.planner.read(ROOT, reader.stream, item, 2.0)
+            registry.planner.reveal(ROOT, reader.stream, 100, 2.0)
+        gc.collect()
+        taken_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken_bytes <= 40 * items
+
+
 # Reads
 
 
@@ -428,6 +567,19 @@ def test_a_window_that_is_measured_is_as_long_as_downloads_take_at_the_readers_p
     assert registry.window(reader) == pytest.approx(1000 * (0.05 + 0.01) + SHORTEST_WINDOW, rel=0.1)
     read(registry, "job", 4900, manifest=manifest)  # a worker that is far ahead
     assert registry.window(reader) > 900
+
+
+def test_a_report_that_got_lost_does_not_make_the_window_longer_and_longer(clock: Clock) -> None:
+    registry, manifest = Registry(5, clock=clock), listing(5000)
+    put_in_force(registry, manifest)
+    reader = send(registry, range(5000), listed=manifest)
+    for start in range(1, 4000, 10):  # all but the first item
+        clock.now_s += 0.01
+        read(registry, "job", *range(start, start + 10), manifest=manifest)
+        if start == 1001:
+            early = registry.window(reader)
+    assert (reader.stream.start, reader.stream.front) == (0, 4001)
+    assert registry.window(reader) == pytest.approx(early, rel=0.2)
 
 
 @pytest.mark.parametrize(

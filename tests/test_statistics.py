@@ -37,13 +37,14 @@ def add_plan(service: Service, stream: str, order: list[int], position: int = 0)
     assert manifest is not None
     plan, indices = plan_of(manifest, order, stream=stream, epoch=3, position=position)
     reader = service.registry.register(service.registry.prepare(plan, indices))
-    service.prefetcher.begin(reader)
+    service.prefetcher.begin()
     return reader
 
 
 async def test_the_snapshot_has_what_users_rely_on(gcs: GCSServer, tmp_path: Path) -> None:
     put_items(gcs, 3)
     async with running(make_settings(tmp_path / "cache", gcs.url)) as service:
+        await service.prefetcher.settled()
         snapshot = json.loads(json.dumps(service.statistics.snapshot(), allow_nan=False))
         assert snapshot["version"] == __version__
         assert snapshot["instance_id"] == service.instance_id

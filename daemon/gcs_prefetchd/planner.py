@@ -20,6 +20,8 @@ from gcs_prefetchd.streams import Stream
 
 __all__ = ["Planner", "Victim"]
 
+PASSED_OVER = 4096  # items of a queue that is not sorted yet, in a choice; then what is needed last is taken instead
+
 Victim = tuple[str, int] | str  # an item, by its shelf's key and its number there, or the path of an object of no item
 
 
@@ -35,9 +37,14 @@ class Planner:
         self._lru = lru
 
     def sort_anew(self) -> None:
-        """A stream has come, gone or turned: what was far may be near now."""
+        """A stream has come, gone or turned: what was far may be near now. `sort_on` ends what this begins."""
         for shelf in self.shelves.values():
             shelf.sort_anew(lru=self._lru)
+
+    def sort_on(self) -> bool:
+        """Go on sorting, for 2 ms at most; False where nothing is left to sort. Choices can be made meanwhile."""
+        unsorted = [shelf for shelf in self.shelves.values() if not shelf.is_sorted]
+        return bool(unsorted) and (unsorted[0].sort_on(lru=self._lru) or len(unsorted) > 1)
 
     def arrived(self, key: str, item: int, part: int, now_s: float) -> None:
         """A part of an item is here."""
@@ -100,7 +107,7 @@ class Planner:
         idle: list[tuple[Victim, float]] = []
         needed: dict[tuple[str, int], None] = {}
         while short_bytes > 0:
-            if (oldest := self._least_recent()) is not None:
+            if (oldest := self._least_recent(now_s)) is not None:
                 idle.append(oldest)
                 short_bytes -= size_of(oldest[0])
             elif (farthest := self._farthest(due_s, now_s, needed)) is not None:
@@ -118,11 +125,21 @@ class Planner:
         shelf.idle.use(item, now_s)
         return True
 
-    def _least_recent(self) -> tuple[Victim, float] | None:
+    def _oldest_idle(self, shelf: Shelf, now_s: float) -> tuple[int, float] | None:
+        """What was used least recently of the shelf's idle items, or None where it has none or is far from being sorted."""
+        for _ in range(PASSED_OVER):
+            candidate = shelf.idle.oldest()
+            if candidate is None or self._lru or shelf.is_sorted or not shelf.is_needed(candidate[0]):
+                return candidate
+            shelf.idle.remove(candidate[0])
+            shelf.note(candidate[0], now_s)
+        return None
+
+    def _least_recent(self, now_s: float) -> tuple[Victim, float] | None:
         """Take what was used least recently of what is not needed soon, and when that was."""
         oldest: tuple[Victim, float] | None = next(iter(self.strangers.items()), None)
         for key, shelf in self.shelves.items():
-            candidate = shelf.idle.oldest()
+            candidate = self._oldest_idle(shelf, now_s)
             if candidate is not None and (oldest is None or candidate[1] < oldest[1]):
                 oldest = ((key, candidate[0]), candidate[1])
         if oldest is not None:

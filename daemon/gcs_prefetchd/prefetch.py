@@ -21,6 +21,7 @@ from gcs_prefetchd.readahead import ReadAhead
 from gcs_prefetchd.readers import Reader
 from gcs_prefetchd.registry import Registry
 from gcs_prefetchd.sizes import format_size
+from gcs_prefetchd.streams import Epoch
 
 __all__ = ["Prefetcher"]
 
@@ -68,6 +69,7 @@ class Prefetcher:
         self._waiting_for_room = False
         self._filled: set[str] = set()  # seeded streams that have used up the room that is free
         self._not_there: set[ObjectVersion] = set()
+        self._ahead_of: dict[str, Epoch] = {}  # the epochs whose next one is being worked out, by their streams
         self._woken = asyncio.Event()
         self._bringing: dict[Item, _Bringing] = {}
         self._objects = 0  # of all that is being brought
@@ -86,7 +88,9 @@ class Prefetcher:
             while True:
                 await self._woken.wait()
                 self._woken.clear()
-                if self._start_downloads():
+                self._work_ahead()
+                is_sorting = self._registry.sort_on()
+                if self._start_downloads() or is_sorting:
                     self._woken.set()
                     await asyncio.sleep(0)
                 elif not self._tasks and not self._later:
@@ -107,10 +111,9 @@ class Prefetcher:
         """Wait until nothing is left to fetch that the windows want and the cache has room for."""
         await self._settled.wait()
 
-    def begin(self, reader: Reader) -> None:
-        """A reader's epoch has begun: fetch for it, and work out its next one meanwhile."""
+    def begin(self) -> None:
+        """An epoch has begun: fetch for it, and look anew how much room is free."""
         self._filled.clear()
-        self._keep(asyncio.create_task(self._tell_next_epoch(reader), name=f"next epoch of {reader.stream.id}"))
         self.wake()
 
     async def demand(self, name: ObjectName) -> None:
@@ -125,9 +128,26 @@ class Prefetcher:
         """How many of the reader's next items are on disk without a gap, as far as prefetching has come."""
         return self._registry.runway(reader)
 
+    def _work_ahead(self) -> None:
+        """Have the orders worked out that will be needed, in threads: meanwhile a reader goes on with what is known."""
+        for data_root, number in self._registry.take_due():
+            self._keep(asyncio.create_task(self._begin_seeded(data_root, number), name=f"epoch {number} of {data_root}"))
+        for reader in self._registry:
+            stream = reader.stream
+            is_open = reader.indices is not None and stream.upcoming is None
+            if is_open and self._ahead_of.get(stream.id) is not stream.current:
+                self._ahead_of[stream.id] = stream.current
+                self._keep(asyncio.create_task(self._tell_next_epoch(reader), name=f"next epoch of {stream.id}"))
+
+    async def _begin_seeded(self, data_root: str, number: int) -> None:
+        self._registry.begin_seeded(await asyncio.to_thread(self._registry.prepare_seeded, data_root, number))
+        self.begin()
+
     async def _tell_next_epoch(self, reader: Reader) -> None:
         current = reader.stream.current
         epoch = await asyncio.to_thread(reader.next_epoch)
+        if self._ahead_of.get(reader.stream.id) is current:
+            del self._ahead_of[reader.stream.id]
         if epoch is not None and reader.stream.current is current:
             reader.stream.append(epoch)
             self.wake()

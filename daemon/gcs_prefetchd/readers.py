@@ -9,10 +9,11 @@ from gcs_prefetchd.catalog import Listing
 from gcs_prefetchd.errors import ProtocolError
 from gcs_prefetchd.order import Indices, order_digest, plan_order
 from gcs_prefetchd.pace import Spread
+from gcs_prefetchd.packed import Packed
 from gcs_prefetchd.protocol import Plan
 from gcs_prefetchd.streams import Epoch, Stream
 
-__all__ = ["WAITS", "Prepared", "Reader", "prepare"]
+__all__ = ["WAITS", "Prepared", "Reader", "prepare", "prepare_seeded", "seeded_id"]
 
 # Why a reader had to wait for an item: no plan named it; its download had not ended; it had been dropped although it was
 # needed; prefetching had no slot or no room; the object is another generation than the one that was here.
@@ -24,21 +25,24 @@ class Prepared:
     """A plan that has been found possible, with its epoch's order in numbers. Made in a thread."""
 
     plan: Plan
-    indices: Indices
+    indices: Packed | None
     listing: Listing
     epoch: Epoch
 
 
 @dataclass(slots=True, eq=False)
 class Reader:
-    """A stream on the node. `bound` is how many items of its epoch were not here when it began, `fetched` how many were
-    brought ahead of it since, `demanded` how many objects it waited for."""
+    """A stream on the node.
+
+    `indices` are what its next epochs' orders come from, None where nothing tells those. `bound` is how many items of its epoch
+    were not here when it began, `fetched` how many were brought ahead of it since, `demanded` how many objects it waited for.
+    """
 
     key: str
     stream: Stream
     listing: Listing
     plan: Plan
-    indices: Indices
+    indices: Packed | None
     last_seen_s: float
     seeded: bool = False
     bound: int = 0
@@ -54,11 +58,11 @@ class Reader:
 
     def next_epoch(self) -> Epoch | None:
         """The order of the epoch after this one, where the plan tells it. Takes a while: for a thread."""
-        if self.plan.kind == "listed" and not self.seeded:
+        if self.indices is None:
             return None
-        number, plan = self.stream.current.number + 1, self.plan
+        number, plan, indices = self.stream.current.number + 1, self.plan, self.indices.unpack()
         order = plan_order(
-            plan.kind, plan.seed, number, self.indices, rank=plan.rank, world=plan.world, drop_last=bool(plan.drop_last)
+            plan.kind, plan.seed, number, indices, rank=plan.rank, world=plan.world, drop_last=bool(plan.drop_last)
         )
         return Epoch.of(number, self.listing.numbers_of(order), len(self.stream.place))
 
@@ -85,4 +89,26 @@ def prepare(plan: Plan, indices: Indices, listing: Listing, items: int) -> Prepa
         raise ProtocolError(f"Plan: field 'position': {plan.position} is beyond the plan's {len(order)} items")
     if order_digest(order) != plan.digest:
         raise ProtocolError("Plan: field 'digest' is not that of the order; are reader and daemon of one version?")
-    return Prepared(plan, indices, listing, Epoch.of(plan.epoch, listing.numbers_of(order).astype(np.uint32), items))
+    epoch = Epoch.of(plan.epoch, listing.numbers_of(order).astype(np.uint32), items, plan.position)
+    return Prepared(plan, _to_keep(plan.kind, indices), listing, epoch)
+
+
+def prepare_seeded(data_root: str, seed: int, number: int, listing: Listing, items: int) -> Prepared:
+    """Work out an epoch of a data root's seeded stream. Takes a while: for a thread."""
+    plan = Plan(
+        job="", stream=seeded_id(data_root), data_root=data_root, manifest=listing.manifest.digest, kind="shuffled", seed=seed,
+        epoch=number, position=0, rank=0, world=1, drop_last=0, start=0, digest="",
+    )  # fmt: skip
+    indices = np.arange(len(listing.manifest), dtype=np.uint32)
+    order = plan_order(plan.kind, seed, number, indices)
+    return Prepared(plan, Packed(indices), listing, Epoch.of(number, listing.numbers_of(order), items))
+
+
+def seeded_id(data_root: str) -> str:
+    """The stream that stands for the data root's readers before one has sent its plan."""
+    return f"seeded {data_root}"
+
+
+def _to_keep(kind: str, indices: Indices) -> Packed | None:
+    # Shuffled, they come in the same order however they are sorted.
+    return None if kind == "listed" else Packed(np.sort(indices) if kind == "shuffled" else indices)

@@ -1,28 +1,32 @@
 """All readers of the node, what is here for them, and who needs what: the planner's state, told of every event. Pure but for
 the clock it is given.
 
-Before any reader has come, the seeded order of each data root is a stream of its own; a reader's plan takes its place.
+Before any reader has come, the seeded order of each data root is a stream of its own; a reader's plan takes its place. Orders
+take a while to work out: `take_due` says whose, `prepare_seeded` and `Reader.next_epoch` do it in a thread, `begin_seeded` and
+`Stream.append` put it in force.
 """
 
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from gcs_prefetchd.catalog import Catalog, Listing
 from gcs_prefetchd.errors import ProtocolError
 from gcs_prefetchd.manifest import Manifest, ObjectVersion
-from gcs_prefetchd.names import ObjectName, cache_path, name_of
-from gcs_prefetchd.order import Indices, epoch_order, order_digest
+from gcs_prefetchd.names import ObjectName, cache_path
+from gcs_prefetchd.order import Indices
 from gcs_prefetchd.pace import Spread
+from gcs_prefetchd.places import Place, Places
 from gcs_prefetchd.planner import Planner, Victim
 from gcs_prefetchd.protocol import Plan
-from gcs_prefetchd.readers import Prepared, Reader, prepare
+from gcs_prefetchd.readers import Prepared, Reader, prepare, prepare_seeded, seeded_id
 from gcs_prefetchd.shelf import Shelf
-from gcs_prefetchd.streams import NEVER, Epoch, Stream
+from gcs_prefetchd.streams import NEVER, Stream
 
-__all__ = ["Place", "Registry"]
+__all__ = ["Registry"]
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +34,6 @@ STREAM_IDLE_S = 900.0
 SHORTEST_WINDOW = 16
 LONGEST_WINDOW = 100_000
 LONGEST_GAP_S = 1.0  # a reader that pauses longer than that is not late with its report
-PLACES_REMEMBERED = 100_000
-
-Place = tuple[str, int, int]  # data root, number of an item, part
 
 
 class Registry:
@@ -54,7 +55,8 @@ class Registry:
         self._clock = clock
         self._catalogs: dict[str, Catalog] = {}
         self._readers: dict[str, Reader] = {}
-        self._places: dict[str, Place] = {}  # of what comes up soon or has just come up: to find them takes a while
+        self._due: dict[str, int] = {}  # data roots whose seeded stream is to begin an epoch, and which one
+        self._places = Places(self._catalogs)
 
     def __iter__(self) -> Iterator[Reader]:
         return iter(list(self._readers.values()))
@@ -74,9 +76,32 @@ class Registry:
         catalog = self._catalogs.setdefault(data_root, Catalog())
         catalog.take(listing)
         self._make_room(data_root, catalog.items)
-        seeded = self._readers.get(_seeded_id(data_root))
-        if len(catalog.listings) == 1 or seeded is not None:
-            self._start_seeded(data_root, seeded.stream.current.number if seeded else 0)
+        seeded = self._readers.get(seeded_id(data_root))
+        if seeded is not None or not self._of(data_root):
+            self._due[data_root] = seeded.stream.current.number if seeded else 0
+
+    def catalog(self, data_root: str) -> tuple[Catalog, set[Listing]]:
+        """The listings of a data root, and those of them that readers go by."""
+        return self._catalogs[data_root], {reader.listing for reader in self._of(data_root)}
+
+    def take_due(self) -> list[tuple[str, int]]:
+        """The data roots whose seeded stream is to begin an epoch, and which; each is told of once."""
+        due = list(self._due.items())
+        self._due.clear()
+        return due
+
+    def prepare_seeded(self, data_root: str, number: int) -> Prepared:
+        """Work out an epoch of a seeded stream, for `begin_seeded`. For a thread."""
+        catalog = self._catalogs[data_root]
+        return prepare_seeded(data_root, self._seed, number, catalog.newest, catalog.items)
+
+    def begin_seeded(self, prepared: Prepared) -> None:
+        """The epoch begins, unless a reader has come meanwhile, or another listing."""
+        key, plan = prepared.plan.data_root, prepared.plan
+        is_wanted = key not in self._due and prepared.listing is self._catalogs[key].newest
+        if is_wanted and all(reader.seeded for reader in self._of(key)):
+            stream = Stream(plan.stream, "", prepared.epoch)
+            self._put(Reader(key, stream, prepared.listing, plan, prepared.indices, self._clock(), seeded=True))
 
     def set_earlier_manifest(self, listing: Listing) -> None:
         """Let plans refer to a listing of before this daemon's time, of a data root that has been listed since."""
@@ -91,7 +116,7 @@ class Registry:
 
     def _make_room(self, data_root: str, items: int) -> None:
         """Items have new numbers, and objects perhaps other ones."""
-        shelf = self.planner.shelves.setdefault(data_root, Shelf(0))
+        shelf = self.planner.shelves.setdefault(data_root, Shelf(items))
         if items > len(shelf.present):
             shelf.grow(items)
             for reader in self._of(data_root):
@@ -111,27 +136,18 @@ class Registry:
     def register(self, prepared: Prepared) -> Reader:
         """A reader has said what it will read."""
         plan, now_s = prepared.plan, self._clock()
-        known = self._readers.get(plan.stream)
-        if known is not None and known.key == plan.data_root and len(known.stream.place) == len(prepared.epoch.first):
-            known.stream.turn(prepared.epoch, plan.position)
-            known.stream.job = plan.job
-            known.stream.endless = plan.kind == "endless"
-            reader = Reader(
-                known.key,
-                known.stream,
-                prepared.listing,
-                plan,
-                prepared.indices,
-                now_s,
-                waits=known.waits,
-                report_gap_s=known.report_gap_s,
-            )
-        else:
-            if known is not None and known.key != plan.data_root:
-                self._remove(known, f"goes on in {plan.data_root}")
-            stream = Stream(plan.stream, plan.job, prepared.epoch, plan.position, endless=plan.kind == "endless")
-            reader = Reader(plan.data_root, stream, prepared.listing, plan, prepared.indices, now_s)
-        self._readers.pop(_seeded_id(plan.data_root), None)
+        known, endless = self._readers.get(plan.stream), plan.kind == "endless"
+        if known is not None and known.key != plan.data_root:
+            self._remove(known, f"goes on in {plan.data_root}")
+            known = None
+        stream = Stream(plan.stream, plan.job, prepared.epoch, endless=endless) if known is None else known.stream
+        reader = Reader(plan.data_root, stream, prepared.listing, plan, prepared.indices, now_s)
+        if known is not None:
+            stream.turn(prepared.epoch)
+            stream.job, stream.endless = plan.job, endless
+            reader.waits, reader.report_gap_s = known.waits, known.report_gap_s
+        self._readers.pop(seeded_id(plan.data_root), None)
+        self._due.pop(plan.data_root, None)
         self._put(reader)
         return reader
 
@@ -159,7 +175,7 @@ class Registry:
         moved: dict[str, int] = {}
         for name in names:
             path = cache_path(name.bucket, name.name)
-            place = self._places.get(path) or self._find(name)
+            place = self._places.of(name, path)
             if place is None:
                 if path in self.planner.strangers:
                     self._stranger_used(path, now_s)
@@ -174,7 +190,7 @@ class Registry:
             reader.stream.rate.add(count, now_s)
             self.planner.reveal(reader.key, reader.stream, self.window(reader), now_s)
             if reader.seeded and reader.stream.ended:
-                self._start_seeded(reader.key, reader.stream.current.number + 1)
+                self._end_seeded(reader)
 
     def window(self, reader: Reader) -> int:
         """How many items ahead of the reader are kept on disk: as many as it reads while a download takes its time."""
@@ -184,40 +200,26 @@ class Registry:
         # read since its last report takes up some of the window, too.
         wait_s = self._download_s.mean_s + 3 * self._download_s.deviation_s
         wait_s += reader.report_gap_s.mean_s + reader.report_gap_s.deviation_s
-        ahead = reader.stream.front - reader.stream.start  # workers that overtake each other are served alike
+        # Workers that overtake each other are served alike; but what lies behind since a report got lost is next to nothing.
+        stream = reader.stream
+        ahead = min(stream.front - stream.start, 2 * (stream.front - stream.position))
         needed = int(reader.stream.rate.per_s(self._clock()) * wait_s) + ahead + SHORTEST_WINDOW
         return min(needed, LONGEST_WINDOW)
-
-    def locate(self, path: str) -> Place | None:
-        """Which part of which item lies at a path of the cache, or None."""
-        place = self._places.get(path)
-        if place is not None:
-            return place
-        name = name_of(path)
-        return None if name is None else self._find(name)
-
-    def _find(self, name: ObjectName) -> Place | None:
-        for key, catalog in self._catalogs.items():
-            if catalog.listings and name in catalog.newest.manifest.data_root and (found := catalog.find(name)) is not None:
-                return (key, *found)
-        return None
 
     def versions(self, reader: Reader, number: int) -> list[ObjectVersion]:
         """The parts of an item that the reader is about to read, as listed last; their places are remembered.
 
         Also for a reader that goes by an earlier listing: what that names is gone from the bucket where it has changed since,
-        and its next epoch goes by the newest.
+        and its next epoch goes by the newest. A seeded one stands for readers to come, who will go by the newest.
         """
-        versions = self._catalogs[reader.key].versions(number)
-        if len(self._places) > PLACES_REMEMBERED:
-            self._places.clear()
-        for part, version in enumerate(versions):
-            self._places[_path(version)] = (reader.key, number, part)
+        catalog = self._catalogs[reader.key]
+        versions = (catalog.newest if reader.seeded else catalog).versions(number)
+        self._places.paths(reader.key, number, versions)
         return versions
 
     def paths(self, reader: Reader, number: int) -> list[str]:
         """Where the parts of an item lie that the reader is about to read; their places are remembered."""
-        return [_path(version) for version in self.versions(reader, number)]
+        return self._places.paths(reader.key, number, self._catalogs[reader.key].versions(number))
 
     def version(self, name: ObjectName) -> ObjectVersion | None:
         """What the newest listing says of an object; None for one that is new since, or no part of an item."""
@@ -240,13 +242,17 @@ class Registry:
         """An item that is here has come into a window."""
         self.planner.planned(reader.key, number, self._clock())
 
+    def sort_on(self) -> bool:
+        """Go on with what a change of streams has begun, for a few milliseconds; False where nothing is left to do."""
+        return self.planner.sort_on()
+
     def due_s(self, reader: Reader, place: int) -> float:
         """In how many seconds the reader will come to a place."""
         return reader.stream.in_s(place, self._clock())
 
     def locate_all(self, paths: Iterable[str]) -> list[tuple[str, Place | None]]:
         """Where they belong. For a thread."""
-        return [(path, self.locate(path)) for path in paths]
+        return [(path, self._places.locate(path)) for path in paths]
 
     def adopt(self, path: str, place: Place | None) -> None:
         """A file was here before its data root was listed; least recently used first. `sort_anew` ends it."""
@@ -264,7 +270,7 @@ class Registry:
 
     def arrived(self, path: str) -> None:
         """A file has been published."""
-        place = self.locate(path)
+        place = self._places.locate(path)
         if place is None:
             self._stranger_used(path, self._clock())
             return
@@ -273,8 +279,8 @@ class Registry:
     def left(self, path: str) -> Place | None:
         """A file is gone; returns whose it was."""
         self.planner.strangers.pop(path, None)
-        place = self.locate(path)
-        self._places.pop(path, None)
+        place = self._places.locate(path)
+        self._places.forget(path)
         if place is not None:
             self.planner.left(*place)
         return place
@@ -283,7 +289,7 @@ class Registry:
         """Some program opened the file."""
         if path in self._places:
             return  # it comes up soon, or has just been read
-        place = self.locate(path)
+        place = self._places.locate(path)
         if place is not None:
             self.planner.used(*place[:2], self._clock())
         elif path in self.planner.strangers:
@@ -308,7 +314,7 @@ class Registry:
 
     def reader_of(self, path: str) -> Reader | None:
         """The reader that waits for what lies at a path: one that has not read it yet."""
-        place = self.locate(path)
+        place = self._places.locate(path)
         if place is None:
             return None
         waiting = [reader for reader in self._of(place[0]) if reader.stream.place_of(place[1]) != NEVER]
@@ -318,7 +324,7 @@ class Registry:
         """Why a reader waits for an object that is not here as it should be (readers.WAITS)."""
         if other_generation:
             return "changed"
-        place = self.locate(path)
+        place = self._places.locate(path)
         if place is None or not self.planner.shelves[place[0]].is_needed(place[1]):
             return "not_planned"
         if self.planner.shelves[place[0]].dropped[place[1]]:
@@ -340,30 +346,20 @@ class Registry:
         if isinstance(victim, str):
             return [victim]
         key, number = victim
-        parts = self.planner.shelves[key].parts(number)
-        paths = []
-        for part, version in enumerate(self._catalogs[key].versions(number)):
-            if parts >> part & 1:
-                path = _path(version)
-                self._places[path] = (key, number, part)
-                paths.append(path)
-        return paths
+        return self._places.paths(key, number, self._catalogs[key].versions(number), self.planner.shelves[key].parts(number))
 
     def _stranger_used(self, path: str, now_s: float) -> None:
         self.planner.strangers[path] = now_s
         self.planner.strangers.move_to_end(path)
 
-    def _start_seeded(self, key: str, number: int) -> None:
-        catalog, seeded_id = self._catalogs[key], _seeded_id(key)
-        listing = catalog.newest
-        indices = np.arange(len(listing.manifest), dtype=np.uint32)
-        order = epoch_order(self._seed, number, indices)
-        plan = Plan(
-            job="", stream=seeded_id, data_root=key, manifest=listing.manifest.digest, kind="shuffled", seed=self._seed,
-            epoch=number, position=0, rank=0, world=1, drop_last=0, start=0, digest=order_digest(order),
-        )  # fmt: skip
-        stream = Stream(seeded_id, "", Epoch.of(number, listing.numbers_of(order), catalog.items))
-        self._put(Reader(key, stream, listing, plan, indices, self._clock(), seeded=True))
+    def _end_seeded(self, reader: Reader) -> None:
+        stream, number = reader.stream, reader.stream.current.number + 1
+        if stream.upcoming is None:
+            self._due[reader.key] = number
+            return
+        stream.advance()
+        plan = replace(reader.plan, epoch=number)
+        self._put(Reader(reader.key, stream, reader.listing, plan, reader.indices, self._clock(), seeded=True))
 
     def _put(self, reader: Reader) -> None:
         self._readers[reader.stream.id] = reader
@@ -373,25 +369,16 @@ class Registry:
 
     def _count_bound(self, reader: Reader) -> None:
         present = self.planner.shelves[reader.key].present
-        needed = np.zeros(len(present), dtype=np.bool_)  # each item once, however often it comes
-        needed[reader.stream.current.order[reader.stream.position :]] = True
-        reader.bound = int(np.count_nonzero(needed & (present != reader.every_part)))
+        # Each item once, however often it comes.
+        reader.bound = int(np.count_nonzero((reader.stream.place != NEVER) & (present != reader.every_part)))
 
     def _remove(self, reader: Reader, why: str) -> None:
         log.info("stream %s: %s", reader.stream.id, why)
         del self._readers[reader.stream.id]
         self._sort_anew(reader.key)
         if not self._of(reader.key):
-            self._start_seeded(reader.key, 0)
+            self._due[reader.key] = 0
 
     def _sort_anew(self, key: str) -> None:
         self.planner.shelves[key].streams = [reader.stream for reader in self._of(key)]
         self.planner.sort_anew()
-
-
-def _path(version: ObjectVersion) -> str:
-    return cache_path(version.name.bucket, version.name.name)
-
-
-def _seeded_id(data_root: str) -> str:
-    return f"seeded {data_root}"

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from gcs_prefetchd.errors import ManifestError, PrefetchdError, StartError
 from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.http import statistics_app
 from gcs_prefetchd.listing import list_manifest, newest_manifest, remove_old_manifests
-from gcs_prefetchd.manifest import Manifest, is_digest, load_manifest
+from gcs_prefetchd.manifest import Manifest, ObjectVersion, is_digest, load_manifest
 from gcs_prefetchd.names import DataRoot, cache_path
 from gcs_prefetchd.notify import ping_watchdog, tell_systemd
 from gcs_prefetchd.origin import Origin
@@ -62,6 +64,8 @@ async def serve(settings: Settings, on_claimed: Callable[[], None], on_ready: Ca
     cannot start.
     """
     check_against_disk(settings)
+    # What has been imported stays: to look through it for garbage would hold up the event loop for some 30 ms each time.
+    gc.freeze()
     stopping = asyncio.Event()
     with _signals(stopping):
         stack = AsyncExitStack()
@@ -186,12 +190,20 @@ class Service:
         await asyncio.to_thread(manifest.save, self.directory.manifests)
         await asyncio.to_thread(remove_old_manifests, self.directory.manifests, manifest.data_root)
         await self._put_in_force(manifest)
-        changed = [] if before is None else await asyncio.to_thread(lambda: list(manifest.changed_since(before)))
-        for version in changed:
-            stamp = self.cache.stamp(cache_path(version.name.bucket, version.name.name))
-            if stamp is not None and stamp.generation != version.generation:
-                await self.cache.drop(cache_path(version.name.bucket, version.name.name))
-        log.info("%s: %d items, %d objects changed", manifest.data_root.uri, len(manifest), len(changed))
+        changed = 0 if before is None else await self._drop_changed(manifest.changed_since(before))
+        log.info("%s: %d items, %d objects changed", manifest.data_root.uri, len(manifest), changed)
+
+    async def _drop_changed(self, versions: Iterator[ObjectVersion]) -> int:
+        """Drop what is here in another generation; returns how many objects there were to look at."""
+        changed = 0
+        while some := await asyncio.to_thread(lambda: list(islice(versions, ADOPTED_AT_A_TIME))):
+            for version in some:
+                path = cache_path(version.name.bucket, version.name.name)
+                stamp = self.cache.stamp(path)
+                if stamp is not None and stamp.generation != version.generation:
+                    await self.cache.drop(path)
+            changed += len(some)
+        return changed
 
     async def _recall(self, data_root: str, digest: str) -> None:
         """Have the listing that a plan names, where only an earlier daemon had it in memory.
@@ -216,20 +228,24 @@ class Service:
 
     async def _put_in_force(self, manifest: Manifest) -> None:
         """Plan by this listing from now on, over what is here already."""
+        uri = manifest.data_root.uri
         async with self._numbering:
-            first = self.registry.manifest(manifest.data_root.uri) is None
+            first = self.registry.manifest(uri) is None
             self.registry.set_manifest(await asyncio.to_thread(self.registry.number, manifest))
+            catalog, in_use = self.registry.catalog(uri)
+            if superseded := catalog.superseded(in_use):
+                catalog.give_up(superseded, await asyncio.to_thread(catalog.remnant, superseded))
         paths = self.cache.paths() if first else list(self.registry.planner.strangers)
         await self._adopt(paths, strangers_too=first)
 
     async def _adopt(self, paths: list[str], *, strangers_too: bool) -> None:
         """Have the planner know which of these files are which items' parts."""
-        placed = await asyncio.to_thread(self.registry.locate_all, paths)
-        for count, (path, place) in enumerate(placed):
-            if self.cache.stamp(path) is not None and (place is not None or strangers_too):
-                self.registry.adopt(path, place)
-            if count % ADOPTED_AT_A_TIME == 0:
-                await asyncio.sleep(0)
+        for start in range(0, len(paths), ADOPTED_AT_A_TIME):
+            # Not all at once: the garbage collector would look through a million places, and hold everything up for it.
+            placed = await asyncio.to_thread(self.registry.locate_all, paths[start : start + ADOPTED_AT_A_TIME])
+            for path, place in placed:
+                if self.cache.stamp(path) is not None and (place is not None or strangers_too):
+                    self.registry.adopt(path, place)
         self.registry.sort_anew()
         self.prefetcher.wake()
 

@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     )
     watch_opens: bool = Field(
         False,
-        description="Let files that other programs open by path count as recently used. Costs 10 to 20 us of CPU an open, by any.",
+        description="Let files that other programs open by path count as recently used. Costs 10 to 20 us of CPU an open.",
     )
     stop_deadline_s: float = Field(10.0, gt=0, le=600, description="After how many seconds a stop no longer waits.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least severe line that is logged.")

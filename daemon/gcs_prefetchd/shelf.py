@@ -12,6 +12,7 @@ from gcs_prefetchd.streams import NEVER, Stream
 __all__ = ["Shelf"]
 
 SCANNED_AT_ONCE = 1024
+SORTED_AT_ONCE = 4096  # items; some 2 ms where every one of them comes or goes
 
 
 class Shelf:
@@ -24,6 +25,7 @@ class Shelf:
         self.streams: list[Stream] = []
         self._here = self.present.data
         self._scans: dict[str, _Scan] = {}
+        self._sorted = items  # the items up to here are in the queue if they are to be
 
     def grow(self, items: int) -> None:
         """Make room for more items."""
@@ -55,13 +57,29 @@ class Shelf:
         return soonest
 
     def sort_anew(self, *, lru: bool) -> None:
-        """The streams have changed: queue what is here and needed by none, and scan them from their far ends again."""
-        idle = self.present != 0
+        """The streams have changed: scan them from their far ends again, and begin to queue what is here and needed by none."""
+        self._scans = {stream.id: _Scan(stream.known) for stream in self.streams}
+        self._sorted = 0
+        self.sort_on(lru=lru)
+
+    def sort_on(self, *, lru: bool) -> bool:
+        """Go on with some more items; False when all are sorted. Whatever happens between two calls may happen.
+
+        Until then the queue may hold some that are needed by now, and lack some that are not.
+        """
+        first, end = self._sorted, min(self._sorted + SORTED_AT_ONCE, len(self.present))
+        idle = self.present[first:end] != 0
         if not lru:
             for stream in self.streams:
-                idle &= stream.place == NEVER
-        self.idle.hold_to(idle)
-        self._scans = {stream.id: _Scan(stream.known) for stream in self.streams}
+                idle &= stream.place[first:end] == NEVER
+        self.idle.hold_to(idle, first)
+        self._sorted = end
+        return not self.is_sorted
+
+    @property
+    def is_sorted(self) -> bool:
+        """Whether the queue holds just what is here and needed by none."""
+        return self._sorted == len(self.present)
 
     def reveal(self, stream: Stream, window: int) -> list[int]:
         """Let what is known of the stream's future move on; returns the items that have a next place with it."""

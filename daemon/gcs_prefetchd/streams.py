@@ -20,29 +20,35 @@ NEVER = 0xFFFF_FFFF
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One epoch's order of numbered items, and for each item its first place in it (NEVER where it has none).
+    """One epoch's order of numbered items, and for each item its first place in it that is still to be read, or NEVER.
 
-    `following` holds, for each place, the next one of the same item; None where no item comes twice.
+    What comes before `position` has been read.
+    `following` holds, for each place, the next one of the same item; None where no item comes twice. The stream whose epoch it
+    becomes takes it over, and goes on in `first`.
     """
 
     number: int
+    position: int
     order: Indices
     first: Indices
     following: Indices | None
 
     @classmethod
-    def of(cls, number: int, order: Indices, items: int) -> "Epoch":
-        """Prepare an order of numbers below `items`. A million takes some 20 ms, ten times that where items come twice."""
+    def of(cls, number: int, order: Indices, items: int, position: int = 0) -> "Epoch":
+        """Prepare an order of numbers below `items`, to be read from `position` on.
+
+        A million takes some 20 ms, ten times that where items come twice: for a thread.
+        """
         first = np.full(items, NEVER, dtype=np.uint32)
-        places = np.arange(len(order), dtype=np.uint32)
-        first[order[::-1]] = places[::-1]  # of several assignments the last one holds: the first place
-        if np.array_equal(first[order], places):
-            return cls(number, order, first, None)
+        places, left = np.arange(position, len(order), dtype=np.uint32), order[position:]
+        first[left[::-1]] = places[::-1]  # of several assignments the last one holds: the first place
+        if np.array_equal(first[left], places):
+            return cls(number, position, order, first, None)
         following = np.full(len(order), NEVER, dtype=np.uint32)
         by_item = np.argsort(order, kind="stable").astype(np.uint32)
         again = order[by_item[1:]] == order[by_item[:-1]]
         following[by_item[:-1][again]] = by_item[1:][again]
-        return cls(number, order, first, following)
+        return cls(number, position, order, first, following)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -60,12 +66,12 @@ class Stream:
     `place` is each item's next known place, or NEVER. `planned` is how far prefetching has come.
     """
 
-    def __init__(self, stream_id: str, job: str, epoch: Epoch, position: int = 0, *, endless: bool = False) -> None:
+    def __init__(self, stream_id: str, job: str, epoch: Epoch, *, endless: bool = False) -> None:
         self.id = stream_id
         self.job = job
         self.endless = endless
         self.rate = Rate()
-        self.turn(epoch, position)
+        self.turn(epoch)
 
     def __len__(self) -> int:
         return len(self.current)
@@ -75,25 +81,31 @@ class Stream:
         """Whether all of the epoch has been read."""
         return self.position >= len(self.current)
 
-    def turn(self, epoch: Epoch, position: int = 0) -> None:
+    def turn(self, epoch: Epoch) -> None:
         """Another epoch begins: what was not read of the one before will not be."""
         self.current = epoch
         self.upcoming: Epoch | None = None
         self.known = len(epoch)
-        self.position = self.start = self.front = self.planned = position
-        self.place = epoch.first.copy()
-        if position:
-            self.place[epoch.order[:position]] = NEVER
-            if epoch.following is not None:
-                left = np.arange(position, len(epoch), dtype=np.uint32)[::-1]
-                self.place[epoch.order[left]] = left  # of several assignments the last one holds: the first place
+        self.position = self.start = self.front = self.planned = epoch.position
+        self.place = epoch.first  # a copy would take memory and, of a large epoch, the event loop's time
         self._places = self.place.data  # one number in or out of it takes a third of the time that numpy needs
         self._order = epoch.order.data
 
+    def advance(self) -> None:
+        """The next epoch, which is known, begins. What has been read of its head already stays so."""
+        assert self.upcoming is not None
+        upcoming, length = self.upcoming, len(self.current)
+        head = upcoming.order[: self.known - length]
+        read: list[int] = head[self.place[head] > np.arange(length, self.known)].tolist()
+        self.turn(upcoming)
+        for item in read:
+            self.mark_read(item)
+
     def grow(self, items: int) -> None:
         """Make room for the numbers of more items; none of them is in the order."""
-        self.place = np.concatenate([self.place, np.full(max(0, items - len(self.place)), NEVER, dtype=np.uint32)])
-        self._places = self.place.data
+        if items > len(self.place):
+            self.place = np.concatenate([self.place, np.full(items - len(self.place), NEVER, dtype=np.uint32)])
+            self._places = self.place.data
 
     def append(self, epoch: Epoch) -> None:
         """The next epoch's order, which `reveal` needs towards the end of this one."""

@@ -1,0 +1,29 @@
+"""Indices that are kept for a while: an eighth of a byte for each item, where they rise. Pure."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gcs_prefetchd.order import Indices
+
+__all__ = ["Packed"]
+
+
+class Packed:
+    """Indices, as a bit for each number up to the largest where they rise and that is less, else as they are."""
+
+    def __init__(self, indices: Indices) -> None:
+        self._bits: NDArray[np.uint8] | None = None
+        self._indices: Indices | None = None
+        if len(indices) and np.all(indices[1:] > indices[:-1]) and int(indices[-1]) < 32 * len(indices):
+            there = np.zeros(int(indices[-1]) + 1, dtype=np.uint8)
+            there[indices] = 1
+            self._bits = np.packbits(there)
+        else:
+            self._indices = indices
+
+    def unpack(self) -> Indices:
+        """The indices, in their order."""
+        if self._bits is not None:
+            return np.flatnonzero(np.unpackbits(self._bits)).astype(np.uint32)
+        assert self._indices is not None
+        return self._indices
