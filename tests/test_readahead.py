@@ -6,12 +6,17 @@ import mmap
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from gcs_prefetchd.names import cache_path
 from gcs_prefetchd.readahead import MOST_WAITING, ReadAhead
+from gcs_prefetchd.testing import GCSServer
+from plan_support import plan_of
+from support import DATA_ROOT, make_settings, put_items, running
 
 SIZE_BYTES = 50_000
 
@@ -27,11 +32,15 @@ def in_memory(file: Path) -> bool:
 
 
 def write_and_forget(file: Path) -> None:
-    """Write a file and have the kernel drop it from memory; skips the test where it will not."""
+    """Write a file and have the kernel drop it from memory."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("wb") as stream:
-        stream.write(os.urandom(SIZE_BYTES))
-        stream.flush()
+    file.write_bytes(os.urandom(SIZE_BYTES))
+    forget(file)
+
+
+def forget(file: Path) -> None:
+    """Have the kernel drop a file from memory; skips the test where it will not."""
+    with file.open("rb") as stream:
         os.fsync(stream.fileno())
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     if in_memory(file):
@@ -82,3 +91,28 @@ async def test_what_has_fallen_too_far_behind_is_left_to_its_reader(tmp_path: Pa
         read_ahead.want(["first.jpg", *["absent"] * (MOST_WAITING - 1), "last.jpg"])
         await until_in_memory([tmp_path / "last.jpg"])
     assert not in_memory(tmp_path / "first.jpg")
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_what_a_plan_names_next_is_read_ahead_where_that_is_wanted(wanted: bool, gcs: GCSServer, tmp_path: Path) -> None:
+    put_items(gcs, 20, size_bytes=SIZE_BYTES)
+    async with running(make_settings(tmp_path, gcs.url, window_items=5, read_ahead=wanted)) as service:
+        await service.prefetcher.settled()
+        manifest = service.registry.manifest(DATA_ROOT)
+        assert manifest is not None
+        files = [
+            [service.directory.objects / cache_path(one.name.bucket, one.name.name) for one in manifest.versions(item)]
+            for item in range(20)
+        ]
+        for file in chain.from_iterable(files):
+            forget(file)
+        order = [13, 2, 7, 11, 5, 19, 0]
+        plan, indices = plan_of(manifest, order)
+        service.registry.register(service.registry.prepare(plan, indices))
+        service.prefetcher.begin()
+        if wanted:
+            await until_in_memory(list(chain.from_iterable(files[item] for item in order[:5])))
+        else:
+            await service.prefetcher.settled()
+        later = order[5:] if wanted else order
+        assert not any(map(in_memory, chain.from_iterable(files[item] for item in later)))
