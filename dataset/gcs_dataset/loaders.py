@@ -7,10 +7,10 @@ cannot be batched. Further keyword arguments: `label_mode`, `image_pattern`, `la
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, SubsetRandomSampler
 
 from gcs_dataset.cached import CachedLoader
@@ -40,6 +40,38 @@ ASYNC_CONCURRENCY = 128
 BATCHES_PER_WORKER = 2  # DataLoader's prefetch_factor: how many batches each worker is given ahead
 
 
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Where the parts of an item lie and how they are read."""
+
+    label_mode: LabelMode
+    image_pattern: str
+    label_pattern: str
+
+    @property
+    def layout(self) -> Layout:
+        return Layout((self.image_pattern, self.label_pattern))
+
+    def listed(self, gcs_data_root: str) -> Manifest:
+        data_root = DataRoot.parse(gcs_data_root)
+        manifest = list_manifest(data_root, self.layout)
+        warn_of_incomplete(Items(manifest.ids, manifest.incomplete), self.layout, data_root.uri)
+        return manifest
+
+    def dataset(
+        self, data_root: str | os.PathLike[str], items: Sequence[str], loader: Callable[..., Any], transform: Transform | None
+    ) -> ImageDataset:
+        return ImageDataset(
+            data_root,
+            items,
+            loader,
+            transform or to_tensors,
+            label_mode=self.label_mode,
+            image_pattern=self.image_pattern,
+            label_pattern=self.label_pattern,
+        )
+
+
 def get_local_dataloaders(
     data_root: str | os.PathLike[str],
     batch_size: int = 8,
@@ -52,18 +84,10 @@ def get_local_dataloaders(
     label_pattern: str = LABEL_PATTERN,
 ) -> Loaders:
     """DataLoaders over a local folder. Raises ItemError where it holds no complete item."""
-    layout = Layout((image_pattern, label_pattern))
-    items = list_pairs_local(data_root, layout)
-    warn_of_incomplete(items, layout, os.fspath(data_root))
-    dataset = ImageDataset(
-        data_root,
-        items.ids,
-        pil_loader,
-        transform or to_tensors,
-        label_mode=label_mode,
-        image_pattern=image_pattern,
-        label_pattern=label_pattern,
-    )
+    parts = _Parts(label_mode, image_pattern, label_pattern)
+    items = list_pairs_local(data_root, parts.layout)
+    warn_of_incomplete(items, parts.layout, os.fspath(data_root))
+    dataset = parts.dataset(data_root, items.ids, pil_loader, transform)
     return _shuffled(dataset, items.ids, batch_size, test_ratio, num_workers)
 
 
@@ -82,16 +106,9 @@ def get_streamed_dataloaders(
 
     Raises ItemError where no complete item lies below the data root, ObjectMissingError where there is no such bucket.
     """
-    manifest = _listed(gcs_data_root, image_pattern, label_pattern)
-    dataset = ImageDataset(
-        gcs_data_root,
-        manifest.ids,
-        gcs_pil_loader,
-        transform or to_tensors,
-        label_mode=label_mode,
-        image_pattern=image_pattern,
-        label_pattern=label_pattern,
-    )
+    parts = _Parts(label_mode, image_pattern, label_pattern)
+    manifest = parts.listed(gcs_data_root)
+    dataset = parts.dataset(gcs_data_root, manifest.ids, gcs_pil_loader, transform)
     return _shuffled(dataset, manifest.ids, batch_size, test_ratio, num_workers)
 
 
@@ -113,7 +130,7 @@ def get_async_dataloaders(
     get_streamed_dataloaders does.
     """
     pillow_mode(label_mode)
-    ids = _listed(gcs_data_root, image_pattern, label_pattern).ids
+    ids = _Parts(label_mode, image_pattern, label_pattern).listed(gcs_data_root).ids
     train, test = (Selection(ids, side.numpy()) for side in consistent_train_test_split(ids, test_ratio))
 
     def stream(items: Selection, passes: int | None) -> DataLoader[Any]:
@@ -155,44 +172,34 @@ def get_cached_dataloaders(
     Each of them follows the data root from epoch to epoch (Relisting). Raises as get_streamed_dataloaders does.
     """
     pillow_mode(label_mode)
+    parts = _Parts(label_mode, image_pattern, label_pattern)
     manifest = get_manifest(gcs_data_root, cache_dir, image_pattern=image_pattern, label_pattern=label_pattern)
 
-    def split(ids: Sequence[str]) -> dict[str, torch.Tensor]:
-        return dict(zip(("train", "test"), consistent_train_test_split(ids, test_ratio), strict=True))
-
-    def planned(side: str, indices: torch.Tensor) -> PlannedDataLoader:
+    def planned(side: int, name: str) -> PlannedDataLoader:
         # Nothing is shared with the other side: each begins its epochs, and moves on to newer listings, when it will.
         loader = CachedLoader(cache_dir, manifest=manifest)
-        dataset = ImageDataset(
-            gcs_data_root,
-            manifest.ids,
-            loader,
-            transform or to_tensors,
-            label_mode=label_mode,
-            image_pattern=image_pattern,
-            label_pattern=label_pattern,
-        )
-        is_drawn = side == "train" and len(indices) > 0  # a split may leave a side empty, and there is nothing to shuffle then
+        dataset = parts.dataset(gcs_data_root, manifest.ids, loader, transform)
+        indices = consistent_train_test_split(manifest.ids, test_ratio)[side]
+        is_drawn = name == "train" and len(indices) > 0  # a split may leave a side empty, and there is nothing to shuffle then
         sampler = PlannedSampler(
             indices,
             seed=seed,
             shuffle=is_drawn,
             replacement=replacement and is_drawn,
-            plan_sender=PlanSender(Path(cache_dir), manifest, job=loader.job, stream=f"{side}-{loader.job[:8]}"),
+            plan_sender=PlanSender(Path(cache_dir), manifest, job=loader.job, stream=f"{name}-{loader.job[:8]}"),
             read_ahead=BATCHES_PER_WORKER * num_workers * batch_size,
         )
-        name = f"{manifest.data_root.uri} ({side})"
-        relisting = Relisting(manifest, dataset, loader, sampler, lambda ids: split(ids)[side], name=name)
+        relisting = Relisting(
+            manifest,
+            dataset,
+            loader,
+            sampler,
+            lambda ids: consistent_train_test_split(ids, test_ratio)[side],
+            name=f"{manifest.data_root.uri} ({name})",
+        )
         return PlannedDataLoader(dataset, batch_size, sampler=sampler, relisting=relisting, **_worker_settings(num_workers))
 
-    return {side: planned(side, indices) for side, indices in split(manifest.ids).items()}
-
-
-def _listed(gcs_data_root: str, image_pattern: str, label_pattern: str) -> Manifest:
-    data_root, layout = DataRoot.parse(gcs_data_root), Layout((image_pattern, label_pattern))
-    manifest = list_manifest(data_root, layout)
-    warn_of_incomplete(Items(manifest.ids, manifest.incomplete), layout, data_root.uri)
-    return manifest
+    return {name: planned(side, name) for side, name in enumerate(("train", "test"))}
 
 
 def _shuffled(dataset: ImageDataset, items: Sequence[str], batch_size: int, test_ratio: float, num_workers: int) -> Loaders:
