@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def keeping(cache: Cache, *kept: str) -> Room:
 
     def room(short_bytes: int) -> list[str] | None:
         victims = []
-        for path in cache.paths():
+        for path in chain.from_iterable(cache.pages()):
             if short_bytes > 0 and path not in kept:
                 victims.append(path)
                 short_bytes -= cache.size_of(path)
@@ -93,6 +94,7 @@ async def opened(path: Path, limit_bytes: int = LIMIT, min_free_bytes: int = 0) 
         cache = Cache(directory, limit_bytes, min_free_bytes)
         await cache.open()
         try:
+            await cache.whole()
             yield cache
         finally:
             await cache.close()

@@ -504,7 +504,7 @@ async def plant_unindexed_of_wrong_length(cache: Cache) -> None:
 
 
 async def plant_wrong_sum(cache: Cache) -> None:
-    cache.bytes += 1
+    cache._contents.bytes += 1
 
 
 async def plant_excess(cache: Cache) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from cache_support import BUCKET, content, file_of, open_descriptors, opened, path_of, put
-from gcs_prefetchd.cache import DISK_THREADS, Cache
+from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.credentials import Access
+from gcs_prefetchd.disk import DISK_THREADS
 from gcs_prefetchd.download import BUFFER_BYTES, Download
 from gcs_prefetchd.errors import DaemonUnavailableError
 from gcs_prefetchd.fetcher import Fetcher
@@ -81,7 +82,7 @@ def descriptors_in(directory: Path) -> set[str]:
 async def disk_threads_rest(cache: Cache) -> None:
     """A thread cannot be cancelled: what it was reading for a caller that is gone, it reads to the end."""
     barrier = threading.Barrier(DISK_THREADS)
-    await asyncio.gather(*(cache.on_disk(barrier.wait) for _ in range(DISK_THREADS)))
+    await asyncio.gather(*(cache.disk.call(barrier.wait) for _ in range(DISK_THREADS)))
 
 
 async def assert_nothing_left(cache: Cache, descriptors: set[str]) -> None:

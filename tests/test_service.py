@@ -68,7 +68,7 @@ async def test_room_that_is_free_is_filled_with_whole_items(gcs: GCSServer, tmp_
     put_items(gcs, 20, size_bytes=1000)
     async with running(make_settings(tmp_path / "cache", gcs.url, cache_size=7500, window_items=1)) as service:
         await service.prefetcher.settled()
-        names = [Path(path).stem for path in service.cache.paths()]
+        names = [Path(path).stem for page in service.cache.pages() for path in page]
         assert len(names) == 6
         assert all(names.count(name) == 2 for name in names)
 

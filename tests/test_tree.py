@@ -5,14 +5,16 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from cache_support import content, stamp_of
+from gcs_prefetchd.comparison import Found
 from gcs_prefetchd.names import ObjectName
 from gcs_prefetchd.stamp import Stamp, read_checked, read_stamp
-from gcs_prefetchd.tree import Found, find_files, publish, read_object_name, unlink_all
+from gcs_prefetchd.tree import find_each, find_files, publish, read_object_name, unlink_all
 
 OBJECT = ObjectName("pictures", "a.jpg")
 
@@ -158,48 +160,47 @@ def test_what_cannot_be_unlinked_is_logged_and_the_rest_goes(objects: Path, capl
     assert f"cached {objects}/pictures: cannot be unlinked: Is a directory" in caplog.text
 
 
-# Comparing
+# Walking
 
 
-def test_files_as_they_are_known_differ_in_nothing(objects: Path) -> None:
-    known = {f"pictures/{i}/{i}.jpg": stamp_of(content(i, i), i) for i in range(20)}
-    for path, stamp in known.items():
-        published(objects, path, content(stamp.size, stamp.size), stamp.generation)
-    assert find_files(objects, known) == Found()
+def found_in(objects: Path, at_most: int = 3) -> list[Found]:
+    pages = list(find_files(objects, at_most))
+    assert [len(page) for page in pages[:-1]] == [at_most] * (len(pages) - 1)
+    return sorted(chain.from_iterable(pages), key=lambda found: found.path)
 
 
-def test_each_difference_has_its_place(objects: Path) -> None:
-    known = {path: stamp_of(b"x") for path in ("same", "other", "short", "gone", "bare", "linked")}
+def test_every_file_is_found_once_a_page_at_a_time(objects: Path) -> None:
+    for i in range(20):
+        published(objects, f"pictures/{i % 3}/{i:02}.jpg", content(i, i), i)
+    expected = [Found(f"pictures/{i % 3}/{i:02}.jpg", i, stamp_of(content(i, i), i)) for i in range(20)]
+    assert found_in(objects) == sorted(expected, key=lambda found: found.path)
+
+
+def test_what_is_none_of_ours_has_no_stamp_and_what_is_no_file_is_not_found(objects: Path) -> None:
     published(objects, "same", b"x")
-    published(objects, "new", b"new")
-    published(objects, "other", b"y", 2)
     published(objects, "short", b"", stamp=stamp_of(b"x"))
-    published(objects, "new short", b"", stamp=stamp_of(b"x"))
     (objects / "bare").write_bytes(b"x")
-    (objects / "foreign").write_bytes(b"x")
     (objects / "linked").symlink_to(objects / "same")
     os.mkfifo(objects / "pipe")
 
-    found = find_files(objects, known)
-
-    assert found.unknown == {"new": stamp_of(b"new"), "other": stamp_of(b"y", 2)}
-    assert set(found.missing) == {"gone", "bare", "linked"}
-    assert set(found.damaged) == {"short", "new short"}
-    assert set(found.foreign) == {"bare", "foreign"}
+    found = [Found("bare", 1, None), Found("same", 1, stamp_of(b"x")), Found("short", 0, stamp_of(b"x"))]
+    assert found_in(objects) == found
+    paths = ["bare", "linked", "pipe", "same", "short", "absent", "same/below"]
+    assert [one for one in find_each(objects, paths) if one is not None] == found
 
 
 def test_folders_behind_a_link_are_not_looked_into(objects: Path) -> None:
     published(objects, "pictures/a.jpg", b"x")
     (objects / "linked").symlink_to(objects / "pictures")
-    assert set(find_files(objects, {}).unknown) == {"pictures/a.jpg"}
+    assert [found.path for found in found_in(objects)] == ["pictures/a.jpg"]
 
 
 def test_a_tree_that_is_gone_has_no_files(tmp_path: Path) -> None:
-    assert find_files(tmp_path / "absent", {"a.jpg": stamp_of(b"x")}) == Found(missing=["a.jpg"])
+    assert found_in(tmp_path / "absent") == []
 
 
-def test_files_that_vanish_while_they_are_compared_are_no_error(objects: Path) -> None:
-    known = {f"{i}.jpg": stamp_of(b"x") for i in range(500)}
+def test_files_that_vanish_while_they_are_looked_at_are_no_error(objects: Path) -> None:
+    known = [f"{i}.jpg" for i in range(500)]
     stop = threading.Event()
 
     def churn() -> None:
@@ -214,8 +215,8 @@ def test_files_that_vanish_while_they_are_compared_are_no_error(objects: Path) -
     thread.start()
     try:
         for _ in range(40):
-            found = find_files(objects, known)
-            assert (found.unknown, found.damaged) == ({}, [])
+            found = chain.from_iterable(find_files(objects, 100))
+            assert {(one.size, one.stamp) for one in found} <= {(1, stamp_of(b"x")), (1, None)}
     finally:
         stop.set()
         thread.join()

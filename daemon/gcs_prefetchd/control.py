@@ -167,8 +167,16 @@ class _Handlers:
 
     async def objects(self, request: web.Request) -> web.Response:
         prefix = request.query.get("prefix", "")
-        uris = [name.uri for name in self.control.cache.names() if name.uri.startswith(prefix)]
-        return web.json_response({"objects": uris[:LISTED_AT_MOST], "total": len(uris)})
+        uris: list[str] = []
+        total = 0
+        for page in self.control.cache.pages():
+            found = [
+                name.uri for name in map(self.control.cache.name_at, page) if name is not None and name.uri.startswith(prefix)
+            ]
+            uris += found[: LISTED_AT_MOST - len(uris)]
+            total += len(found)
+            await asyncio.sleep(0)
+        return web.json_response({"objects": uris, "total": total})
 
     async def stop(self, _: web.Request) -> web.Response:
         self.control.stop()

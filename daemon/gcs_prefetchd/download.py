@@ -86,7 +86,7 @@ class Download:
             self._admit(self._stamp)  # cancelled when nothing could stop it any more
             return
         self._cache.give_up(self._path)
-        await self._cache.in_turn(self._discard)
+        await self._cache.disk.in_turn(self._discard)
         self._release()
 
     def _admit(self, stamp: Stamp) -> None:
@@ -126,7 +126,7 @@ class Download:
             self._file = None
 
     async def _on_disk(self, call: Callable[[], None]) -> None:
-        self._writing = self._cache.in_turn(call)
+        self._writing = self._cache.disk.in_turn(call)
         try:
             await asyncio.shield(self._writing)
         except OSError as exc:

@@ -118,6 +118,7 @@ class Prefetcher:
 
     async def demand(self, name: ObjectName) -> None:
         """Have the object in the cache now, for a reader waits; raises what `Fetcher.demand` raises."""
+        await self._cache.look_for(cache_path(name.bucket, name.name))
         version = self._registry.version(name)
         stamp = self._cache.stamp(cache_path(name.bucket, name.name))
         if stamp is None or (version is not None and stamp.generation != version.generation):

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -139,7 +139,6 @@ class Service:
             stack.push_async_callback(self.fetcher.close)
             relist_in_s = [await self._first_manifest(root) for root in self.settings.roots]
             self._make_folders()
-            await stack.enter_async_context(Watch(self.cache, opens=self.settings.watch_opens))
             url = await self._open_http(stack)
             await self._open_socket(stack)
             await stack.enter_async_context(self._background(relist_in_s))
@@ -173,6 +172,7 @@ class Service:
         return self.settings.relist_s
 
     async def _relist(self, root: DataRoot, wait_s: float) -> None:
+        await self.cache.whole()  # what has changed in the bucket must be known to be here to be dropped
         while True:
             await asyncio.sleep(wait_s)
             wait_s = self.settings.relist_s
@@ -224,32 +224,45 @@ class Service:
                 return
             self.registry.set_earlier_manifest(await asyncio.to_thread(self.registry.number, manifest))
             log.info("%s: %d items as listed in %s, for a job that goes by it", data_root, len(manifest), digest)
-        await self._adopt(list(self.registry.planner.strangers), strangers_too=False)
+        await self._adopt_strangers()
 
     async def _put_in_force(self, manifest: Manifest) -> None:
         """Plan by this listing from now on, over what is here already."""
-        uri = manifest.data_root.uri
         async with self._numbering:
-            first = self.registry.manifest(uri) is None
             self.registry.set_manifest(await asyncio.to_thread(self.registry.number, manifest))
-            catalog, in_use = self.registry.catalog(uri)
+            catalog, in_use = self.registry.catalog(manifest.data_root.uri)
             if superseded := catalog.superseded(in_use):
                 catalog.give_up(superseded, await asyncio.to_thread(catalog.remnant, superseded))
-        paths = self.cache.paths() if first else list(self.registry.planner.strangers)
-        await self._adopt(paths, strangers_too=first)
+        await self._adopt_strangers()
 
-    async def _adopt(self, paths: list[str], *, strangers_too: bool) -> None:
-        """Have the planner know which of these files are which items' parts."""
-        for start in range(0, len(paths), ADOPTED_AT_A_TIME):
+    async def _adopt_strangers(self) -> None:
+        """Have the planner know which of what it knew as no item's are parts of items now."""
+        strangers = list(self.registry.planner.strangers)
+        await self._adopt(strangers[start : start + ADOPTED_AT_A_TIME] for start in range(0, len(strangers), ADOPTED_AT_A_TIME))
+
+    async def _adopt(self, pages: Iterable[list[str]]) -> None:
+        """Have the planner know of what is here, least recently used first."""
+        for page in pages:
             # Not all at once: the garbage collector would look through a million places, and hold everything up for it.
-            placed = await asyncio.to_thread(self.registry.locate_all, paths[start : start + ADOPTED_AT_A_TIME])
-            for path, place in placed:
-                if self.cache.stamp(path) is not None and (place is not None or strangers_too):
+            for path, place in await asyncio.to_thread(self.registry.locate_all, page):
+                if self.cache.stamp(path) is not None and (place is not None or path not in self.registry.planner.strangers):
                     self.registry.adopt(path, place)
         self.registry.sort_anew()
         self.prefetcher.wake()
 
+    async def _prefetch(self) -> None:
+        # What is here must be known first, or it would be fetched again.
+        await self.cache.whole()
+        await self._adopt(self.cache.pages())
+        await self.cache.shrink()
+        await self.prefetcher.run()
+
+    async def _watch(self) -> None:
+        async with Watch(self.cache, opens=self.settings.watch_opens):
+            await asyncio.Event().wait()
+
     async def _rescan(self) -> None:
+        await self.cache.whole()
         while True:
             adopted, lost = await self.cache.rescan()
             if adopted or lost:
@@ -259,7 +272,7 @@ class Service:
 
     @asynccontextmanager
     async def _background(self, relist_in_s: list[float]) -> AsyncIterator[None]:
-        jobs: list[Coroutine[Any, Any, None]] = [self.prefetcher.run(), self._rescan(), ping_watchdog()]
+        jobs: list[Coroutine[Any, Any, None]] = [self._prefetch(), self._rescan(), self._watch(), ping_watchdog()]
         jobs += [self.read_ahead.run()] if self.read_ahead is not None else []
         jobs += [self._relist(root, wait_s) for root, wait_s in zip(self.settings.roots, relist_in_s, strict=True)]
         tasks = [asyncio.create_task(job) for job in jobs]

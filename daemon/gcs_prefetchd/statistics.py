@@ -71,6 +71,7 @@ class Statistics:
                 "objects": len(self.cache),
                 "evictions": self.cache.evictions,
                 "damaged": self.cache.damaged,
+                "whole": int(self.cache.is_whole),
             },
             "reads": {
                 "hits": self.reads.hits,
@@ -130,6 +131,7 @@ METRICS: dict[str, tuple[str, tuple[str, str], str]] = {
     "gcs_prefetchd_cache_objects": ("gauge", ("cache", "objects"), "Objects in the cache"),
     "gcs_prefetchd_cache_evictions": ("counter", ("cache", "evictions"), "Objects dropped to make room"),
     "gcs_prefetchd_cache_damaged": ("counter", ("cache", "damaged"), "Cached files found to differ from their object"),
+    "gcs_prefetchd_cache_whole": ("gauge", ("cache", "whole"), "1 once everything that the cache holds is known"),
     "gcs_prefetchd_reads_hits": ("counter", ("reads", "hits"), "Objects that readers found on disk"),
     "gcs_prefetchd_reads_misses": ("counter", ("reads", "misses"), "Objects that readers had to wait for"),
     "gcs_prefetchd_reads_fallbacks": ("counter", ("reads", "fallbacks"), "Objects that readers fetched from GCS themselves"),

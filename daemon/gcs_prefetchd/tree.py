@@ -2,52 +2,45 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import stat
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
+from gcs_prefetchd.comparison import Found
 from gcs_prefetchd.errors import InvalidNameError
 from gcs_prefetchd.names import ObjectName, parse_object_uri
 from gcs_prefetchd.stamp import Stamp, read_stamp, write_stamp
 
-__all__ = ["Found", "find_files", "publish", "read_object_name", "unlink_all"]
+__all__ = ["find_each", "find_files", "publish", "read_object_name", "unlink_all"]
 
 log = logging.getLogger(__name__)
 
 NAME_ATTRIBUTE = "user.gcs.name"
 
 
-@dataclass(slots=True)
-class Found:
-    """How the files differ from what was known of them. `unknown` holds new paths and known ones with another stamp."""
+def find_files(objects: Path, at_most: int) -> Iterator[list[Found]]:
+    """Every regular file, so many at a time: folders are read as they are walked, and never held as a whole.
 
-    unknown: dict[str, Stamp] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)
-    foreign: list[str] = field(default_factory=list)
-
-
-def find_files(objects: Path, known: Mapping[str, Stamp]) -> Found:
-    """Compare the files with what is known. Files that carry no stamp of ours are foreign: they are left alone.
-
-    Raises OSError where the disk fails: what cannot be looked at is not gone.
+    A file that comes or goes meanwhile may be found or not. Raises OSError where the disk fails: what cannot be looked at is
+    not gone.
     """
-    found = Found()
-    present = set()
-    for path, file, size in _walk(objects, ""):
-        stamp = read_stamp(file, path) if _is_text(path) else None
-        if stamp is None:
-            found.foreign.append(path)
-        elif stamp.size != size:
-            found.damaged.append(path)
-        elif stamp != known.get(path):
-            found.unknown[path] = stamp
-        else:
-            present.add(path)
-    if len(present) < len(known):
-        present.update(found.unknown, found.damaged)
-        found.missing = [path for path in known if path not in present]
-    return found
+    files = _walk(objects, "")
+    while page := list(islice(files, at_most)):
+        yield page
+
+
+def find_each(objects: Path, paths: list[str]) -> list[Found | None]:
+    """The files at these paths, None where there is no regular file. Raises OSError where the disk fails."""
+    return [_find(objects, path) for path in paths]
+
+
+def _find(objects: Path, path: str) -> Found | None:
+    try:
+        about = os.lstat(objects / path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return Found(path, about.st_size, read_stamp(objects / path, path)) if stat.S_ISREG(about.st_mode) else None
 
 
 def publish(file: int, unfinished: str, objects: Path, path: str, stamp: Stamp, hashed_name: ObjectName | None) -> None:
@@ -91,21 +84,22 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(mode=0o750, exist_ok=True)
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, str, int]]:
-    """Every regular file: its path below `objects/`, its path, its size in bytes."""
+def _walk(folder: Path | str, prefix: str) -> Iterator[Found]:
     try:
-        entries = list(os.scandir(folder))
+        entries = os.scandir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
-        elif entry.is_file(follow_symlinks=False):
-            try:
-                size = entry.stat(follow_symlinks=False).st_size
-            except FileNotFoundError:
-                continue  # evicted since the folder was read
-            yield prefix + entry.name, entry.path, size
+    with entries:
+        for entry in entries:
+            path = prefix + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(entry.path, f"{path}/")
+            elif entry.is_file(follow_symlinks=False):
+                try:
+                    size = entry.stat(follow_symlinks=False).st_size
+                except FileNotFoundError:
+                    continue  # evicted since the folder was read
+                yield Found(path, size, read_stamp(entry.path, path) if _is_text(path) else None)
 
 
 def _is_text(path: str) -> bool:

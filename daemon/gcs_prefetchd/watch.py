@@ -43,8 +43,13 @@ class Watch:
         self._queue = janus.Queue(QUEUE_LENGTH)
         self._reader = asyncio.create_task(self._read(), name="watch")
         objects = self._cache.directory.objects
+        starting = asyncio.create_task(asyncio.to_thread(self._start, objects))
         try:
-            unwatched = await asyncio.to_thread(self._start, objects)
+            unwatched = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await asyncio.wait([starting])  # a thread is not cancelled, and what it starts is to be stopped
+            await self.__aexit__()
+            raise
         except OSError as exc:
             log.warning("%s: not watched (%s); a rescan finds what changes there. %s", objects, exc.strerror or exc, ADVICE)
         else:
@@ -80,16 +85,9 @@ class Watch:
             if isinstance(event, FileOpenedEvent):
                 self._cache.opened(path)
             else:
-                await self._deleted(path)
+                await self._cache.look_after(path)
             if count % AT_A_TIME == 0:
                 await asyncio.sleep(0)
-
-    async def _deleted(self, path: str) -> None:
-        stamp = self._cache.stamp(path)
-        if stamp is None or await self._cache.on_disk((self._cache.directory.objects / path).exists):
-            return
-        if self._cache.stamp(path) is stamp:  # else it was published again meanwhile
-            self._cache.forget(path)
 
 
 def _inotify_watches() -> int:

@@ -1,0 +1,34 @@
+"""Whether a cache's contents, its index and its files agree. Reads every byte: for tests, and for whoever doubts."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from gcs_prefetchd.contents import Contents
+from gcs_prefetchd.stamp import Stamp, read_checked
+from gcs_prefetchd.tree import find_files
+
+__all__ = ["disagreements"]
+
+AT_A_TIME = 1000
+
+
+async def disagreements(
+    contents: Contents, index: Mapping[str, Stamp], objects: Path, on_disk: Callable[..., Awaitable[Any]]
+) -> list[str]:
+    """A line for each path where they differ. `on_disk` runs a blocking call in a thread."""
+    held = {path: contents.entries.get(path) for path in chain.from_iterable(contents.entries.pages(AT_A_TIME))}
+    problems = [f"{path}: in the index only" for path in index if path not in held]
+    problems += [f"{path}: not in the index" for path in held if path not in index]
+    problems += [f"{path}: index and memory differ" for path, stamp in index.items() if stamp != held.get(path, stamp)]
+    for path, stamp in held.items():
+        if await on_disk(read_checked, objects, path, stamp) is None:
+            problems.append(f"{path}: the file is not what the index says")
+    pages = find_files(objects, AT_A_TIME)
+    while page := await on_disk(next, pages, []):
+        stamped = [found.path for found in page if found.stamp is not None]
+        problems += [f"{path}: a file that the index lacks" for path in stamped if path not in contents.entries]
+    if contents.bytes != sum(map(contents.entries.size, held)):
+        problems.append(f"the sum of sizes is not {contents.bytes}")
+    return problems

@@ -1,0 +1,47 @@
+"""The threads that touch a cache's disk, so that the event loop never waits for it."""
+
+import asyncio
+import functools
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from gcs_prefetchd.batches import Batches
+
+__all__ = ["DISK_THREADS", "Disk"]
+
+DISK_THREADS = 8
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Disk:
+    """Threads that read, one that makes and removes files, one that has the index. No thread begins before its first call."""
+
+    def __init__(self) -> None:
+        self._any = ThreadPoolExecutor(DISK_THREADS, "disk")
+        self._files = Batches("files")
+        self._index = ThreadPoolExecutor(1, "index")
+
+    async def call(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a blocking call in one of the threads that read."""
+        return await _run(self._any, functools.partial(call, *args, **kwargs))
+
+    def in_turn(self, call: Callable[[], object]) -> asyncio.Future[None]:
+        """Have a short call made that creates or removes files, after all those that came before it."""
+        return self._files.do(call)
+
+    async def on_index(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a blocking call in the index's own thread: SQLite ties a connection to the thread that made it."""
+        return await _run(self._index, functools.partial(call, *args, **kwargs))
+
+    async def close(self) -> None:
+        """End the threads, once all that was begun has ended."""
+        # Not here: a thread that is stuck in the disk must not stop the loop, and with it the deadline for stopping.
+        for end in (self._files.close, self._any.shutdown, self._index.shutdown):
+            await asyncio.to_thread(end)
+
+
+async def _run(threads: Executor, call: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(threads, call)
