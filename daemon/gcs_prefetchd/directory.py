@@ -3,6 +3,7 @@
 import array
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -43,6 +44,7 @@ class CacheDirectory:
         self.daemon_file = path / "daemon.json"
         self.socket = path / "daemon.sock"
         self._lock: int | None = None
+        self._numbers = itertools.count()
 
     def claim(self) -> None:
         """Take the directory, making it where it does not exist, and remove what a crashed daemon left in `tmp/`."""
@@ -65,8 +67,8 @@ class CacheDirectory:
 
     def temporary(self) -> str:
         """A new path in `tmp/` for a file that is not whole yet."""
-        name = uuid.uuid4().hex
-        return f"{self.tmp}/{name[:2]}/{name}"
+        number = next(self._numbers)
+        return f"{self.tmp}/{number % TMP_FOLDERS:02x}/{number:x}"
 
     def announce(self, content: dict[str, object]) -> None:
         """Write `daemon.json`, whole or not at all."""

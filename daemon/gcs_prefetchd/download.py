@@ -37,9 +37,11 @@ class Download:
         self._chunks: list[bytes] = []
         self._buffered = 0
         self._reserved_bytes = 0
-        self._file: int | None = None  # open from the first byte on disk to the last
-        self._writing: asyncio.Future[None] | None = None
-        self._stamp: Stamp | None = None  # once the file is on its way to its final name
+        self._expected = False
+        # What follows belongs to the disk's thread, which does one thing after another, from the first byte there on.
+        self._on_its_way = False
+        self._file: int | None = None
+        self._published: Stamp | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -47,16 +49,16 @@ class Download:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._writing is None:
-            self._release()
+        if self._on_its_way:
+            await asyncio.shield(self._cache.hold(self._clean_up()))
         else:
-            await asyncio.shield(self._cache.hold(self._clean_up(self._writing)))
+            self._give_up()
 
     async def begin(self, version: ObjectVersion) -> None:
         """An attempt starts at byte 0."""
         self._chunks.clear()
         self._buffered = 0
-        if self._writing is not None:
+        if self._on_its_way:
             await self._on_disk(self._truncate)
         if version.size != self._reserved_bytes:
             self._release()
@@ -75,25 +77,30 @@ class Download:
         """Give the file its final name. `version` is what the bytes were checked to be."""
         assert version.crc32c is not None
         await self._cache.expect(self._path)
-        self._stamp = Stamp(version.generation, version.size, version.crc32c)
-        await self._on_disk(partial(self._finish, self._stamp))
-        self._admit(self._stamp)
+        self._expected = True
+        stamp = Stamp(version.generation, version.size, version.crc32c)
+        await self._on_disk(partial(self._finish, stamp))
+        self._on_its_way = False
+        self._admit(stamp)
 
-    async def _clean_up(self, writing: asyncio.Future[None]) -> None:
-        # A cancelled download's thread may still be at it, and would write into what is removed here.
-        await asyncio.wait([writing])
-        if self._stamp is not None and writing.exception() is None:
-            self._admit(self._stamp)  # cancelled when nothing could stop it any more
-            return
-        self._cache.give_up(self._path)
+    async def _clean_up(self) -> None:
+        # A cancelled download's thread may still be at it: this comes after it.
         await self._cache.disk.in_turn(self._discard)
-        self._release()
+        if self._published is not None:
+            self._admit(self._published)  # cancelled when nothing could stop it any more
+        else:
+            self._give_up()
 
     def _admit(self, stamp: Stamp) -> None:
         """In one step, for the bytes are either reserved or in the cache, and never counted twice."""
-        self._writing = None
         self._release()
+        self._expected = False
         self._cache.admit(self._path, stamp)
+
+    def _give_up(self) -> None:
+        if self._expected:
+            self._cache.give_up(self._path)
+        self._release()
 
     def _release(self) -> None:
         self._cache.release(self._reserved_bytes)
@@ -114,11 +121,13 @@ class Download:
         assert self._file is not None
         hashed_name = self._name if name_of(self._path) is None else None
         publish(self._file, self._unfinished, self._cache.directory.objects, self._path, stamp, hashed_name)
+        self._published = stamp
         self._close()
 
     def _discard(self) -> None:
         self._close()
-        unlink_all([self._unfinished])
+        if self._published is None:
+            unlink_all([self._unfinished])
 
     def _close(self) -> None:
         if self._file is not None:
@@ -126,9 +135,9 @@ class Download:
             self._file = None
 
     async def _on_disk(self, call: Callable[[], None]) -> None:
-        self._writing = self._cache.disk.in_turn(call)
+        self._on_its_way = True
         try:
-            await asyncio.shield(self._writing)
+            await self._cache.disk.in_turn(call)
         except OSError as exc:
             raise CacheWriteError(f"cache {self._name.uri}: {exc.strerror} ({self._cache.directory.path})") from exc
 
