@@ -70,10 +70,18 @@ class Fetcher:
         stamp = self._cache.stamp(cache_path(version.name.bucket, version.name.name))
         return stamp is not None and stamp.generation == version.generation
 
-    async def prefetch(self, version: ObjectVersion, room: Room) -> None:
-        """Have this generation in the cache, if there is room for it."""
-        if not self.is_cached(version):
-            await self._have(version.name, version, room, demand=False)
+    def start(self, version: ObjectVersion, room: Room) -> asyncio.Task[None]:
+        """Begin to bring this generation into the cache, if there is room for it.
+
+        The task is that of all who wait for it, and not to be cancelled; it is when the fetcher closes.
+        """
+        path = cache_path(version.name.bucket, version.name.name)
+        job = self._under_way.get(path)
+        if job is None:
+            return self._start(path, version.name, version, room, demand=False).task
+        if job.serves(version, room):
+            return job.task
+        return asyncio.create_task(self._have(version.name, version, room, demand=False))
 
     async def demand(self, name: ObjectName, version: ObjectVersion | None) -> None:
         """Have the object in the cache now, whatever must go for it.

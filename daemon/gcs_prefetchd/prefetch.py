@@ -3,14 +3,13 @@
 import asyncio
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from gcs_prefetchd.cache import Cache, Room
 from gcs_prefetchd.errors import (
     CacheFullError,
     CacheWriteError,
-    DaemonUnavailableError,
     OriginUnavailableError,
     PrefetchdError,
 )
@@ -36,11 +35,14 @@ Item = tuple[str, int]
 
 @dataclass(slots=True)
 class _Bringing:
-    """An item under way: how many of its objects and bytes, whether one failed, whether it was planned once more meanwhile."""
+    """An item under way: for whom and with what room, how many of its objects are left, which of them failed and how, and
+    whether it was planned once more meanwhile."""
 
-    objects: int
+    reader: Reader
+    room: Room
+    left: int
     size_bytes: int
-    failed: bool = False
+    failures: list[tuple[ObjectVersion, BaseException]] = field(default_factory=list)
     planned_again: bool = False
 
 
@@ -72,7 +74,7 @@ class Prefetcher:
         self._ahead_of: dict[str, Epoch] = {}  # the epochs whose next one is being worked out, by their streams
         self._woken = asyncio.Event()
         self._bringing: dict[Item, _Bringing] = {}
-        self._objects = 0  # of all that is being brought
+        self._objects = self._bytes = 0  # of all that is being brought
         self._tasks: set[asyncio.Task[None]] = set()
         self._later: set[Item] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -93,7 +95,7 @@ class Prefetcher:
                 if self._start_downloads() or is_sorting:
                     self._woken.set()
                     await asyncio.sleep(0)
-                elif not self._tasks and not self._later:
+                elif not self._tasks and not self._bringing and not self._later:
                     self._settled.set()
         finally:
             if self._timer is not None:
@@ -216,16 +218,12 @@ class Prefetcher:
         size_bytes = sum(version.size for version in absent)
         if reader.seeded and place >= stream.window_start(window) + window:
             room = _nothing
-            if not self._cache.has_room_for(sum(one.size_bytes for one in self._bringing.values()) + size_bytes):
+            if not self._cache.has_room_for(self._bytes + size_bytes):
                 # As one: an image that fits where its label does not would be of no use to anybody.
                 self._filled.add(stream.id)
                 stream.planned = place
                 return
-        self._bringing[reader.key, item] = _Bringing(len(absent), size_bytes)
-        self._objects += len(absent)
-        task = asyncio.create_task(self._bring(reader, item, absent, room), name=f"prefetch {absent[0].name.uri}")
-        task.add_done_callback(partial(self._ended, reader, item))
-        self._keep(task)
+        self._bring(item, absent, _Bringing(reader, room, len(absent), size_bytes))
 
     def _is_too_large(self, versions: list[ObjectVersion]) -> bool:
         size_bytes = sum(version.size for version in versions)
@@ -242,27 +240,36 @@ class Prefetcher:
         """What to drop for an item; for None, whatever is needed last."""
         return self._registry.choose(short_bytes, wanted, self._cache.size_of)
 
-    async def _bring(self, reader: Reader, item: int, versions: list[ObjectVersion], room: Room) -> None:
-        fetches = (self._fetcher.prefetch(version, room) for version in versions)
-        results = await asyncio.gather(*fetches, return_exceptions=True)
-        reader.fetched += not any(results)
-        for version, result in zip(versions, results, strict=True):
-            if isinstance(result, PrefetchdError):
-                self._bringing[reader.key, item].failed = True
-                self._failed(reader, item, version, room, result)
-            elif isinstance(result, BaseException):
-                raise result
+    def _bring(self, item: int, versions: list[ObjectVersion], bringing: _Bringing) -> None:
+        self._bringing[bringing.reader.key, item] = bringing
+        self._bytes += bringing.size_bytes
+        for version in versions:
+            self._objects += 1
+            download = self._fetcher.start(version, bringing.room)
+            download.add_done_callback(partial(self._one_ended, item, version, bringing))
 
-    def _ended(self, reader: Reader, item: int, task: asyncio.Task[None]) -> None:
-        brought = self._bringing.pop((reader.key, item))
-        self._objects -= brought.objects
-        if brought.planned_again and not brought.failed and not self._registry.is_here(reader, item):
-            self._plan_again((reader.key, item))
+    def _one_ended(self, item: int, version: ObjectVersion, bringing: _Bringing, download: asyncio.Task[None]) -> None:
+        self._objects -= 1
+        error = asyncio.CancelledError() if download.cancelled() else download.exception()
+        if error is not None:
+            bringing.failures.append((version, error))
+        bringing.left -= 1
+        if not bringing.left:
+            self._all_ended(item, bringing)
         self._look_again()
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("%s: %r", task.get_name(), error, exc_info=error)
 
-    def _failed(self, reader: Reader, item: int, version: ObjectVersion, room: Room, error: PrefetchdError) -> None:
+    def _all_ended(self, item: int, bringing: _Bringing) -> None:
+        reader = bringing.reader
+        del self._bringing[reader.key, item]
+        self._bytes -= bringing.size_bytes
+        for version, error in bringing.failures:
+            self._failed(reader, item, version, bringing.room, error)
+        if not bringing.failures:
+            reader.fetched += 1
+            if bringing.planned_again and not self._registry.is_here(reader, item):
+                self._plan_again((reader.key, item))
+
+    def _failed(self, reader: Reader, item: int, version: ObjectVersion, room: Room, error: BaseException) -> None:
         if isinstance(error, CacheFullError):
             if room is _nothing:
                 self._filled.add(reader.stream.id)
@@ -276,8 +283,10 @@ class Prefetcher:
             if self._timer is None:  # one line for all that fail together
                 log.warning("%s; planned again in %g s", error, self._try_again_s)
                 self._timer = asyncio.get_running_loop().call_later(self._try_again_s, self._try_again)
-        elif not isinstance(error, DaemonUnavailableError):
+        elif isinstance(error, PrefetchdError):
             self._say_once(version, f"{error}; not prefetched")
+        elif not isinstance(error, asyncio.CancelledError):  # the daemon is stopping
+            log.error("prefetch %s: %r", version.name.uri, error, exc_info=error)
 
     def _say_once(self, version: ObjectVersion, line: str) -> None:
         if version not in self._not_there:
