@@ -11,18 +11,26 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from fast_origin import file_origin, has_nginx
-from gcs_dataset import CachedLoader, PlannedDataLoader, PlannedSampler, get_cached_dataloaders, get_manifest, worker_init_fn
+from gcs_dataset import (
+    CachedLoader,
+    PlannedDataLoader,
+    PlannedSampler,
+    get_cached_dataloaders,
+    get_manifest,
+    list_items_local,
+    worker_init_fn,
+)
 from gcs_dataset.pairs import Pairs
 from gcs_dataset.plans import PlanSender
 from gcs_dataset.reports import ReadReporter, Reads
 from gcs_dataset.versions import Versions
 from gcs_prefetchd.client import DaemonClient
-from gcs_prefetchd.manifest import IMAGE_PATTERN, LABEL_PATTERN, Manifest
+from gcs_prefetchd.manifest import IMAGE_PATTERN, LABEL_PATTERN, Ids, Manifest
 from gcs_prefetchd.names import cache_path, parse_object_uri
 from gcs_prefetchd.stamp import read_checked
 from rig import DATA_ROOT, server
 
-__all__ = ["BATCH", "SEED", "StoredBytes", "cached", "cached_bytes", "length", "origin", "plain_bytes", "widths"]
+__all__ = ["BATCH", "SEED", "PlainBytes", "StoredBytes", "cached", "cached_bytes", "length", "origin", "widths"]
 
 BATCH = 8
 SEED = 1  # not the daemon's: what it fetches before a reader comes is in another order
@@ -39,15 +47,6 @@ def length(image: bytes, label: bytes) -> int:
     return len(image) + len(label)
 
 
-def plain_bytes(paths: Sequence[str]) -> list[bytes]:
-    """The shortest way that Python has to read files."""
-    data = []
-    for path in paths:
-        with open(path, "rb") as file:  # noqa: PTH123 - Path.read_bytes takes a third longer
-            data.append(file.read())
-    return data
-
-
 @contextmanager
 def origin(scratch: Path, data: Path, latency_ms: float) -> Iterator[str]:
     """nginx where it is installed, else our own server; the clients' emulator variable names it meanwhile."""
@@ -57,6 +56,28 @@ def origin(scratch: Path, data: Path, latency_ms: float) -> Iterator[str]:
             os.environ["STORAGE_EMULATOR_HOST"] = url
             os.environ["DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA"] = "true"  # a request that no loader needs
             yield url
+
+
+class PlainBytes(Dataset[int]):
+    """The length of an item's bytes in a folder, read in the shortest way that Python has, and checked by nobody."""
+
+    def __init__(self, folder: Path) -> None:
+        self._ids = Ids.of(list_items_local(folder / "images"))
+        self._pairs = Pairs.below(folder, IMAGE_PATTERN, LABEL_PATTERN)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> int:
+        return length(*self.read(index))
+
+    def read(self, index: int) -> list[bytes]:
+        """The bytes of the item's image and label."""
+        data = []
+        for path in self._pairs.of(self._ids[index]):
+            with open(path, "rb") as file:  # noqa: PTH123 - Path.read_bytes takes a third longer
+                data.append(file.read())
+        return data
 
 
 class StoredBytes(Dataset[int]):
@@ -111,9 +132,9 @@ class StoredBytes(Dataset[int]):
         return self._here
 
 
-def cached(cache_dir: Path, workers: int) -> PlannedDataLoader:
+def cached(cache_dir: Path, workers: int, batch: int = BATCH) -> PlannedDataLoader:
     """Ours as users have it, decoding."""
-    made = get_cached_dataloaders(DATA_ROOT, cache_dir, BATCH, widths, test_ratio=0.0, num_workers=workers, seed=SEED)
+    made = get_cached_dataloaders(DATA_ROOT, cache_dir, batch, widths, test_ratio=0.0, num_workers=workers, seed=SEED)
     return made["train"]
 
 
