@@ -26,7 +26,7 @@ from gcs_dataset.reports import ReadReporter, Reads
 from gcs_dataset.versions import Versions
 from gcs_prefetchd.client import DaemonClient
 from gcs_prefetchd.manifest import IMAGE_PATTERN, LABEL_PATTERN, Ids, Manifest
-from gcs_prefetchd.names import cache_path, parse_object_uri
+from gcs_prefetchd.names import path_of_uri
 from gcs_prefetchd.stamp import read_checked
 from rig import DATA_ROOT, server
 
@@ -121,10 +121,9 @@ class StoredBytes(Dataset[int]):
             self._here[1].close()
 
     def _hits(self, index: int, uris: Sequence[str]) -> list[bytes | None]:
-        names = map(parse_object_uri, uris)
         stamps = self._versions.of(uris, index)
         objects = f"{self._cache_dir}/objects"
-        return [read_checked(objects, cache_path(n.bucket, n.name), stamp) for n, stamp in zip(names, stamps, strict=True)]
+        return [read_checked(objects, path_of_uri(uri), stamp) for uri, stamp in zip(uris, stamps, strict=True)]
 
     def _connections(self) -> tuple[int, DaemonClient, ReadReporter]:
         if self._here is None or self._here[0] != os.getpid():
