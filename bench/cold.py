@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -36,9 +37,9 @@ from seeds import AsyncSeed, sync_seed_loader
 
 LATENCY_MS = 30.0
 WORKERS = (0, 2, 8)
-DISTINCT, NAMES_EACH = 400, 10  # many more items than are read, so that what the daemon begins with is hardly any of them
-ITEMS = 800
-SLOW_ITEMS = {0: 16, 2: 32, 8: 128}
+DISTINCT, NAMES_EACH = 300, 10  # many more items than are read, so that what the daemon begins with is hardly any of them
+ITEMS = 480
+SLOW_ITEMS = {0: 8, 2: 16, 8: 64}
 CACHE_BYTES = 2_000_000_000
 OURS, OUR_BYTES, LOCAL, SYNC, ASYNC = "ours", "ours, bytes", "local files", "sync seed", "async seed, bytes"
 
@@ -120,8 +121,8 @@ def run_rival(rival: Rival, place: Place) -> Run:
 
 def _run_slow(loader: Callable[..., Any], place: Place) -> Run:
     dataset = ImageDataset(DATA_ROOT, place.items, loader, widths)
-    sampler = SubsetRandomSampler(range(len(dataset)))
     items = SLOW_ITEMS[place.workers]
+    sampler = SubsetRandomSampler(range(items))  # no more: workers finish what they have been given before they end
     return Run(items, timed(DataLoader(dataset, BATCH, sampler=sampler, num_workers=place.workers), items))
 
 
@@ -183,6 +184,7 @@ def draw(axes: Any, rows: list[Row]) -> None:
 def main() -> int:
     """The command."""
     options = arguments(__doc__, "2 workers, once")
+    warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # 8 workers on two cores are meant
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="gcs-prefetchd-bench-") as folder:
         scratch = Path(folder)

@@ -33,11 +33,11 @@ from readers import BATCH, cached, origin, widths
 from rig import daemon
 
 LATENCY_MS = 30.0
-DISTINCT, NAMES_EACH = 400, 10
-CACHE_BYTES, SMALL_CACHE_BYTES = 2_000_000_000, 20_000_000  # of 400 MB
+DISTINCT, NAMES_EACH = 300, 10
+CACHE_BYTES, SMALL_CACHE_BYTES = 2_000_000_000, 20_000_000  # of 300 MB
 WORKERS = 2
 LARGE_BATCH, LARGE_BATCH_S = 32, 0.25
-BATCHES, QUICK_BATCHES = 20, 16
+BATCHES = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +58,12 @@ def started(place: Place, cache_bytes: int) -> Iterator[tuple[DaemonClient, Path
             yield client, cache_dir
 
 
-def waited_share(loader: Iterable[Any], batches: int) -> float:
+def waited_share(loader: Iterable[Any]) -> float:
     """The share of its time, after the first batch, that the consumer waited."""
     iterator = iter(loader)
     next(iterator)
     started_s, waited_s = time.perf_counter(), 0.0
-    for _ in range(batches):
+    for _ in range(BATCHES):
         time.sleep(LARGE_BATCH_S)
         asked_s = time.perf_counter()
         next(iterator)
@@ -71,16 +71,16 @@ def waited_share(loader: Iterable[Any], batches: int) -> float:
     return waited_s / (time.perf_counter() - started_s)
 
 
-def ours_waited(place: Place, batches: int) -> float:
+def ours_waited(place: Place) -> float:
     """The share waited through the daemon."""
     with started(place, CACHE_BYTES) as (_, cache_dir):
-        return waited_share(cached(cache_dir, WORKERS, LARGE_BATCH), batches)
+        return waited_share(cached(cache_dir, WORKERS, LARGE_BATCH))
 
 
-def local_waited(place: Place, batches: int) -> float:
+def local_waited(place: Place) -> float:
     """The share waited with local files."""
     loader = get_local_dataloaders(place.local, LARGE_BATCH, widths, test_ratio=0.0, num_workers=WORKERS)["train"]
-    return waited_share(loader, batches)
+    return waited_share(loader)
 
 
 def first_batch(place: Place, cache_bytes: int) -> tuple[float, float]:
@@ -104,9 +104,9 @@ def _is_at_rest(client: DaemonClient) -> bool:
     return bool(stats["cache"]["objects"] and not stats["origin"]["in_flight"] + stats["cache"]["reserved_bytes"])
 
 
-def rows_of(place: Place, batches: int, runs: int) -> Iterator[Row]:
+def rows_of(place: Place, runs: int) -> Iterator[Row]:
     """Both comparisons."""
-    ways: tuple[Callable[[], float], ...] = (partial(ours_waited, place, batches), partial(local_waited, place, batches))
+    ways: tuple[Callable[[], float], ...] = (partial(ours_waited, place), partial(local_waited, place))
     shares = [[apart(way) for way in ways] for _ in range(runs)]
     ours, local = (100 * statistics.median(side) for side in zip(*shares, strict=True))
     setting = f"{LARGE_BATCH_S * 1000:g} ms a batch"
@@ -121,13 +121,13 @@ def rows_of(place: Place, batches: int, runs: int) -> Iterator[Row]:
 
 def main() -> int:
     """The command."""
-    options = arguments(__doc__, f"{QUICK_BATCHES} batches, once")
-    batches, runs = (QUICK_BATCHES, 1) if options.quick else (BATCHES, options.runs)
+    options = arguments(__doc__, "once")
+    runs = 1 if options.quick else options.runs
     with tempfile.TemporaryDirectory(prefix="gcs-prefetchd-bench-") as folder:
         scratch = Path(folder)
         local = make_pictures(scratch / "data", DISTINCT, NAMES_EACH)
         with origin(scratch, scratch / "data", LATENCY_MS) as url:
-            rows = list(rows_of(Place(url, local, scratch), batches, runs))
+            rows = list(rows_of(Place(url, local, scratch), runs))
     server = "nginx" if has_nginx() else "our own server"
     return finish(f"Waiting in a first epoch, {LATENCY_MS:g} ms, {server}", rows, options)
 

@@ -31,7 +31,7 @@ from pictures import make_pictures
 from readers import BATCH, PlainBytes, StoredBytes, cached, cached_bytes, origin, widths
 from rig import DATA_ROOT, daemon
 
-ITEMS, QUICK_ITEMS = 300, 200
+ITEMS = 200
 TURN_ITEMS = 20
 PASSES = 2  # over all items, in each run with the page cache hot
 CACHE_BYTES = 1_000_000_000
@@ -52,15 +52,15 @@ def ways_to_read(cache_dir: Path, local: Path) -> Ways:
     return StoredBytes(cache_dir, manifest, "warm").read, PlainBytes(local).read
 
 
-def item_us(ways: Callable[[Path, Path], Ways], cache_dir: Path, local: Path, items: int) -> tuple[float, float]:
+def item_us(ways: Callable[[Path, Path], Ways], cache_dir: Path, local: Path) -> tuple[float, float]:
     """Microseconds an item, ours and local: medians over turns of `TURN_ITEMS`."""
     keep_freed_memory()  # as worker_init_fn does
     both = ways(cache_dir, local)
     turns: tuple[list[float], list[float]] = ([], [])
     for one in both:
-        for index in range(items):
+        for index in range(ITEMS):
             one(index)
-    for first in list(range(0, items, TURN_ITEMS)) * PASSES:
+    for first in list(range(0, ITEMS, TURN_ITEMS)) * PASSES:
         for one, took_us in zip(both, turns, strict=True):
             started_s = time.perf_counter()
             for index in range(first, first + TURN_ITEMS):
@@ -105,15 +105,15 @@ def drop_page_cache(folder: Path) -> None:
             os.close(file)
 
 
-def hot_rows(setting: str, cache_dir: Path, local: Path, items: int, runs: int) -> Iterator[Row]:
+def hot_rows(setting: str, cache_dir: Path, local: Path, runs: int) -> Iterator[Row]:
     """With the page cache hot: microseconds an item."""
     for what, ways, most in (("decoded", ways_to_decode, 1.03), ("without decode", ways_to_read, 1.5)):
-        took_us = [apart(partial(item_us, ways, cache_dir, local, items)) for _ in range(runs)]
+        took_us = [apart(partial(item_us, ways, cache_dir, local)) for _ in range(runs)]
         ours, plain = (statistics.median(side) for side in zip(*took_us, strict=True))
         yield Row(what, setting, ours, "plain local files", plain, "us/item", Target(most, is_most=True))
 
 
-def dropped_rows(cache_dir: Path, local: Path, items: int, runs: int) -> Iterator[Row]:
+def dropped_rows(cache_dir: Path, local: Path, runs: int) -> Iterator[Row]:
     """With the page cache dropped: items a second."""
     for what, make, make_local in (
         ("decoded", partial(cached, workers=0), local_decoded),
@@ -121,15 +121,15 @@ def dropped_rows(cache_dir: Path, local: Path, items: int, runs: int) -> Iterato
     ):
         ways = (partial(epoch_s, make, cache_dir), partial(epoch_s, make_local, local))
         took_s = [[apart(way) for way in ways] for _ in range(runs)]
-        ours, plain = ((items - BATCH) / statistics.median(side) for side in zip(*took_s, strict=True))
+        ours, plain = ((ITEMS - BATCH) / statistics.median(side) for side in zip(*took_s, strict=True))
         yield Row(what, "page cache dropped", ours, "plain local files", plain, "items/s", Target(1.2))
 
 
 @contextmanager
-def full_daemon(cache_dir: Path, url: str, items: int, **settings: object) -> Iterator[None]:
+def full_daemon(cache_dir: Path, url: str, **settings: object) -> Iterator[None]:
     """A daemon whose cache holds everything; raises RuntimeError where a read found something missing."""
     with daemon(cache_dir, url, CACHE_BYTES, **settings) as client:
-        while client.stats()["cache"]["objects"] < 2 * items:
+        while client.stats()["cache"]["objects"] < 2 * ITEMS:
             time.sleep(0.05)
         yield
         reads = client.stats()["reads"]
@@ -139,20 +139,20 @@ def full_daemon(cache_dir: Path, url: str, items: int, **settings: object) -> It
 
 def main() -> int:
     """The command."""
-    options = arguments(__doc__, f"{QUICK_ITEMS} items, once")
-    items, runs = (QUICK_ITEMS, 1) if options.quick else (ITEMS, options.runs)
+    options = arguments(__doc__, "once")
+    runs = 1 if options.quick else options.runs
     with tempfile.TemporaryDirectory(prefix="gcs-prefetchd-bench-") as folder:
         scratch, cache_dir = Path(folder), Path(folder, "cache")
-        local = make_pictures(scratch / "data", items)
+        local = make_pictures(scratch / "data", ITEMS)
         with origin(scratch, scratch / "data", 0) as url:
-            with full_daemon(cache_dir, url, items, watch_opens="false"):
-                rows = list(hot_rows("hot, not watching", cache_dir, local, items, runs))
+            with full_daemon(cache_dir, url, watch_opens="false"):
+                rows = list(hot_rows("hot, not watching", cache_dir, local, runs))
             # Dropped last: files that were read back from the disk lie otherwise in the page cache than files just written.
-            with full_daemon(cache_dir, url, items):
-                rows += hot_rows("page cache hot", cache_dir, local, items, runs)
-                rows += dropped_rows(cache_dir, local, items, runs)
+            with full_daemon(cache_dir, url):
+                rows += hot_rows("page cache hot", cache_dir, local, runs)
+                rows += dropped_rows(cache_dir, local, runs)
     how = "drop_caches" if os.access(DROP, os.W_OK) else "posix_fadvise"
-    return finish(f"Later epochs, {items} items in one process; the page cache is dropped by {how}", rows, options)
+    return finish(f"Later epochs, {ITEMS} items in one process; the page cache is dropped by {how}", rows, options)
 
 
 if __name__ == "__main__":
