@@ -178,7 +178,7 @@ def draw(axes: Any, rows: list[Row]) -> None:
         axes.bar(places, [by_setting[setting] for setting in settings], width, label=name)
     axes.set(yscale="log", ylabel="items/s")
     axes.set_xticks(range(len(settings)), settings)
-    axes.legend(fontsize=7, ncols=2)
+    axes.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.08))
 
 
 def main() -> int:

@@ -126,6 +126,6 @@ def _draw(plot: Callable[[Any], None], title: str, file: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(8, 4.5))
     plot(axes)
-    axes.set_title(title, fontsize=9)
+    figure.suptitle(title, fontsize=9)
     figure.tight_layout()
     figure.savefig(file, dpi=120)

@@ -9,6 +9,7 @@ import io
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -63,4 +64,5 @@ class AsyncSeed(IterableDataset[Any]):
             item = random.choice(self._items)
             store = Storage(session=session, api_root=self._url, token=object(), api_is_dev=True)  # type: ignore[arg-type]
             names = [f"{self._root.path[1:]}/images/{item}.jpg", f"{self._root.path[1:]}/labels/{item}.png"]
-            await queue.async_q.put(await asyncio.gather(*(store.download(self._root.netloc, name) for name in names)))
+            with suppress(aiohttp.ClientError, TimeoutError):  # an item that fails is passed over
+                await queue.async_q.put(await asyncio.gather(*(store.download(self._root.netloc, name) for name in names)))

@@ -152,7 +152,7 @@ def main() -> int:
                 rows += hot_rows("page cache hot", cache_dir, local, runs)
                 rows += dropped_rows(cache_dir, local, runs)
     how = "drop_caches" if os.access(DROP, os.W_OK) else "posix_fadvise"
-    return finish(f"Later epochs, {ITEMS} items in one process; the page cache is dropped by {how}", rows, options)
+    return finish(f"Later epochs, {ITEMS} items, one process, page cache dropped by {how}", rows, options)
 
 
 if __name__ == "__main__":
