@@ -38,9 +38,12 @@ check: $(INSTALLED) ## Check format, lint and types; change nothing
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy $(SOURCES)
 
-bench: $(INSTALLED) ## Measure what the cache fetches against what it must, and the listing; takes a quarter of an hour
+bench: $(INSTALLED) ## Measure what the cache fetches against what it must, the listing and the loaders; takes a quarter of an hour
 	$(BIN)/python bench/origin_traffic.py --plot docs/origin-traffic.png
 	$(BIN)/python bench/listing.py
+	-$(BIN)/python bench/cold.py --plot docs/cold.png
+	-$(BIN)/python bench/warm.py --plot docs/warm.png
+	-$(BIN)/python bench/stall.py --plot docs/stall.png
 
 format: $(INSTALLED) ## Format the sources in place
 	$(BIN)/ruff format $(SOURCES)

@@ -9,7 +9,18 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from gcs_prefetchd.errors import InvalidNameError
-from gcs_prefetchd.names import DataRoot, ObjectName, cache_path, name_of, parse_object_uri, validate_bucket
+from gcs_prefetchd.names import (
+    _ORDINARY,
+    MAX_NAME_BYTES,
+    DataRoot,
+    ObjectName,
+    _path_by_the_rules,
+    cache_path,
+    name_of,
+    parse_object_uri,
+    path_of_uri,
+    validate_bucket,
+)
 
 BUCKET = "pictures"
 
@@ -262,3 +273,28 @@ def test_a_data_root_holds_what_lies_below_it_and_nothing_else() -> None:
     assert ObjectName("pictures", "train") not in root
     assert ObjectName("drawings", "train/images/1.jpg") not in root
     assert ObjectName("pictures", "anything") in DataRoot.parse("gs://pictures")
+
+
+# --- The short way of ordinary names
+
+
+@given(st.one_of(st.from_regex(_ORDINARY, fullmatch=True), object_names))
+@example("a" * 200 + ".jpg")
+@example("images/7.jpg\n")
+@example("v1.0/7.jpg")
+@example("images/7")
+@example("a/" * 600 + "7.jpg")
+def test_the_short_way_of_a_name_ends_where_the_rules_do(name: str) -> None:
+    assert cache_path("pictures", name) == f"pictures/{_path_by_the_rules(name)}"
+
+
+@given(st.one_of(st.from_regex(_ORDINARY, fullmatch=True), object_names), st.sampled_from(["pictures", "a.b.c", "0" * 63]))
+def test_the_path_of_a_uri_is_that_of_its_name(name: str, bucket: str) -> None:
+    assume(len(name.encode()) <= MAX_NAME_BYTES)
+    assert path_of_uri(f"gs://{bucket}/{name}") == cache_path(bucket, name)
+
+
+@pytest.mark.parametrize("uri", ["images/7.jpg", "gs://pictures", "gs://ab/7.jpg", "gs://Pictures/7.jpg", "gs://1.2.3.4/7.jpg"])
+def test_a_uri_that_is_none_has_no_path(uri: str) -> None:
+    with pytest.raises(InvalidNameError):
+        path_of_uri(uri)

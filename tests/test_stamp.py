@@ -1,11 +1,13 @@
 """The stamp of a cached file, and the read that trusts nothing else."""
 
+import fcntl
 import os
 import random
 import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gcs_prefetchd.stamp import ATTRIBUTE, Stamp, crc32c_of, read_checked, read_stamp, write_stamp
+from gcs_prefetchd.stamp import ATTRIBUTE, Stamp, _read_whole, crc32c_of, read_checked, read_stamp, write_stamp
 
 BYTES = random.Random(1).randbytes(5000)
 
@@ -206,6 +208,19 @@ def test_reading_leaves_no_descriptor_open(tmp_path: Path) -> None:
         read_checked(path.parent, path.name, Stamp(9, 9, 9))
         read_checked(tmp_path.parent, tmp_path.name)
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
+def test_a_read_that_comes_in_pieces_is_put_together() -> None:
+    """As one of more than 2 GiB does. From a pipe that holds less than is read, so that no such file is needed."""
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    with os.fdopen(writing, "wb", buffering=0) as pipe:
+        sender = threading.Thread(target=pipe.write, args=[BYTES])
+        sender.start()
+        assert _read_whole(reading, len(BYTES)) == BYTES
+        sender.join()
+    assert _read_whole(reading, 10) == b""
+    os.close(reading)
 
 
 def test_reading_changes_nothing(tmp_path: Path) -> None:

@@ -111,6 +111,11 @@ function origin.list(bucket)
   answer('{"kind":"storage#objects"' .. more .. ',"items":[' .. table.concat(items, ",") .. "]}")
 end
 
+function origin.describe_bucket(bucket)
+  answer('{"kind":"storage#bucket","id":"' .. bucket .. '","name":"' .. bucket .. '","metageneration":"1","location":"US",'
+    .. '"storageClass":"STANDARD","timeCreated":"' .. UPDATED .. '","updated":"' .. UPDATED .. '"}')
+end
+
 function origin.describe(bucket, name)
   local object = of_name[name]
   if object then

@@ -79,7 +79,7 @@ class Ids(Sequence[str]):
 
     def find(self, item_id: str) -> int | None:
         """The index of the id, or None. Takes log2(n) steps."""
-        index = bisect_left(self, item_id)
+        index = bisect_left(range(len(self)), item_id, key=self._at)
         return index if index < len(self) and self._at(index) == item_id else None
 
     def common_with(self, other: "Ids") -> tuple[Numbers, Numbers]:

@@ -49,7 +49,7 @@ def crc32c_of(data: bytes) -> int:
 
 def write_stamp(file: int, stamp: Stamp, path: str) -> None:
     """Stamp an open file for its path (`names.cache_path`); raises OSError where the file system has no user attributes."""
-    os.setxattr(file, ATTRIBUTE, stamp.to_bytes() + b" " + _path_mark(path))
+    os.setxattr(file, ATTRIBUTE, _value(stamp, path))
 
 
 def read_stamp(file: int | Path | str, path: str) -> Stamp | None:
@@ -77,14 +77,26 @@ def read_checked(objects: Path | str, path: str, expected: Stamp | None = None) 
 
 def _read_checked(file: int, path: str, expected: Stamp | None) -> bytes | None:
     about = os.fstat(file)
-    stamp = read_stamp(file, path)
-    if stamp is None or (expected is not None and stamp != expected):
+    if expected is None:
+        stamp = read_stamp(file, path)
+    else:
+        stamp = expected if os.getxattr(file, ATTRIBUTE) == _value(expected, path) else None
+    if stamp is None or not stat.S_ISREG(about.st_mode) or about.st_size != stamp.size:
         return None
-    if not stat.S_ISREG(about.st_mode) or about.st_size != stamp.size:
-        return None
-    with os.fdopen(file, "rb", buffering=0, closefd=False) as stream:
-        data = stream.readall()
+    data = _read_whole(file, stamp.size)
     return data if len(data) == stamp.size and crc32c_of(data) == stamp.crc32c else None
+
+
+def _read_whole(file: int, size_bytes: int) -> bytes:
+    # A file object would ask for the size and the position again, and once more for the end: half of what a read takes.
+    data = os.read(file, size_bytes)
+    while len(data) < size_bytes and (more := os.read(file, size_bytes - len(data))):  # a read brings 2 GiB at most
+        data += more
+    return data
+
+
+def _value(stamp: Stamp, path: str) -> bytes:
+    return stamp.to_bytes() + b" " + _path_mark(path)
 
 
 def _path_mark(path: str) -> bytes:

@@ -19,7 +19,7 @@ from gcs_dataset.versions import Versions
 from gcs_prefetchd.client import DaemonClient
 from gcs_prefetchd.errors import ItemError, PrefetchdError
 from gcs_prefetchd.manifest import Manifest, load_manifest
-from gcs_prefetchd.names import cache_path, parse_object_uri
+from gcs_prefetchd.names import path_of_uri
 from gcs_prefetchd.stamp import Stamp, read_checked
 
 __all__ = ["CachedLoader"]
@@ -106,8 +106,7 @@ class CachedLoader:
             connections.daemon.close()
 
     def _from_cache(self, wanted: "_Wanted", i: int) -> Image.Image | None:
-        name = parse_object_uri(wanted.uris[i])
-        data = read_checked(f"{self.cache_dir}/objects", cache_path(name.bucket, name.name), wanted.stamps[i])
+        data = read_checked(f"{self.cache_dir}/objects", path_of_uri(wanted.uris[i]), wanted.stamps[i])
         if data is None:
             return None
         try:
