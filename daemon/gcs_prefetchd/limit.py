@@ -28,6 +28,7 @@ PATIENCE_ROUNDS = 20  # after a refusal, before it rises again
 # A line that never ends hides how fast GCS can be. So now and then there is a round at half the limit, where it would be half
 # as long; more seldom where the last ones found nothing. At first it costs 5 % of the throughput, in the end a thousandth.
 PROBE_FINDS = 0.9
+NEXT_PROBE_ROUNDS = 4  # after one that found how fast GCS can be: it may be faster still
 FIRST_PROBE_ROUNDS, LAST_PROBE_ROUNDS = 16, 800
 
 WHYS: Mapping[str, str] = MappingProxyType(
@@ -98,7 +99,7 @@ class Limit:
         self._seconds: list[float] = []
 
     def _end_round(self) -> None:
-        before = self.now
+        before, settles = self.now, self._is_first or self._probing
         if self._refused:
             share = self._refused / (self._refused + len(self._seconds))
             gentle = max(REFUSED_FALL[0], min(REFUSED_FALL[1], 1 - share))
@@ -109,8 +110,9 @@ class Limit:
         elif len(self._seconds) >= SHORTEST_ROUND // 2:
             self._judge(sorted(self._seconds))
         self._set_now()
-        # What is under way above a lower limit was sent under the higher one, and at first a line has yet to form.
-        self._begin(settle=before if self._is_first or self.now < before else 0)
+        # What is under way above a lower limit was sent under the higher one.
+        # At first and after a probe a line has yet to form.
+        self._begin(settle=before if settles or self.now < before else 0)
         self._is_first = False
 
     def _set_now(self) -> None:
@@ -149,7 +151,7 @@ class Limit:
     def _end_probe(self, *, found: bool) -> None:
         self._probing = False
         self._floors_s = (float("inf"), self._floors_s[0])
-        self._probe_every_rounds = FIRST_PROBE_ROUNDS if found else min(2 * self._probe_every_rounds, LAST_PROBE_ROUNDS)
+        self._probe_every_rounds = NEXT_PROBE_ROUNDS if found else min(2 * self._probe_every_rounds, LAST_PROBE_ROUNDS)
         self._rounds_to_probe = self._probe_every_rounds
 
     def _move(self, level: float, why: str) -> None:
