@@ -17,8 +17,11 @@ import pytest
 from gcs_prefetchd.cache import Cache, Room
 from gcs_prefetchd.directory import CacheDirectory
 from gcs_prefetchd.download import Download
+from gcs_prefetchd.governor import Governor
+from gcs_prefetchd.limit import Limit
 from gcs_prefetchd.manifest import ObjectVersion
 from gcs_prefetchd.names import ObjectName, cache_path
+from gcs_prefetchd.slots import Slots
 from gcs_prefetchd.stamp import Stamp, crc32c_of
 
 BUCKET = "pictures"
@@ -64,6 +67,11 @@ async def put(cache: Cache, name: str, data: bytes, generation: int = 1, room: R
             await download.write(data[start : start + 65_536])
         await download.publish(version)
     return path_of(name)
+
+
+def slots_of(count: int) -> Slots:
+    """So many slots, whatever happens."""
+    return Slots(Limit(count, count), Governor())
 
 
 def keeping(cache: Cache, *kept: str) -> Room:

@@ -36,6 +36,18 @@ def snapshot(**changes: Any) -> dict[str, Any]:
             "waits": NO_WAITS | {"late": 700, "evicted": 100},
         },
         "origin": {"requests": 10000, "bytes": 10**9, "errors": {"503": 7, "timeout": 1200}, "in_flight": 128},
+        "limits": {
+            "concurrency": 144,
+            "min_concurrency": 8,
+            "max_concurrency": 256,
+            "changed_why": "rose",
+            "changed_s": 0.25,
+            "requests_per_s": 3200.0,
+            "allowed_requests_per_s": 5000.0,
+            "bytes_per_s": 320_000_000.0,
+            "allowed_bytes_per_s": None,
+            "throttled_s": 0.5,
+        },
         "prefetch": {"fetched": 5000, "demand_fetched": 800, "runway_items": 512},
         "streams": [STREAM],
     } | changes

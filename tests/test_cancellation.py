@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cache_support import BUCKET, content, file_of, open_descriptors, opened, path_of, put
+from cache_support import BUCKET, content, file_of, open_descriptors, opened, path_of, put, slots_of
 from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.credentials import Access
 from gcs_prefetchd.disk import DISK_THREADS
@@ -178,7 +178,7 @@ async def test_a_cancelled_demand_wastes_no_download_and_leaves_nothing(gcs: Ser
     gcs.put(BUCKET, NAME.name, data)
     path = path_of(NAME.name)
     async with Origin(Access(gcs.url, anonymous=True)) as origin:
-        fetcher = Fetcher(cache, origin, 4)
+        fetcher = Fetcher(cache, origin, slots_of(4))
         await fetcher.demand(NAME, None)
         for wait in itertools.count():
             if wait % 2:
@@ -199,7 +199,7 @@ async def test_a_cancelled_asker_leaves_the_others_their_object(gcs: ServingGCS,
     gcs.put(BUCKET, NAME.name, b"x")
     gcs.faults.add(Stall())
     async with Origin(Access(gcs.url, anonymous=True)) as origin, asyncio.timeout(TIMEOUT_S):
-        fetcher = Fetcher(cache, origin, 4)
+        fetcher = Fetcher(cache, origin, slots_of(4))
         askers = [asyncio.create_task(fetcher.demand(NAME, None)) for _ in range(3)]
         await asyncio.to_thread(gcs.wait_for, lambda counts: counts.open_media > 0)
         askers[0].cancel()
@@ -219,7 +219,7 @@ async def test_closing_the_fetcher_at_any_moment_of_a_demand_leaves_nothing(gcs:
         before = asyncio.all_tasks()
         for turns in range(60):
             await cache.drop(path_of(NAME.name))
-            fetcher = Fetcher(cache, origin, 4)
+            fetcher = Fetcher(cache, origin, slots_of(4))
             demand = asyncio.create_task(fetcher.demand(NAME, None))
             for _ in range(turns):
                 await asyncio.sleep(0)

@@ -22,6 +22,14 @@ def server() -> Iterator[ServingGCS]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def running(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The cache directory of a running daemon."""
+    cache_dir = tmp_path_factory.mktemp("running") / "cache"
+    with daemon_process(cache_dir, server.url):
+        yield cache_dir
+
+
 def test_start_returns_when_the_daemon_is_ready_and_says_where_its_statistics_are(server: ServingGCS, tmp_path: Path) -> None:
     started = run_command("start", *start_arguments(tmp_path / "cache", server.url))
     assert (started.returncode, started.stderr) == (0, "")
@@ -48,6 +56,45 @@ def test_status_and_stats_tell_of_a_running_daemon(server: ServingGCS, tmp_path:
         assert "\nHit ratio     0.0%\n" in shown
         assert f"\nseeded {DATA_ROOT}: epoch 0 of {DATA_ROOT}\nRead          0 of 6 items\n" in shown
         assert max(map(len, shown.splitlines())) <= 100
+        assert "at most (of 8 to 256, as at the start" in status.stdout
+        assert " of 5,000 requests/s" in status.stdout
+
+
+def test_set_changes_a_running_daemon_and_shows_what_is_in_force(server: ServingGCS, tmp_path: Path) -> None:
+    with daemon_process(tmp_path / "cache", server.url, ["--set", "concurrency=64"]) as client:
+        shown = run_command("set", "--cache-dir", tmp_path / "cache")
+        assert (shown.returncode, shown.stdout) == (
+            0,
+            "concurrency = 64\nmin_concurrency = 8\nmax_requests_per_s = \nmax_bytes_per_s = \n",
+        )
+        pairs = ["concurrency=32", "max-requests-per-s=1500.5", "max_bytes_per_s=500MB"]
+        changed = run_command("set", "--cache-dir", tmp_path / "cache", *pairs)
+        assert changed.stdout.splitlines() == [
+            "concurrency = 32",
+            "min_concurrency = 8",
+            "max_requests_per_s = 1500.5",
+            "max_bytes_per_s = 500000000",
+        ]
+        limits = client.stats()["limits"]
+        assert (limits["max_concurrency"], limits["allowed_requests_per_s"], limits["allowed_bytes_per_s"]) == (32, 1500.5, 5e8)
+        assert run_command("set", "--cache-dir", tmp_path / "cache", "max_bytes_per_s=").returncode == 0
+        assert client.settings()["max_bytes_per_s"] is None
+    assert "setting concurrency: 32 from now on, 64 before" in (tmp_path / "cache/daemon.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("pair", "says"),
+    [
+        ("concurrency=0", "setting concurrency in the request: 0 should be greater than or equal to 1"),
+        ("concurrency=many", "setting concurrency: must be a number or null, not str"),
+        ("seed=5", "setting 'seed' cannot be changed while running; these can: concurrency, "),
+        ("concurrency", "'concurrency': write NAME=VALUE, as in concurrency=64"),
+    ],
+)
+def test_a_setting_that_set_refuses_is_named_and_status_2(running: Path, pair: str, says: str) -> None:
+    result = run_command("set", "--cache-dir", running, pair)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert says in result.stderr
 
 
 def test_a_cache_is_kept_over_a_stop_and_a_start(server: ServingGCS, tmp_path: Path) -> None:
@@ -60,8 +107,8 @@ def test_a_cache_is_kept_over_a_stop_and_a_start(server: ServingGCS, tmp_path: P
 
 
 def test_without_a_daemon_the_commands_say_so(tmp_path: Path) -> None:
-    results = {name: run_command(name, "--cache-dir", tmp_path) for name in ("status", "stats", "stop")}
-    assert {name: result.returncode for name, result in results.items()} == {"status": 1, "stats": 1, "stop": 0}
+    results = {name: run_command(name, "--cache-dir", tmp_path) for name in ("status", "stats", "set", "stop")}
+    assert {name: result.returncode for name, result in results.items()} == {"status": 1, "stats": 1, "set": 1, "stop": 0}
     assert results["status"].stdout.startswith("not running: ")
     assert results["stop"].stdout == f"no daemon is running for {tmp_path}\n"
 
@@ -215,4 +262,4 @@ def test_the_version_is_told() -> None:
 
 def test_help_names_every_command() -> None:
     shown = run_command("--help").stdout
-    assert all(name in shown for name in ("start", "stop", "status", "stats"))
+    assert all(name in shown for name in ("start", "stop", "status", "stats", "set"))

@@ -248,3 +248,22 @@ async def test_the_socket_is_gone_when_the_daemon_is(gcs: GCSServer, tmp_path: P
         pass
     with pytest.raises(DaemonUnavailableError, match="is a daemon running for this directory"):
         await asyncio.to_thread(DaemonClient(tmp_path / "cache").status)
+
+
+# Settings
+
+
+async def test_settings_are_changed_in_a_running_daemon(service: Service, client: DaemonClient) -> None:
+    before = await asyncio.to_thread(client.settings)
+    assert before == {"concurrency": 256, "min_concurrency": 8, "max_requests_per_s": None, "max_bytes_per_s": None}
+    changed = await asyncio.to_thread(client.change_settings, {"concurrency": 16, "max_requests_per_s": 50})
+    assert changed == before | {"concurrency": 16, "max_requests_per_s": 50.0}
+    limits = (await asyncio.to_thread(client.stats))["limits"]
+    assert (limits["concurrency"], limits["changed_why"], limits["allowed_requests_per_s"]) == (16, "set", 50.0)
+
+
+async def test_a_setting_that_cannot_be_is_refused_by_its_name(client: DaemonClient) -> None:
+    with pytest.raises(ProtocolError, match="setting concurrency in the request: 0 should be"):
+        await asyncio.to_thread(client.change_settings, {"concurrency": 0})
+    with pytest.raises(ProtocolError, match="setting 'cache_size' cannot be changed while running"):
+        await asyncio.to_thread(client.change_settings, {"cache_size": 5})

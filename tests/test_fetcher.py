@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cache_support import keeping
+from cache_support import keeping, slots_of
 from gcs_prefetchd.cache import Cache, Room
 from gcs_prefetchd.errors import (
     CacheFullError,
@@ -34,7 +34,7 @@ async def origin(gcs: GCSServer) -> AsyncIterator[Origin]:
 
 @pytest.fixture
 async def fetcher(cache: Cache, origin: Origin) -> AsyncIterator[Fetcher]:
-    opened = Fetcher(cache, origin, concurrency=4)
+    opened = Fetcher(cache, origin, slots_of(4))
     yield opened
     await opened.close()
 
@@ -268,7 +268,7 @@ async def test_never_more_downloads_at_a_time_than_the_setting(gcs: GCSServer, c
 
 
 async def test_a_demand_goes_before_the_prefetches_that_wait(gcs: GCSServer, cache: Cache, origin: Origin) -> None:
-    fetcher = Fetcher(cache, origin, concurrency=1)
+    fetcher = Fetcher(cache, origin, slots_of(1))
     versions = [put(gcs, f"{i}.jpg", bytes([i])) for i in range(5)]
     gcs.faults.add(Stall(0), f"{BUCKET}/0.jpg")
     asks = [asyncio.create_task(prefetch(fetcher, version, cache.choose)) for version in versions[:4]]
@@ -283,7 +283,7 @@ async def test_a_demand_goes_before_the_prefetches_that_wait(gcs: GCSServer, cac
 async def test_a_demand_for_an_object_whose_prefetch_waits_brings_it_to_the_front(
     gcs: GCSServer, cache: Cache, origin: Origin
 ) -> None:
-    fetcher = Fetcher(cache, origin, concurrency=1)
+    fetcher = Fetcher(cache, origin, slots_of(1))
     versions = [put(gcs, f"{i}.jpg", bytes([i])) for i in range(5)]
     gcs.faults.add(Stall(0), f"{BUCKET}/0.jpg")
     asks = [asyncio.create_task(prefetch(fetcher, version, cache.choose)) for version in versions]
@@ -297,7 +297,7 @@ async def test_a_demand_for_an_object_whose_prefetch_waits_brings_it_to_the_fron
 
 
 async def test_failed_and_abandoned_downloads_give_their_slots_back(gcs: GCSServer, cache: Cache, origin: Origin) -> None:
-    fetcher = Fetcher(cache, origin, concurrency=1)
+    fetcher = Fetcher(cache, origin, slots_of(1))
     version = put(gcs, "a.jpg", b"bytes of a")
     for _ in range(3):
         with pytest.raises(ObjectMissingError):
@@ -359,7 +359,7 @@ async def test_a_prefetch_without_room_fails_before_gcs_is_asked_and_drops_nothi
 async def test_a_demand_gets_room_although_it_joins_a_prefetch_that_finds_none(
     gcs: GCSServer, cache: Cache, origin: Origin
 ) -> None:
-    fetcher = Fetcher(cache, origin, concurrency=1)
+    fetcher = Fetcher(cache, origin, slots_of(1))
     kept = put(gcs, "kept.jpg", bytes(600_000))
     await prefetch(fetcher, kept, cache.choose)
     room, wanted = keeping(cache, path_of(kept)), put(gcs, "wanted.jpg", bytes(500_000))
@@ -410,7 +410,7 @@ async def test_an_object_larger_than_the_cache_is_refused_and_drops_nothing(
 async def test_how_long_downloads_take_is_measured(gcs: GCSServer, cache: Cache, origin: Origin) -> None:
     """Prefetching looks ahead as far as that says."""
     measured = Spread(assumed_s=1000.0)
-    fetcher = Fetcher(cache, origin, concurrency=4, download_s=measured)
+    fetcher = Fetcher(cache, origin, slots_of(4), download_s=measured)
     for i in range(3):
         await prefetch(fetcher, put(gcs, f"{i}.jpg", b"bytes"), cache.choose)
     assert (mean_s := measured.mean_s) == pytest.approx(1000 * 0.98**3, abs=5)
@@ -424,7 +424,7 @@ async def test_how_long_downloads_take_is_measured(gcs: GCSServer, cache: Cache,
 
 async def test_close_leaves_nothing_running_and_nothing_unfinished(gcs: GCSServer, cache: Cache, origin: Origin) -> None:
     """Some downloads have bytes on disk, some wait for their turn, some for GCS."""
-    fetcher = Fetcher(cache, origin, concurrency=4)
+    fetcher = Fetcher(cache, origin, slots_of(4))
     large = put(gcs, "large.jpg", bytes(500_000))
     versions = [large, *(put(gcs, f"{i}.jpg", bytes(1000)) for i in range(10))]
     gcs.faults.add(Stall(500))
@@ -463,7 +463,7 @@ async def test_a_download_that_starts_over_leaves_one_whole_file(
 
 async def test_an_outage_of_gcs_removes_nothing_from_the_cache(gcs: GCSServer, cache: Cache) -> None:
     async with Origin(Access(gcs.url, anonymous=True), deadline_s=0.2) as origin:
-        fetcher = Fetcher(cache, origin, concurrency=4)
+        fetcher = Fetcher(cache, origin, slots_of(4))
         there, absent = put(gcs, "there.jpg", b"there"), put(gcs, "absent.jpg", b"absent")
         await prefetch(fetcher, there, cache.choose)
         gcs.faults.add(Status(503))

@@ -28,6 +28,7 @@ from gcs_prefetchd.cli import app
 from gcs_prefetchd.control import Control, control_app
 from gcs_prefetchd.directory import MARKER, CacheDirectory
 from gcs_prefetchd.http import statistics_app
+from gcs_prefetchd.limit import WHYS
 from gcs_prefetchd.manifest import Layout, Manifest, ObjectVersion, build_manifest
 from gcs_prefetchd.names import DataRoot, cache_path, parse_object_uri
 from gcs_prefetchd.readers import WAITS
@@ -38,6 +39,7 @@ from gcs_prefetchd.stamp import ATTRIBUTE, read_stamp, write_stamp
 from gcs_prefetchd.statistics import METRICS
 from gcs_prefetchd.testing.control import CONTROL_PATHS
 from gcs_prefetchd.tree import NAME_ATTRIBUTE
+from gcs_prefetchd.tuning import CHANGEABLE
 from support import DATA_ROOT, make_settings
 
 ROOT = Path(__file__).parents[1]
@@ -91,9 +93,13 @@ LAYERS = [
     "gcs_prefetchd.tokens",
     "gcs_prefetchd.credentials",
     "gcs_prefetchd.traffic",
+    "gcs_prefetchd.limit",
+    "gcs_prefetchd.ramp",
+    "gcs_prefetchd.governor",
+    "gcs_prefetchd.slots",
+    "gcs_prefetchd.tuning",
     "gcs_prefetchd.origin",
     "gcs_prefetchd.listing",
-    "gcs_prefetchd.slots",
     "gcs_prefetchd.download",
     "gcs_prefetchd.fetcher",
     "gcs_prefetchd.readahead",
@@ -339,8 +345,8 @@ def manifest() -> Manifest:
 
 @pytest.fixture
 def service(tmp_path: Path, manifest: Manifest) -> Service:
-    """A daemon that was not started, with one stream, and one failure in its counts."""
-    built = Service(make_settings(tmp_path / "cache", "http://127.0.0.1:1"), lambda: None)
+    """A daemon that was not started, with one stream, one failure in its counts and every limit."""
+    built = Service(make_settings(tmp_path / "cache", "http://127.0.0.1:1", max_bytes_per_s="1GB"), lambda: None)
     built.registry.set_manifest(built.registry.number(manifest))
     for data_root, number in built.registry.take_due():
         built.registry.begin_seeded(built.registry.prepare_seeded(data_root, number))
@@ -349,7 +355,7 @@ def service(tmp_path: Path, manifest: Manifest) -> Service:
 
 
 def control_of(service: Service) -> Control:
-    parts = (service.cache, service.registry, service.prefetcher, service.statistics)
+    parts = (service.cache, service.registry, service.prefetcher, service.statistics, service.tuning)
     return Control(1, service.instance_id, service.settings.roots, *parts, service._recall, lambda: None)
 
 
@@ -400,6 +406,15 @@ def test_documented_metrics_say_which_field_they_are() -> None:
     for name, _, _, field in table(section("http-api.md", "### /metrics")):
         part, key = METRICS[code(name).removesuffix("_total")][1]
         assert code(field) == (f"streams[].{key}" if part == "streams" else f"{part}.{key}")
+
+
+def test_every_reason_of_a_limit_is_documented_and_no_other() -> None:
+    assert [code(row[0]) for row in table(section("http-api.md", "### Why the limit changed"))] == list(WHYS)
+
+
+def test_every_setting_that_can_be_changed_is_documented_and_no_other() -> None:
+    rows = table(section("http-api.md", "### Settings that can be changed"))
+    assert [code(row[0]) for row in rows] == list(CHANGEABLE)
 
 
 def test_every_reason_to_wait_is_documented_and_no_other() -> None:

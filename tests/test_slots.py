@@ -1,12 +1,16 @@
 """Who downloads next."""
 
 import asyncio
+import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gcs_prefetchd.slots import Slots, Turn
+from cache_support import slots_of
+from gcs_prefetchd.governor import Governor
+from gcs_prefetchd.limit import Limit, Outcome
+from gcs_prefetchd.slots import Slots, Ticket, Turn
 
 
 async def settle() -> None:
@@ -20,7 +24,7 @@ class Downloads:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.slots = Slots(count)
+        self.slots = slots_of(count)
         self.order: list[str] = []
         self.holding: set[str] = set()
         self.turns: dict[str, Turn] = {}
@@ -50,7 +54,7 @@ class Downloads:
             await self.ends[name].wait()
         finally:
             self.holding.discard(name)
-            self.slots.release()
+            self.slots.release(self.turns[name])
 
 
 async def test_no_more_than_the_slots_are_held() -> None:
@@ -109,16 +113,16 @@ async def test_to_promote_what_has_its_slot_already_changes_nothing() -> None:
 
 
 async def test_a_turn_may_be_promoted_before_it_stands_in_line() -> None:
-    slots = Slots(1)
-    await slots.acquire(Turn(demand=False))
+    slots = slots_of(1)
+    await slots.acquire(first := Turn(demand=False))
     promoted, following = Turn(demand=False), Turn(demand=False)
     slots.promote(promoted)
     tasks = [asyncio.create_task(slots.acquire(turn)) for turn in (following, promoted)]
     await settle()
-    slots.release()
+    slots.release(first)
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     assert [task.done() for task in tasks] == [False, True]
-    slots.release()
+    slots.release(promoted)
     await tasks[0]
 
 
@@ -136,26 +140,26 @@ async def test_a_cancelled_waiter_is_passed_over() -> None:
 
 async def test_a_waiter_cancelled_as_its_turn_comes_hands_the_slot_on() -> None:
     """Both within one turn of the loop: the slot is its own already, and it will never know."""
-    slots = Slots(1)
-    await slots.acquire(Turn(demand=True))
+    slots = slots_of(1)
+    await slots.acquire(first := Turn(demand=True))
     cancelled = asyncio.create_task(slots.acquire(Turn(demand=True)))
-    following = asyncio.create_task(slots.acquire(Turn(demand=False)))
+    following = asyncio.create_task(slots.acquire(next_turn := Turn(demand=False)))
     await settle()
-    slots.release()
+    slots.release(first)
     cancelled.cancel()
     await asyncio.wait_for(following, 10)
     assert cancelled.cancelled()
     assert slots.free == 0
-    slots.release()
+    slots.release(next_turn)
     assert slots.free == 1
 
 
 async def test_a_waiter_cancelled_as_its_turn_comes_frees_the_slot_where_nobody_waits() -> None:
-    slots = Slots(1)
-    await slots.acquire(Turn(demand=True))
+    slots = slots_of(1)
+    await slots.acquire(first := Turn(demand=True))
     cancelled = asyncio.create_task(slots.acquire(Turn(demand=False)))
     await settle()
-    slots.release()
+    slots.release(first)
     cancelled.cancel()
     with pytest.raises(asyncio.CancelledError):
         await cancelled
@@ -197,3 +201,162 @@ def test_whatever_happens_no_slot_is_lost_and_none_is_held_twice(count: int, ste
         assert not [task for task in downloads.tasks.values() if not task.cancelled() and task.exception()]
 
     asyncio.run(run())
+
+
+# Rates
+
+
+class Clock:
+    """A time that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def throttled_slots(
+    max_requests_per_s: float | None = None, max_bytes_per_s: float | None = None, least: int = 4, most: int = 4
+) -> tuple[Slots, Clock]:
+    """Slots whose rates allow nothing more until the clock moves."""
+    clock = Clock()
+    slots = Slots(Limit(least, most), Governor(max_requests_per_s, max_bytes_per_s, clock()), clock)
+    while slots.governor.wait_s(clock()) <= 0:
+        slots.governor.spend(1, 1000, clock())
+    return slots, clock
+
+
+async def test_a_prefetch_waits_for_the_rate_and_goes_by_itself_when_it_may() -> None:
+    slots = Slots(Limit(4, 4), Governor(100.0, None, time.monotonic()))
+    began_s = time.monotonic()
+    for _ in range(15):
+        await slots.acquire(turn := Turn(demand=False))
+        Ticket(slots, turn).sent()
+        slots.release(turn)
+    assert time.monotonic() - began_s >= 0.09  # five at once, ten at 100 a second
+    assert 0.05 < slots.throttled_s < 1
+    assert slots.in_use == 0
+
+
+async def test_a_demand_waits_for_no_rate_and_prefetches_pay_its_debt() -> None:
+    slots, clock = throttled_slots(10.0)
+    prefetch = asyncio.create_task(slots.acquire(Turn(demand=False)))
+    await settle()
+    for _ in range(3):
+        await asyncio.wait_for(slots.acquire(Turn(demand=True)), 1)
+    assert not prefetch.done()
+    assert slots.governor.wait_s(clock()) == pytest.approx(0.3, abs=0.11)
+    prefetch.cancel()
+
+
+async def test_a_prefetch_that_waits_for_the_rate_goes_at_once_where_a_reader_asks_for_it() -> None:
+    slots, _ = throttled_slots(1.0)
+    prefetch = asyncio.create_task(slots.acquire(turn := Turn(demand=False)))
+    await settle()
+    assert not prefetch.done()
+    slots.promote(turn)
+    await asyncio.wait_for(prefetch, 1)
+    assert slots.in_use == 1
+
+
+async def test_a_page_of_a_listing_goes_before_the_prefetches_that_wait() -> None:
+    slots, clock = throttled_slots(1000.0)
+    prefetch = asyncio.create_task(slots.acquire(Turn(demand=False)))
+    await settle()
+    before_s = slots.governor.wait_s(clock())
+    await slots.page()
+    assert slots.governor.wait_s(clock()) == pytest.approx(before_s + 0.001, abs=1e-6)
+    assert not prefetch.done()
+    prefetch.cancel()
+
+
+async def test_what_was_spent_ahead_and_not_used_is_given_back() -> None:
+    slots, clock = throttled_slots(1000.0, 1e6)
+    before_s = slots.governor.wait_s(clock())
+    for size_bytes in (0, 5000):
+        await slots.acquire(turn := Turn(demand=True, size_bytes=size_bytes))
+        assert slots.governor.wait_s(clock()) > before_s
+        slots.release(turn)
+    assert slots.governor.wait_s(clock()) == pytest.approx(before_s)
+
+
+async def test_a_try_more_and_bytes_that_nobody_knew_of_are_spent_when_they_come() -> None:
+    slots, clock = throttled_slots(None, 1e6)
+    before_s = slots.governor.wait_s(clock())
+    await slots.acquire(turn := Turn(demand=True, size_bytes=4000))
+    ticket = Ticket(slots, turn)
+    for received_bytes in (1000, 4000):
+        ticket.sent()
+        ticket.ended(Outcome(0.1, received_bytes, is_good=received_bytes == 4000))
+    slots.release(turn)
+    assert slots.governor.wait_s(clock()) == pytest.approx(before_s + 0.005)
+
+
+async def test_while_prefetches_wait_for_the_rate_no_slot_is_free_for_another() -> None:
+    slots, _ = throttled_slots(1.0)
+    assert slots.free == 4
+    prefetch = asyncio.create_task(slots.acquire(Turn(demand=False)))
+    await settle()
+    assert slots.free == 0
+    prefetch.cancel()
+
+
+async def test_the_time_that_prefetches_wait_for_the_rate_ends_with_the_last_of_them() -> None:
+    slots, clock = throttled_slots(1.0)
+    prefetch = asyncio.create_task(slots.acquire(turn := Turn(demand=False)))
+    await settle()
+    clock.now_s += 0.5
+    slots.promote(turn)
+    await prefetch
+    clock.now_s += 10
+    assert slots.throttled_s == 0.5
+
+
+async def test_other_rates_and_bounds_hold_at_once() -> None:
+    slots = Slots(Limit(2, 2), Governor(1.0, None, time.monotonic()))
+    slots.governor.spend(1000, 0, time.monotonic())
+    prefetches = {asyncio.create_task(slots.acquire(Turn(demand=False))) for _ in range(6)}
+    await settle()
+    assert slots.in_use == 0
+    slots.governor.spend(-1000, 0, time.monotonic())
+    slots.set_bounds(2, 2, None, None)
+    for expected in (2, 4):
+        slots.set_bounds(expected, expected, None, None)
+        async with asyncio.timeout(10):
+            while sum(prefetch.done() for prefetch in prefetches) < expected:
+                await settle()
+        assert slots.in_use == expected
+    for prefetch in prefetches:
+        prefetch.cancel()
+
+
+# The limit
+
+
+async def test_a_demand_gets_a_slot_above_a_limit_that_has_fallen() -> None:
+    slots = Slots(Limit(1, 8), Governor())
+    turns = [Turn(demand=False) for _ in range(8)]
+    for turn in turns:
+        await slots.acquire(turn)
+    while slots.limit.now > 4:
+        Ticket(slots, turns[0]).ended(Outcome(is_refused=True))
+    slots.release(turns[0])
+    prefetch = asyncio.create_task(slots.acquire(Turn(demand=False)))
+    await settle()
+    assert not prefetch.done()
+    await asyncio.wait_for(slots.acquire(Turn(demand=True)), 1)
+    prefetch.cancel()
+
+
+async def test_a_limit_that_rises_lets_more_begin_at_once() -> None:
+    slots = Slots(Limit(1, 200), Governor())
+    for _ in range(128):
+        await slots.acquire(Turn(demand=False))
+    prefetch = asyncio.create_task(slots.acquire(Turn(demand=False)))
+    await settle()
+    assert not prefetch.done()
+    ticket = Ticket(slots, Turn(demand=False))
+    while slots.limit.now == 128:
+        ticket.ended(Outcome(0.03, 1000, is_good=True))
+    await asyncio.wait_for(prefetch, 1)

@@ -24,6 +24,7 @@ CONTRACT = {
     "reads": {"hits", "misses", "fallbacks", "hit_ratio", "wait_s"},
     "origin": {"requests", "bytes", "errors", "in_flight"},
     "prefetch": {"fetched", "runway_items"},
+    "limits": {"concurrency", "requests_per_s", "allowed_requests_per_s", "bytes_per_s", "allowed_bytes_per_s"},
 }
 STREAM_CONTRACT = {"id", "data_root", "epoch", "position", "length", "runway_items", "runway_s", "bound_items", "waits"}
 
@@ -163,7 +164,7 @@ def expected_samples(snapshot: dict[str, Any], section: str, key: str) -> dict[t
         return {(stream["data_root"], stream["id"]): stream[key] for stream in snapshot["streams"]}
     if key in ("errors", "waits"):
         return {(error,): count for error, count in snapshot[section][key].items()}
-    return {(): snapshot[section][key]}
+    return {} if snapshot[section][key] is None else {(): snapshot[section][key]}
 
 
 @pytest.mark.parametrize("stream", ['a"b', "a\nb", "a\\b", "{a}", "straße 猫"])

@@ -16,11 +16,18 @@ def test_numbers_have_their_units() -> None:
         "Waited for": "800 objects: 700 late, 100 evicted",
         "From GCS": "10,000 requests, 1.0 GB",
         "Failed tries": "503: 7, timeout: 1,200",
-        "Downloads": "128 under way",
+        "Downloads": "128 under way, 144 at most (of 8 to 256, raised for fast answers 0.2 s ago)",
+        "Rate": "3,200 of 5,000 requests/s, 320 MB/s",
+        "Held back": "0.5 s by the allowed rate",
         "Prefetched": "5,000 objects; 800 more while a reader waited",
         "Runway": "512 items, the shortest of all streams",
         "Up": "24 h",
     }
+
+
+def test_a_bound_of_bytes_is_shown_beside_their_rate() -> None:
+    limits = snapshot()["limits"] | {"allowed_bytes_per_s": 500 * 10**6}
+    assert daemon_facts(snapshot(limits=limits))["Rate"] == "3,200 of 5,000 requests/s, 320 MB/s of 500 MB/s"
 
 
 def test_a_stream_shows_where_it_is_how_long_its_runway_lasts_and_why_its_readers_waited() -> None:

@@ -1,11 +1,11 @@
-"""The command line: `gcs-prefetchd start`, `stop`, `status`, `stats`."""
+"""The command line: `gcs-prefetchd start`, `stop`, `status`, `stats`, `set`."""
 
 import asyncio
 import json
 import os
 import sys
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -14,7 +14,7 @@ import typer
 from gcs_prefetchd import __version__
 from gcs_prefetchd.background import start_in_background, tell_starter, wait_for_end
 from gcs_prefetchd.client import DaemonClient, read_daemon_file
-from gcs_prefetchd.errors import DaemonUnavailableError, PrefetchdError, SettingsError
+from gcs_prefetchd.errors import DaemonUnavailableError, PrefetchdError, ProtocolError, SettingsError
 from gcs_prefetchd.logs import log_to
 from gcs_prefetchd.settings import Settings, check_against_disk, load_settings
 from gcs_prefetchd.sizes import format_size
@@ -75,7 +75,7 @@ def start(
         "http": http,
     }
     try:
-        settings = load_settings(flags | _named_settings(setting or []), config)
+        settings = load_settings(flags | _named_settings(setting or [], "--set "), config)
         if check_config:
             check_against_disk(settings)
             _show_settings(settings)
@@ -113,6 +113,7 @@ def status(cache_dir: CacheDir) -> None:
     try:
         with closing(DaemonClient(cache_dir)) as client:
             daemon = client.status()
+            facts = daemon_facts(client.stats())
         about = read_daemon_file(cache_dir)
     except DaemonUnavailableError as exc:
         print(f"not running: {exc}")
@@ -120,6 +121,8 @@ def status(cache_dir: CacheDir) -> None:
     print(f"running: pid {daemon.pid}, version {daemon.version}")
     print(f"serving: {', '.join(daemon.data_roots)}")
     print(f"statistics: {about.get('http')}")
+    print(f"downloads: {facts['Downloads']}")
+    print(f"rate: {facts['Rate']}")
 
 
 @app.command()
@@ -137,6 +140,25 @@ def stats(
         print(json.dumps(snapshot, indent=2))
     else:
         _show_stats(snapshot)
+
+
+@app.command("set")
+def change(
+    cache_dir: CacheDir,
+    pairs: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="A setting and its new value; no value is none.")
+    ] = None,
+) -> None:
+    """Change settings of a running daemon until it ends, and show those that can be changed so."""
+    try:
+        changes = {name: _number(value) for name, value in _named_settings(pairs or [], "").items()}
+        with closing(DaemonClient(cache_dir)) as client:
+            values = client.change_settings(changes) if changes else client.settings()
+    except (SettingsError, ProtocolError) as exc:
+        _fail(exc, EXIT_BAD_SETTING)
+    except DaemonUnavailableError as exc:
+        _fail(exc, EXIT_FAILED)
+    _show_values(values)
 
 
 @app.command()
@@ -168,14 +190,22 @@ def _run(settings: Settings, ready_fd: int | None) -> None:
         runner.run(serve(settings, on_claimed, on_ready))
 
 
-def _named_settings(pairs: list[str]) -> dict[str, object]:
-    named: dict[str, object] = {}
+def _named_settings(pairs: list[str], flag: str) -> dict[str, str]:
+    named = {}
     for pair in pairs:
         name, separator, value = pair.partition("=")
         if not separator:
-            raise SettingsError(f"--set {pair!r}: write NAME=VALUE, as in --set concurrency=64")
+            raise SettingsError(f"{flag}{pair!r}: write NAME=VALUE, as in {flag}concurrency=64")
         named[name.strip().replace("-", "_")] = value.strip()
     return named
+
+
+def _number(value: str) -> object:
+    """As the daemon's socket wants it: a number, null for none, else the text."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(value)
+    return value or None
 
 
 def _say_ready(answer: dict[str, Any], settings: Settings) -> None:
@@ -188,7 +218,11 @@ def _say_ready(answer: dict[str, Any], settings: Settings) -> None:
 
 
 def _show_settings(settings: Settings) -> None:
-    for name, value in settings.model_dump(mode="json").items():
+    _show_values(settings.model_dump(mode="json"))
+
+
+def _show_values(values: Mapping[str, object]) -> None:
+    for name, value in values.items():
         shown = "" if value is None else ", ".join(value) if isinstance(value, list) else value
         print(f"{name} = {shown}")
 

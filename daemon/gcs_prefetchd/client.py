@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -108,6 +108,14 @@ class DaemonClient:
             return [str(uri) for uri in _json_object(answer)["objects"]]
 
         return self._read(uris, "GET", f"/v1/objects?{urlencode({'prefix': prefix})}")
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that can be changed while the daemon runs, by name; None for none."""
+        return self._read(_json_object, "GET", "/v1/settings")
+
+    def change_settings(self, changes: Mapping[str, object]) -> dict[str, Any]:
+        """Change some of them until the daemon ends, and return all; raises ProtocolError where one is refused."""
+        return self._read(_json_object, "PATCH", "/v1/settings", json.dumps(dict(changes)).encode())
 
     def stop(self) -> None:
         """Ask the daemon to end; returns when it has begun to."""

@@ -1,4 +1,4 @@
-"""What readers and the command line ask over the Unix socket: demand fetches, plans, read reports, listing, stop."""
+"""What readers and the command line ask over the Unix socket: demand fetches, plans, read reports, listing, settings, stop."""
 
 import asyncio
 import logging
@@ -16,6 +16,7 @@ from gcs_prefetchd.prefetch import Prefetcher
 from gcs_prefetchd.protocol import FetchAnswer, FetchRequest, ManifestAnswer, Plan, ReadReport, Status
 from gcs_prefetchd.registry import Registry
 from gcs_prefetchd.statistics import Statistics
+from gcs_prefetchd.tuning import Tuning
 
 __all__ = ["Control", "control_app"]
 
@@ -38,6 +39,7 @@ class Control:
     registry: Registry
     prefetcher: Prefetcher
     statistics: Statistics
+    tuning: Tuning
     recall: Callable[[str, str], Awaitable[None]]  # of a data root, the listing with this digest, where it can be had
     stop: Callable[[], None]
 
@@ -115,6 +117,8 @@ def control_app(control: Control) -> web.Application:
             web.get("/v1/lease", handlers.lease),
             web.post("/v1/reads", handlers.reads),
             web.get("/v1/objects", handlers.objects),
+            web.get("/v1/settings", handlers.settings),
+            web.patch("/v1/settings", handlers.change_settings),
             web.post("/v1/stop", handlers.stop),
         ]
     )
@@ -177,6 +181,12 @@ class _Handlers:
             total += len(found)
             await asyncio.sleep(0)
         return web.json_response({"objects": uris, "total": total})
+
+    async def settings(self, _: web.Request) -> web.Response:
+        return web.json_response(self.control.tuning.values())
+
+    async def change_settings(self, request: web.Request) -> web.Response:
+        return web.json_response(self.control.tuning.change(await request.read()))
 
     async def stop(self, _: web.Request) -> web.Response:
         self.control.stop()

@@ -11,7 +11,7 @@ from gcs_prefetchd.manifest import ObjectVersion
 from gcs_prefetchd.names import ObjectName, cache_path
 from gcs_prefetchd.origin import Origin
 from gcs_prefetchd.pace import Spread
-from gcs_prefetchd.slots import Slots, Turn
+from gcs_prefetchd.slots import Slots, Ticket, Turn
 
 __all__ = ["Fetched", "Fetcher"]
 
@@ -42,14 +42,14 @@ class _Job:
 
 
 class Fetcher:
-    """Downloads into the cache, at most `concurrency` at a time. `close` ends what is under way.
+    """Downloads into the cache, as many at a time and as fast as `slots` says. `close` ends what is under way.
 
     An object that GCS or the disk refuses raises what `Origin.download` and `Download` raise, a closed fetcher
     DaemonUnavailableError.
     """
 
-    def __init__(self, cache: Cache, origin: Origin, concurrency: int, download_s: Spread | None = None) -> None:
-        self.slots = Slots(concurrency)
+    def __init__(self, cache: Cache, origin: Origin, slots: Slots, download_s: Spread | None = None) -> None:
+        self.slots = slots
         self.fetched = Fetched()
         self.download_s = download_s or Spread()
         self._cache = cache
@@ -60,6 +60,7 @@ class Fetcher:
     async def close(self) -> None:
         """Cancel every download and wait until nothing of them is left; nothing is begun after it."""
         self._closed = True
+        self.slots.close()
         tasks = [job.task for job in self._under_way.values()]
         for task in tasks:
             task.cancel()
@@ -126,7 +127,7 @@ class Fetcher:
     def _start(self, path: str, name: ObjectName, version: ObjectVersion | None, room: Room, *, demand: bool) -> _Job:
         if self._closed:
             raise DaemonUnavailableError(f"fetch {name.uri}: the daemon is stopping")
-        turn = Turn(demand)
+        turn = Turn(demand, version.size if version is not None else 0)
         task = asyncio.create_task(self._bring(name, version, room, turn), name=f"fetch {name.uri}")
         job = self._under_way[path] = _Job(version, room, demand, turn, task)
         task.add_done_callback(lambda done: self._ended(path, done))
@@ -139,9 +140,9 @@ class Fetcher:
             async with Download(self._cache, name, room) as download:
                 if version is not None:
                     await download.begin(version)  # nothing is asked of GCS for which there is no room
-                await download.publish(await self._origin.download(name, version, download))
+                await download.publish(await self._origin.download(name, version, download, Ticket(self.slots, turn)))
         finally:
-            self.slots.release()
+            self.slots.release(turn)
         self.download_s.add(time.monotonic() - started_s)
         if turn.demand:
             self.fetched.demand += 1

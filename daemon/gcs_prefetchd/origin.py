@@ -6,6 +6,7 @@ checks nothing (it returns a truncated body, a flipped byte or a login page with
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from gcs_prefetchd.answers import UnfitAnswerError, answer_error, named_version
 from gcs_prefetchd.backoff import delay_s
 from gcs_prefetchd.credentials import Access, make_token
 from gcs_prefetchd.errors import ObjectChangedError, OriginError, OriginUnavailableError
+from gcs_prefetchd.limit import Outcome
 from gcs_prefetchd.manifest import Objects, ObjectVersion
 from gcs_prefetchd.names import ObjectName
 from gcs_prefetchd.pages import FIELDS, parse_page, without_folders
@@ -28,7 +30,7 @@ from gcs_prefetchd.ranges import Ask, Ranges
 from gcs_prefetchd.tokens import SharedToken, brief
 from gcs_prefetchd.traffic import Traffic
 
-__all__ = ["Access", "Origin", "Sink"]
+__all__ = ["Access", "Account", "Origin", "Sink"]
 
 PUBLIC_ENDPOINT = "https://storage.googleapis.com"
 CONNECT_TIMEOUT_S = 10.0
@@ -36,6 +38,7 @@ READ_TIMEOUT_S = 20.0
 LIST_TIMEOUT_S = 60.0
 LISTED_AT_ONCE = 10  # pages of one listing; of two folders at 30 ms, one core has no time for more
 LARGEST_ERROR_BODY = 16_384
+REFUSALS = ("429", "503")  # GCS asks for fewer requests
 
 T = TypeVar("T")
 
@@ -50,10 +53,21 @@ class Sink(Protocol):
         """The next bytes."""
 
 
+class Account(Protocol):
+    """Who is told of the requests of a download or of a page."""
+
+    def sent(self) -> None:
+        """A request goes out; a try may take several."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """A try has ended, well or not."""
+
+
 @dataclass(slots=True)
 class _Try:
     """How far the try under way has come."""
 
+    account: Account | None = None
     received_bytes: int = 0
     size_bytes: int | None = None
 
@@ -68,8 +82,8 @@ class Origin:
     """GCS, for as long as the context is entered. Leaving it closes its connections.
 
     `connections` bounds how many requests are open at a time; `deadline_s` bounds one object or one page, all its tries
-    included, `read_timeout_s` how long a try may wait for the next byte. What it sends, receives and fails at is counted in
-    `traffic`.
+    included, `read_timeout_s` how long a try may wait for the next byte. `page_account` is awaited before each page of a
+    listing. What it sends, receives and fails at is counted in `traffic`.
     """
 
     def __init__(
@@ -79,6 +93,7 @@ class Origin:
         connections: int = 128,
         deadline_s: float = 60.0,
         read_timeout_s: float = READ_TIMEOUT_S,
+        page_account: Callable[[], Awaitable[Account]] | None = None,
         traffic: Traffic | None = None,
     ) -> None:
         self.traffic = traffic or Traffic()
@@ -86,6 +101,7 @@ class Origin:
         self._connections = connections
         self._deadline_s = deadline_s
         self._read_timeout_s = read_timeout_s
+        self._page_account = page_account
         self._root = access.endpoint or PUBLIC_ENDPOINT
         self._closing = AsyncExitStack()
         self._session: aiohttp.ClientSession
@@ -130,7 +146,7 @@ class Origin:
         try:
             while True:
                 for ask in ranges.asks(min(LISTED_AT_ONCE, self._connections) - len(asked)):
-                    page = self._retrying(what, partial(self._page, bucket, prefix, ask))
+                    page = self._asked_page(what, partial(self._page, bucket, prefix, ask))
                     asked[asyncio.create_task(page)] = ask
                 if not asked:
                     return
@@ -142,6 +158,10 @@ class Origin:
             for task in asked:
                 task.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
+
+    async def _asked_page(self, what: str, attempt: Attempt[tuple[Objects, str]]) -> tuple[Objects, str]:
+        account = await self._page_account() if self._page_account is not None else None  # what that takes has no deadline
+        return await self._retrying(what, attempt, account)
 
     def _new(self, what: str, ranges: Ranges, ask: Ask, objects: Objects, token: str) -> Objects:
         try:
@@ -156,7 +176,9 @@ class Origin:
         version = await self.download(name, version, sink)
         return version, b"".join(sink.chunks)
 
-    async def download(self, name: ObjectName, version: ObjectVersion | None, sink: Sink) -> ObjectVersion:
+    async def download(
+        self, name: ObjectName, version: ObjectVersion | None, sink: Sink, account: Account | None = None
+    ) -> ObjectVersion:
         """Bring the object's stored bytes into the sink and return what they were checked to be.
 
         With a `version` it is that generation, size and crc32c or an error (ObjectChangedError where the bucket no longer has
@@ -164,19 +186,19 @@ class Origin:
         """
         self.traffic.in_flight += 1
         try:
-            return await self._retrying(f"fetch {name.uri}", partial(self._attempt, name, version, sink))
+            return await self._retrying(f"fetch {name.uri}", partial(self._attempt, name, version, sink), account)
         finally:
             self.traffic.in_flight -= 1
 
-    async def _retrying(self, what: str, attempt: Attempt[T]) -> T:
+    async def _retrying(self, what: str, attempt: Attempt[T], account: Account | None) -> T:
         tries, renewed, last = 0, False, ""
         current: _Try | None = None
         try:
             async with asyncio.timeout(self._deadline_s):
                 while True:
-                    tries, current = tries + 1, _Try()
+                    tries, current = tries + 1, _Try(account)
                     try:
-                        return await attempt(current)
+                        return await _told(attempt, current)
                     except UnfitAnswerError as exc:
                         self.traffic.errors[exc.kind] += 1
                         last, wait_s = str(exc), exc.retry_after_s
@@ -202,7 +224,7 @@ class Origin:
         params = {"alt": "media"} | ({"generation": str(version.generation)} if version else {}) | self._payer()
         # gzip is accepted so that GCS sends stored bytes: decompressed ones match neither hash nor length.
         headers = {"Accept-Encoding": "gzip"} | await self._authorization()
-        self.traffic.requests += 1
+        self._count_request(current)
         async with self._session.get(url, params=params, headers=headers, allow_redirects=False) as response:
             await self._check_status(response, headers, pinned=version is not None)
             expected = _expected(version, named_version(name, response.headers))
@@ -214,7 +236,7 @@ class Origin:
 
     async def _attempt_described(self, name: ObjectName, sink: Sink, current: _Try) -> ObjectVersion:
         """Bring the generation that the metadata names, for an answer that named no hash or no generation."""
-        described = await self._describe(name)
+        described = await self._describe(name, current)
         try:
             return await self._attempt(name, described, sink, current)
         except UnfitAnswerError as exc:
@@ -243,9 +265,9 @@ class Origin:
             raise UnfitAnswerError("crc32c", f"crc32c {crc32c:08x} came for {expected.crc32c:08x}")
         return ObjectVersion(expected.name, expected.generation, expected.size, crc32c)
 
-    async def _describe(self, name: ObjectName) -> ObjectVersion:
+    async def _describe(self, name: ObjectName, current: _Try) -> ObjectVersion:
         headers = await self._authorization()
-        self.traffic.requests += 1
+        self._count_request(current)
         url = self._url(name)
         async with self._session.get(url, params=self._payer(), headers=headers, allow_redirects=False) as response:
             await self._check_status(response, headers, pinned=False)
@@ -259,7 +281,7 @@ class Origin:
         bounds = {"startOffset": ask.start, "endOffset": ask.end, "pageToken": ask.token}
         params = {"prefix": prefix, "fields": FIELDS} | {key: value for key, value in bounds.items() if value}
         headers = await self._authorization()
-        self.traffic.requests += 1
+        self._count_request(current)
         try:
             page = await self._storage.list_objects(
                 bucket,
@@ -289,6 +311,11 @@ class Origin:
         if status == 401 and self._token is not None:
             self._token.forget(sent["Authorization"].removeprefix("Bearer "))
         return answer_error(status, headers, body, pinned=pinned)
+
+    def _count_request(self, current: _Try) -> None:
+        self.traffic.requests += 1
+        if current.account is not None:
+            current.account.sent()
 
     async def _authorization(self) -> dict[str, str]:
         return {} if self._token is None else {"Authorization": f"Bearer {await self._token.get()}"}
@@ -341,6 +368,23 @@ def _expected(wanted: ObjectVersion | None, named: ObjectVersion | None) -> Obje
     if named.generation != wanted.generation:
         raise UnfitAnswerError("generation", f"generation {named.generation} came for {wanted.generation}")
     return wanted if wanted.crc32c is not None else replace(wanted, crc32c=named.crc32c)
+
+
+async def _told(attempt: Attempt[T], current: _Try) -> T:
+    """Make the attempt and tell its account how it went. Only a download's time is told: a page's says nothing of it."""
+    if current.account is None:
+        return await attempt(current)
+    started_s = time.monotonic()
+    is_good = is_refused = False
+    try:
+        result = await attempt(current)
+        is_good = current.size_bytes is not None
+        return result
+    except UnfitAnswerError as exc:
+        is_refused = exc.kind in REFUSALS
+        raise
+    finally:
+        current.account.ended(Outcome(time.monotonic() - started_s, current.received_bytes, is_refused, is_good))
 
 
 def _kind_of(exc: BaseException) -> str:

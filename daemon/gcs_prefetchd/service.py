@@ -34,8 +34,9 @@ from gcs_prefetchd.pace import Spread
 from gcs_prefetchd.prefetch import Prefetcher
 from gcs_prefetchd.readahead import ReadAhead
 from gcs_prefetchd.registry import Registry
-from gcs_prefetchd.settings import Settings, check_against_disk
+from gcs_prefetchd.settings import MOST_CONCURRENCY, Settings, check_against_disk
 from gcs_prefetchd.statistics import Statistics
+from gcs_prefetchd.tuning import Tuning, make_slots
 from gcs_prefetchd.watch import Watch
 
 __all__ = ["Service", "Started", "serve"]
@@ -113,8 +114,11 @@ class Service:
         )
         self.cache = Cache(self.directory, settings.cache_size, settings.min_free)
         access = Access(settings.endpoint, settings.anonymous, settings.credentials, settings.user_project)
-        self.origin = Origin(access, connections=settings.concurrency, deadline_s=settings.deadline_s)
-        self.fetcher = Fetcher(self.cache, self.origin, settings.concurrency, download_s)
+        slots = make_slots(settings)
+        # The slots bound the downloads, by a setting that may change; pages of listings come on top.
+        self.origin = Origin(access, connections=2 * MOST_CONCURRENCY, deadline_s=settings.deadline_s, page_account=slots.page)
+        self.fetcher = Fetcher(self.cache, self.origin, slots, download_s)
+        self.tuning = Tuning(settings, slots)
         self.read_ahead = ReadAhead(self.directory.objects) if settings.read_ahead else None
         self.prefetcher = Prefetcher(self.registry, self.cache, self.fetcher, self.read_ahead)
         self.statistics = Statistics(
@@ -314,6 +318,7 @@ class Service:
             self.registry,
             self.prefetcher,
             self.statistics,
+            self.tuning,
             self._recall,
             self._stop,
         )

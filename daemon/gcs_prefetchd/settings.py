@@ -16,10 +16,11 @@ from gcs_prefetchd.manifest import IMAGE_PATTERN, LABEL_PATTERN, Layout
 from gcs_prefetchd.names import DataRoot
 from gcs_prefetchd.sizes import format_size, parse_size
 
-__all__ = ["ENVIRONMENT_PREFIX", "Settings", "check_against_disk", "load_settings"]
+__all__ = ["ENVIRONMENT_PREFIX", "MOST_CONCURRENCY", "Settings", "change_settings", "check_against_disk", "load_settings"]
 
 ENVIRONMENT_PREFIX = "GCS_PREFETCHD_"
 SHOWN_AT_MOST = 200  # characters of a bad value
+MOST_CONCURRENCY = 1024
 
 Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size, when_used="json")]
 
@@ -43,7 +44,14 @@ class Settings(BaseSettings):
     )
     user_project: str | None = Field(None, description="The project that pays for requests to requester-pays buckets.")
     http: str = Field("127.0.0.1:8484", description="Where statistics are served, HOST:PORT; port 0 picks a free one.")
-    concurrency: int = Field(128, ge=1, le=1024, description="The most downloads at a time.")
+    concurrency: int = Field(256, ge=1, le=MOST_CONCURRENCY, description="The most downloads at a time.")
+    min_concurrency: int = Field(
+        8, ge=1, le=MOST_CONCURRENCY, description="The fewest downloads to which the limit adapts, within concurrency."
+    )
+    max_requests_per_s: float | None = Field(
+        None, ge=1, le=1_000_000, description="The most requests to GCS a second; GCS's ramp rule holds with and without it."
+    )
+    max_bytes_per_s: Size | None = Field(None, description="The most bytes a second from GCS, such as 500MB; without it any.")
     window_items: int | None = Field(
         None,
         ge=1,
@@ -119,10 +127,10 @@ class Settings(BaseSettings):
                     raise ValueError(f"{other.uri} lies within {one.uri}; name it once")
         return [root.uri for root in roots]
 
-    @field_validator("cache_size")
+    @field_validator("cache_size", "max_bytes_per_s")
     @classmethod
-    def _check_cache_size(cls, value: int) -> int:
-        if value <= 0:
+    def _check_more_than_0(cls, value: int | None) -> int | None:
+        if value is not None and value <= 0:
             raise ValueError("must be more than 0, as in 200GB")
         return value
 
@@ -204,6 +212,14 @@ def load_settings(flags: Mapping[str, object], config: Path | None, environment:
         return Settings(**merged)  # type: ignore[arg-type]  # pydantic checks every value
     except ValidationError as exc:
         raise SettingsError(_one_line(exc, origin)) from None
+
+
+def change_settings(settings: Settings, changes: Mapping[str, object], source: str) -> Settings:
+    """The same settings but for these, which came from `source`. Raises SettingsError with one line."""
+    try:
+        return Settings(**(settings.model_dump() | dict(changes)))
+    except ValidationError as exc:
+        raise SettingsError(_one_line(exc, dict.fromkeys(changes, source))) from None
 
 
 def check_against_disk(settings: Settings) -> None:

@@ -87,12 +87,28 @@ class Statistics:
                 "errors": dict(self.traffic.errors),
                 "in_flight": self.traffic.in_flight,
             },
+            "limits": self._limits(),
             "prefetch": {
                 "fetched": self.fetcher.fetched.prefetch,
                 "demand_fetched": self.fetcher.fetched.demand,
                 "runway_items": min((s["runway_items"] for s in streams if s["position"] < s["length"]), default=0),
             },
             "streams": streams,
+        }
+
+    def _limits(self) -> dict[str, Any]:
+        now_s, slots, governor = time.monotonic(), self.fetcher.slots, self.fetcher.slots.governor
+        return {
+            "concurrency": slots.limit.now,
+            "min_concurrency": slots.limit.least,
+            "max_concurrency": slots.limit.most,
+            "changed_why": slots.limit.why,
+            "changed_s": round(now_s - slots.changed_s, 3),
+            "requests_per_s": governor.requests.per_s(now_s),
+            "allowed_requests_per_s": round(governor.allowed_requests_per_s, 1),
+            "bytes_per_s": governor.received_bytes.per_s(now_s),
+            "allowed_bytes_per_s": governor.max_bytes_per_s,
+            "throttled_s": round(slots.throttled_s, 3),
         }
 
     def _streams(self) -> list[dict[str, Any]]:
@@ -145,6 +161,26 @@ METRICS: dict[str, tuple[str, tuple[str, str], str]] = {
     "gcs_prefetchd_origin_bytes": ("counter", ("origin", "bytes"), "Bytes of objects received from GCS"),
     "gcs_prefetchd_origin_errors": ("counter", ("origin", "errors"), "Failed tries, by kind"),
     "gcs_prefetchd_origin_in_flight": ("gauge", ("origin", "in_flight"), "Downloads under way"),
+    "gcs_prefetchd_limits_concurrency": ("gauge", ("limits", "concurrency"), "Downloads that may be under way, adapted"),
+    "gcs_prefetchd_limits_min_concurrency": ("gauge", ("limits", "min_concurrency"), "The fewest that it adapts to"),
+    "gcs_prefetchd_limits_max_concurrency": ("gauge", ("limits", "max_concurrency"), "The most that it adapts to"),
+    "gcs_prefetchd_limits_requests_per_second": ("gauge", ("limits", "requests_per_s"), "Requests sent in the last second"),
+    "gcs_prefetchd_limits_allowed_requests_per_second": (
+        "gauge",
+        ("limits", "allowed_requests_per_s"),
+        "Requests a second that are allowed now",
+    ),
+    "gcs_prefetchd_limits_bytes_per_second": ("gauge", ("limits", "bytes_per_s"), "Bytes received in the last second"),
+    "gcs_prefetchd_limits_allowed_bytes_per_second": (
+        "gauge",
+        ("limits", "allowed_bytes_per_s"),
+        "Bytes a second that are allowed; no sample where any are",
+    ),
+    "gcs_prefetchd_limits_throttled_seconds": (
+        "counter",
+        ("limits", "throttled_s"),
+        "Seconds that prefetches waited for the allowed rates",
+    ),
     "gcs_prefetchd_prefetch_fetched": ("counter", ("prefetch", "fetched"), "Objects fetched ahead of their reader"),
     "gcs_prefetchd_prefetch_demand_fetched": (
         "counter",
@@ -180,6 +216,8 @@ class _Snapshot(Collector):
                 metric = family(name, text, labels=["kind" if key == "errors" else "why"])
                 for error, count in self._snapshot[section][key].items():
                     metric.add_metric([error], count)
+            elif (value := self._snapshot[section][key]) is None:
+                metric = family(name, text, labels=[])
             else:
-                metric = family(name, text, value=self._snapshot[section][key])
+                metric = family(name, text, value=value)
             yield metric

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from gcs_prefetchd.limit import WHYS
 from gcs_prefetchd.sizes import format_size
 
 __all__ = ["daemon_facts", "stream_facts"]
@@ -10,7 +11,7 @@ __all__ = ["daemon_facts", "stream_facts"]
 
 def daemon_facts(snapshot: Mapping[str, Any]) -> dict[str, str]:
     """What a snapshot says of the daemon as a whole, by its name."""
-    cache, reads, origin, prefetch = (snapshot[key] for key in ("cache", "reads", "origin", "prefetch"))
+    cache, reads, origin, limits, prefetch = (snapshot[key] for key in ("cache", "reads", "origin", "limits", "prefetch"))
     errors = ", ".join(f"{kind}: {count:,}" for kind, count in origin["errors"].items())
     return {
         "Cache": f"{format_size(cache['bytes'])} of {format_size(cache['limit_bytes'])}, {cache['objects']:,} objects",
@@ -21,7 +22,9 @@ def daemon_facts(snapshot: Mapping[str, Any]) -> dict[str, str]:
         "Waited for": _waits(reads["waits"]),
         "From GCS": f"{origin['requests']:,} requests, {format_size(origin['bytes'])}",
         "Failed tries": errors or "none",
-        "Downloads": f"{origin['in_flight']:,} under way",
+        "Downloads": f"{origin['in_flight']:,} under way, {limits['concurrency']:,} at most ({_why(limits)})",
+        "Rate": _rate(limits),
+        "Held back": f"{_duration(limits['throttled_s'])} by the allowed rate",
         "Prefetched": f"{prefetch['fetched']:,} objects; {prefetch['demand_fetched']:,} more while a reader waited",
         "Runway": f"{prefetch['runway_items']:,} items, the shortest of all streams",
         "Up": _duration(snapshot["uptime_s"]),
@@ -38,6 +41,18 @@ def stream_facts(stream: Mapping[str, Any]) -> dict[str, str]:
         "Fetched": f"{stream['fetched_items']:,} items ahead; {stream['bound_items']:,} were not here when the epoch began",
         "Waited for": _waits(stream["waits"]),
     }
+
+
+def _why(limits: Mapping[str, Any]) -> str:
+    bounds = f"{limits['min_concurrency']:,} to {limits['max_concurrency']:,}"
+    return f"of {bounds}, {WHYS[limits['changed_why']]} {_duration(limits['changed_s'])} ago"
+
+
+def _rate(limits: Mapping[str, Any]) -> str:
+    allowed_bytes = limits["allowed_bytes_per_s"]
+    of_bytes = "" if allowed_bytes is None else f" of {format_size(allowed_bytes)}/s"
+    of_requests = f"{limits['requests_per_s']:,.0f} of {limits['allowed_requests_per_s']:,.0f} requests/s"
+    return f"{of_requests}, {format_size(limits['bytes_per_s'])}/s{of_bytes}"
 
 
 def _waits(waits: Mapping[str, int]) -> str:

@@ -24,7 +24,8 @@ from gcs_prefetchd.testing.faults import (
     WrongGeneration,
 )
 from gcs_prefetchd.testing.objects import StoredObject
-from gcs_prefetchd.testing.server import GCSServer, Pace, Seen
+from gcs_prefetchd.testing.pace import Pace
+from gcs_prefetchd.testing.server import GCSServer, Seen
 from gcs_prefetchd.testing.thread import ServingGCS, serving
 
 __all__ = [

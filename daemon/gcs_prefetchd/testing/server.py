@@ -20,27 +20,15 @@ from gcs_prefetchd.testing.control import CONTROL_PATHS, control
 from gcs_prefetchd.testing.counts import Counts, CountsWaiter, Kind
 from gcs_prefetchd.testing.delivery import deliver, deliver_broken
 from gcs_prefetchd.testing.disk import open_root
-from gcs_prefetchd.testing.faults import AnswerFault, Fault, FaultPlan
+from gcs_prefetchd.testing.faults import AnswerFault, Fault, FaultPlan, Status
 from gcs_prefetchd.testing.objects import Attributes, StoredObject
+from gcs_prefetchd.testing.pace import Pace, Pacer
 from gcs_prefetchd.testing.service import Service
 from gcs_prefetchd.testing.tokens import is_token_path, token_answer
 
-__all__ = ["GCSServer", "Pace", "Seen"]
+__all__ = ["GCSServer", "Seen"]
 
 REMEMBERED_REQUESTS = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How slow the server is.
-
-    `latency_s` passes before the first byte of every answer; with `latency_sigma` it is the median of a lognormal
-    distribution. `bytes_per_s` bounds the rate of each body.
-    """
-
-    latency_s: float = 0.0
-    latency_sigma: float = 0.0
-    bytes_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +67,7 @@ class GCSServer:
         self._root = root
         self._service = Service()
         self._waiter = CountsWaiter()
+        self._pacer = Pacer()
         self._random = random.Random(seed)  # noqa: S311 - latencies, no secrets
         self._released = asyncio.Event()
         self._runner: web.ServerRunner | None = None
@@ -219,9 +208,19 @@ class GCSServer:
         with self._waiter.open(kind):
             self._waiter.arrived(kind, key)
             answer = await self._answer(kind, ask, body)
-            if latency_s := self._latency_s():
-                await asyncio.sleep(latency_s)
-            return await self._deliver(request, answer, fault, kind, key)
+            if kind is not Kind.MEDIA:
+                return await self._answer_late(request, answer, fault, kind, key)
+            if fault is None and self._pacer.is_too_fast(self.pace, asyncio.get_running_loop().time()):
+                fault = Status(503)
+            async with self._pacer.line(self.pace):
+                return await self._answer_late(request, answer, fault, kind, key)
+
+    async def _answer_late(
+        self, request: web.BaseRequest, answer: Answer, fault: Fault | None, kind: Kind, key: str
+    ) -> web.StreamResponse:
+        if latency_s := self._latency_s():
+            await asyncio.sleep(latency_s)
+        return await self._deliver(request, answer, fault, kind, key)
 
     async def _answer(self, kind: Kind, ask: Ask, body: bytes) -> Answer:
         if kind is Kind.TOKEN:

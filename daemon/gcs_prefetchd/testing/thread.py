@@ -13,7 +13,8 @@ import uvloop
 from gcs_prefetchd.testing.counts import Counts, Kind
 from gcs_prefetchd.testing.faults import Fault, Rule
 from gcs_prefetchd.testing.objects import StoredObject
-from gcs_prefetchd.testing.server import GCSServer, Pace, Seen
+from gcs_prefetchd.testing.pace import Pace
+from gcs_prefetchd.testing.server import GCSServer, Seen
 
 __all__ = ["ServingFaults", "ServingGCS", "serving"]
 

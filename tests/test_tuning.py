@@ -1,0 +1,85 @@
+"""Settings that change while the daemon runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gcs_prefetchd.errors import ProtocolError
+from gcs_prefetchd.slots import Slots
+from gcs_prefetchd.tuning import CHANGEABLE, Tuning, make_slots
+from support import make_settings
+
+
+def tuning(tmp_path: Path, **changes: object) -> tuple[Tuning, Slots]:
+    settings = make_settings(tmp_path, "http://127.0.0.1:1", **changes)
+    slots = make_slots(settings)
+    return Tuning(settings, slots), slots
+
+
+def bounds(slots: Slots) -> tuple[int, int, float | None, float | None]:
+    return slots.limit.least, slots.limit.most, slots.governor.max_requests_per_s, slots.governor.max_bytes_per_s
+
+
+def test_the_slots_begin_with_the_settings(tmp_path: Path) -> None:
+    assert bounds(tuning(tmp_path)[1]) == (8, 256, None, None)
+    _, slots = tuning(tmp_path, concurrency=64, min_concurrency=16, max_requests_per_s=100, max_bytes_per_s="1MB")
+    assert bounds(slots) == (16, 64, 100.0, 10**6)
+
+
+def test_fewer_slots_than_the_fewest_are_the_fewest(tmp_path: Path) -> None:
+    assert bounds(tuning(tmp_path, concurrency=4)[1])[:2] == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"concurrency": 512}, (8, 512, None, 10**6)),
+        ({"concurrency": 5}, (5, 5, None, 10**6)),
+        ({"min_concurrency": 300}, (256, 256, None, 10**6)),
+        ({"max_requests_per_s": 7.5, "max_bytes_per_s": "2MB"}, (8, 256, 7.5, 2 * 10**6)),
+        ({"max_bytes_per_s": None}, (8, 256, None, None)),
+        ({}, (8, 256, None, 10**6)),
+    ],
+)
+def test_a_change_holds_at_once_and_leaves_the_others(
+    tmp_path: Path, changes: dict[str, object], expected: tuple[int, int, float | None, float | None]
+) -> None:
+    tuned, slots = tuning(tmp_path, max_bytes_per_s="1MB")
+    answer = tuned.change(json.dumps(changes).encode())
+    assert bounds(slots) == expected
+    assert answer == tuned.values()
+    assert list(answer) == list(CHANGEABLE)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"{", "settings: not JSON"),
+        (b"\xff", "settings: not JSON"),
+        (b"[" * 100_000, "settings: not JSON"),
+        (b"[1]", "settings: not a JSON object"),
+        (b'{"seed": 5}', "setting 'seed' cannot be changed while running; these can: concurrency, min_concurrency"),
+        (b'{"concurrency": 0}', "setting concurrency in the request: 0 should be greater than or equal to 1"),
+        (b'{"concurrency": 1025}', "setting concurrency in the request: 1025 should be less than or equal to 1024"),
+        (b'{"concurrency": 1.5}', "setting concurrency in the request: 1.5 should be a valid integer"),
+        (b'{"concurrency": true}', "setting concurrency: must be a number or null, not bool"),
+        (b'{"concurrency": "64"}', "setting concurrency: must be a number or null, not str"),
+        (b'{"concurrency": null}', "setting concurrency in the request: None should be a valid integer"),
+        (b'{"concurrency": 1e999}', "setting concurrency in the request: inf should be"),
+        (b'{"max_requests_per_s": NaN}', "setting max_requests_per_s in the request: nan should be"),
+        (b'{"max_requests_per_s": 0}', "setting max_requests_per_s in the request: 0 should be greater than or equal to 1"),
+        (b'{"max_requests_per_s": []}', "setting max_requests_per_s: must be a number or null, not list"),
+        (b'{"max_bytes_per_s": "fast"}', "setting max_bytes_per_s in the request: 'fast' is no size"),
+        (b'{"max_bytes_per_s": -1}', "setting max_bytes_per_s in the request: -1 is no size"),
+        (b'{"max_bytes_per_s": {}}', "setting max_bytes_per_s: must be a number, null or a size such as 500MB, not dict"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_its_name_and_changes_nothing(tmp_path: Path, body: bytes, says: str) -> None:
+    tuned, slots = tuning(tmp_path, max_bytes_per_s="1MB")
+    for refused in (body, body.replace(b"{", b'{"min_concurrency": 9, ', 1)):
+        with pytest.raises(ProtocolError) as raised:
+            tuned.change(refused)
+        if refused is body:
+            assert str(raised.value).startswith(says)
+    assert bounds(slots) == (8, 256, None, 10**6)
