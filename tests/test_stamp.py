@@ -239,3 +239,10 @@ def test_reading_changes_nothing(tmp_path: Path) -> None:
 def test_a_whole_file_that_was_moved_to_another_objects_path_is_a_miss(tmp_path: Path) -> None:
     cached(tmp_path / "0.jpg").rename(tmp_path / "1.jpg")
     assert read_checked(tmp_path, "1.jpg") is None
+
+
+@pytest.mark.parametrize(
+    "value", [b"-1 1 00000000", b"18446744073709551616 1 0", b"1 -1 0", b"1 9223372036854775808 0", b"1 1 100000000"]
+)
+def test_numbers_that_no_object_has_make_no_stamp(value: bytes) -> None:
+    assert Stamp.from_bytes(value) is None

@@ -33,7 +33,7 @@ __all__ = ["Cache", "Room"]
 
 log = logging.getLogger(__name__)
 
-AT_A_TIME = 1000  # entries that are dealt with before others on the event loop have their turn: a few milliseconds
+AT_A_TIME = 500  # entries that are dealt with before others on the event loop have their turn: a few milliseconds
 
 NOTHING: list[Found] = []
 

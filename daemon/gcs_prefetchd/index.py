@@ -27,7 +27,7 @@ NEVER = 2**62
 COMPLETE = "complete"  # a row that is there while nobody has the index open; no path in the cache is without a slash
 INDEX_ERRORS = (sqlite3.Error, OSError, diskcache.Timeout)
 LOCKED_FOR_S = 1.0  # an index that another process holds must not stop the daemon; its changes wait for the next tick
-PAGES_KIB = 8192  # of the database that SQLite keeps in memory; diskcache would keep 32 MiB and map 64 MiB
+PAGES_KIB = 4096  # of the database that SQLite keeps in memory; diskcache would keep 32 MiB and map 64 MiB
 
 # The columns as diskcache's own `set` fills them for a text. Its triggers count the rows.
 STORE = """

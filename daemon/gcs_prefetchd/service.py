@@ -26,6 +26,7 @@ from gcs_prefetchd.errors import ManifestError, PrefetchdError, StartError
 from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.http import statistics_app
 from gcs_prefetchd.listing import list_manifest, newest_manifest, remove_old_manifests
+from gcs_prefetchd.malloc import return_freed_memory
 from gcs_prefetchd.manifest import Manifest, ObjectVersion, is_digest, load_manifest
 from gcs_prefetchd.names import DataRoot, cache_path
 from gcs_prefetchd.notify import ping_watchdog, tell_systemd
@@ -258,6 +259,7 @@ class Service:
         # What is here must be known first, or it would be fetched again.
         await self.cache.whole()
         await self._adopt(self.cache.pages())
+        await asyncio.to_thread(return_freed_memory)  # of the lists that taking stock took
         await self.cache.shrink()
         await self.prefetcher.run()
 

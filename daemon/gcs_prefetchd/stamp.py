@@ -36,10 +36,13 @@ class Stamp:
     def from_bytes(cls, value: bytes) -> "Stamp | None":
         """Read the attribute's value; None where it is none of ours."""
         try:
-            generation, size, crc32c = value.decode("ascii").split(" ")
-            return cls(int(generation), int(size), int(crc32c, 16))
+            generation_text, size_text, crc32c_text = value.decode("ascii").split(" ")
+            generation, size, crc32c = int(generation_text), int(size_text), int(crc32c_text, 16)
         except ValueError:
             return None
+        # Anybody who may write the file can set any number; those who keep stamps have room for these.
+        fits = 0 <= generation < 1 << 64 and 0 <= size < 1 << 63 and 0 <= crc32c < 1 << 32
+        return cls(generation, size, crc32c) if fits else None
 
 
 def crc32c_of(data: bytes) -> int:

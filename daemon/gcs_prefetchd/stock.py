@@ -8,6 +8,7 @@ import numpy as np
 
 from gcs_prefetchd.contents import Contents
 from gcs_prefetchd.index import Record
+from gcs_prefetchd.malloc import return_freed_memory
 
 __all__ = ["load_index"]
 
@@ -26,11 +27,13 @@ async def load_index(
             if path not in changed and path not in contents.entries:
                 slots.append(contents.load(path, record))
                 used_s.append(record.used_s)
-    order = array("I", (await asyncio.to_thread(_order, used_s)))
+    order = array("I", await asyncio.to_thread(_order, used_s))
     for start in range(0, len(order), at_a_time):
         for number in order[start : start + at_a_time]:
             contents.entries.use(slots[number])
         await asyncio.sleep(0)
+    del slots, used_s, order
+    await asyncio.to_thread(return_freed_memory)  # a start needs lists as long as the cache, and nothing after it does
 
 
 def _order(used_s: "array[float]") -> bytes:

@@ -70,7 +70,7 @@ class Watch:
         handler = _Handler(self._queue.sync_q.put_nowait)
         self._observer.schedule(handler, str(objects), recursive=True, event_filter=self._events)
         self._observer.start()
-        return sum(1 for _ in os.walk(objects)) - _inotify_watches()
+        return _folders(objects) - _inotify_watches()
 
     @staticmethod
     def _stop(observer: InotifyObserver) -> None:
@@ -88,6 +88,13 @@ class Watch:
                 await self._cache.look_after(path)
             if count % AT_A_TIME == 0:
                 await asyncio.sleep(0)
+
+
+def _folders(folder: Path | str) -> int:
+    """How many there are, this one included; `os.walk` would list every file."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        return 1 + sum(_folders(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
+    return 0
 
 
 def _inotify_watches() -> int:

@@ -1,0 +1,236 @@
+"""How soon a daemon that was killed serves a large cache again, and in how much memory.
+
+    restart.py [--objects 1000000] [--digits 7] [--folder DIR] [--json]
+
+The cache is made as the daemon would have left it: stamped files, an index and a listing, in a folder of its own that is
+removed at the end; half of the objects are images, half their labels. A daemon takes it, is killed with SIGKILL, and is
+started again; GCS is out of reach all the time. `--digits` is how long the ids are.
+"""
+
+import argparse
+import io
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from gcs_dataset.cached import CachedLoader
+from gcs_prefetchd.background import wait_for_end
+from gcs_prefetchd.client import DaemonClient, read_daemon_file
+from gcs_prefetchd.directory import CacheDirectory
+from gcs_prefetchd.index import Index, Record
+from gcs_prefetchd.manifest import Layout, Listing, Manifest, Objects
+from gcs_prefetchd.names import DataRoot, cache_path
+from gcs_prefetchd.order import order_digest, plan_order
+from gcs_prefetchd.protocol import Plan, pack
+from gcs_prefetchd.stamp import Stamp, crc32c_of, write_stamp
+from rig import PROGRAM
+
+ROOT = DataRoot("bench", "train")
+NOWHERE = "http://127.0.0.1:9"  # nothing listens there
+GENERATION = 1_795_251_185_968_152
+AT_ONCE = 5000
+DEADLINE_S = 240.0
+FIRST_HIT_S, WHOLE_S, RESIDENT_MB = 1.0, 60.0, 200.0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure, and what it should at most be; None where nothing is asked of it."""
+
+    what: str
+    value: float
+    unit: str
+    target: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Whether the target was met."""
+        return "" if self.target is None else "met" if self.value < self.target else "missed"
+
+
+def image_bytes(kind: str, mode: str) -> bytes:
+    """An image as small as images are."""
+    encoded = io.BytesIO()
+    Image.new(mode, (8, 8)).save(encoded, kind)
+    return encoded.getvalue()
+
+
+def make_cache(path: Path, pairs: int, digits: int) -> Manifest:
+    """A cache directory that holds so many pairs, as if a daemon had fetched them and been killed."""
+    directory = CacheDirectory(path)
+    directory.claim()
+    manifest = _listing(pairs, digits)
+    manifest.save(directory.manifests)
+    index = Index(directory.index)
+    for part, data in enumerate((image_bytes("JPEG", "RGB"), image_bytes("PNG", "L"))):
+        (directory.objects / _path(manifest, 0, part)).parent.mkdir(parents=True)
+        for start in range(0, pairs, AT_ONCE):
+            records = {}
+            for item in range(start, min(start + AT_ONCE, pairs)):
+                where, stamp = _path(manifest, item, part), Stamp(GENERATION, len(data), crc32c_of(data))
+                with (directory.objects / where).open("wb", buffering=0) as file:
+                    file.write(data)
+                    write_stamp(file.fileno(), stamp, where)
+                records[where] = Record(stamp, GENERATION / 1e6 + (item * 7919) % pairs)  # used in another order
+            index.apply(records)
+    index.close()
+    directory.close()
+    return manifest
+
+
+def _listing(pairs: int, digits: int) -> Manifest:
+    layout, sizes = Layout(), [len(image_bytes("JPEG", "RGB")), len(image_bytes("PNG", "L"))]
+    crcs = [crc32c_of(image_bytes("JPEG", "RGB")), crc32c_of(image_bytes("PNG", "L"))]
+    listing = Listing(ROOT, layout)
+    for part in range(len(layout.patterns)):
+        for start in range(0, pairs, AT_ONCE):
+            names = [ROOT.folder + layout.part_name(f"{i:0{digits}}", part) for i in range(start, min(start + AT_ONCE, pairs))]
+            columns = (np.full(len(names), value, dtype=np.int64) for value in (GENERATION, sizes[part], crcs[part]))
+            listing.add(Objects(names, *columns))
+    return listing.freeze()
+
+
+def _path(manifest: Manifest, item: int, part: int) -> str:
+    name = manifest.part_name(item, part)
+    return cache_path(name.bucket, name.name)
+
+
+@contextmanager
+def killed(cache_dir: Path) -> Iterator[int]:
+    """A daemon over the cache, started as users do and killed at the end; yields its process id."""
+    arguments = ["--data-root", ROOT.uri, "--cache-dir", str(cache_dir), "--cache-size", "10GB", "--anonymous"]
+    arguments += ["--endpoint", NOWHERE, "--http", "127.0.0.1:0", "--set", "min_free=0"]
+    subprocess.run([*PROGRAM, "start", *arguments], check=True, stdout=subprocess.DEVNULL)
+    pid = int(str(read_daemon_file(cache_dir)["pid"]))
+    with wait_for_end(pid) as wait:
+        try:
+            yield pid
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            wait()
+
+
+def until_whole(client: DaemonClient, objects: int) -> float:
+    """Wait until the daemon knows of every object; returns the longest that it took to answer meanwhile, in seconds."""
+    longest_s, started_s = 0.0, time.perf_counter()
+    while True:
+        asked_s = time.perf_counter()
+        cache = client.stats()["cache"]
+        longest_s = max(longest_s, time.perf_counter() - asked_s)
+        if cache["whole"]:
+            assert cache["objects"] == objects, cache
+            return longest_s
+        _give_up_after(started_s)
+        time.sleep(0.01)
+
+
+def _give_up_after(started_s: float) -> None:
+    if time.perf_counter() - started_s > DEADLINE_S:
+        raise TimeoutError(f"not done after {DEADLINE_S:g} s")
+
+
+def memory_mb(pid: int, field: str) -> float:
+    """VmRSS (now) or VmHWM (at most, since its start) of a process."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(status[field].split()[0]) * 1024 / 1e6
+
+
+def hit_s(cache_dir: Path, manifest: Manifest, item: int) -> float:
+    """Seconds that a reader takes from its start to its first item, which is in the cache."""
+    started_s = time.perf_counter()
+    loader = CachedLoader(cache_dir, demand_timeout_s=60.0, manifest=manifest)
+    with closing(loader):
+        loader.load_item(item, [manifest.part_name(item, part).uri for part in range(2)], ["RGB", "L"])
+    return time.perf_counter() - started_s
+
+
+def demand_s(client: DaemonClient, manifest: Manifest, item: int) -> float:
+    """Seconds that the daemon takes to answer a reader who asks for an item that is in the cache."""
+    started_s = time.perf_counter()
+    errors = client.fetch([manifest.part_name(item, part).uri for part in range(2)])
+    assert not any(errors), errors
+    return time.perf_counter() - started_s
+
+
+def plan_s(client: DaemonClient, manifest: Manifest) -> float:
+    """Seconds until a plan of every item is known to be here whole."""
+    indices = np.arange(len(manifest), dtype=np.uint32)
+    order = plan_order("shuffled", 1, 0, indices)
+    plan = Plan(
+        job="restart", stream="restart", data_root=ROOT.uri, manifest=manifest.digest, kind="shuffled", seed=1, epoch=0,
+        position=0, rank=0, world=1, drop_last=0, start=0, digest=order_digest(order),
+    )  # fmt: skip
+    started_s = time.perf_counter()
+    client.send_plan(plan, pack(indices.tolist()))
+    while any(stream["bound_items"] for stream in client.stats()["streams"]):
+        _give_up_after(started_s)
+        time.sleep(0.05)
+    return time.perf_counter() - started_s
+
+
+def measured(cache_dir: Path, manifest: Manifest) -> list[Row]:
+    """Start, kill, start again, and take the times and the memory of the second start."""
+    objects = 2 * len(manifest)
+    with killed(cache_dir), closing(DaemonClient(cache_dir)) as client:
+        until_whole(client, objects)
+    started_s = time.perf_counter()
+    rows = [Row("first hit of a reader, no daemon yet", hit_s(cache_dir, manifest, len(manifest) // 2), "s", FIRST_HIT_S)]
+    with killed(cache_dir) as pid, closing(DaemonClient(cache_dir, timeout_s=120.0)) as client:
+        rows.append(Row("start has returned: the daemon is ready", time.perf_counter() - started_s, "s"))
+        answer_s = demand_s(client, manifest, len(manifest) // 3)
+        rows.append(Row("first demand answered by the daemon", time.perf_counter() - started_s, "s", FIRST_HIT_S))
+        rows.append(Row("of that the daemon took", answer_s, "s"))
+        rows.append(Row("its longest answer while it took stock", until_whole(client, objects), "s"))
+        rows.append(Row("every object known and compared", time.perf_counter() - started_s, "s", WHOLE_S))
+        rows.append(Row("RSS then", memory_mb(pid, "VmRSS"), "MB", RESIDENT_MB))
+        rows.append(Row("plan of every item known to be here", plan_s(client, manifest), "s"))
+        rows.append(Row("RSS then", memory_mb(pid, "VmRSS"), "MB", RESIDENT_MB))
+        rows.append(Row("RSS at most", memory_mb(pid, "VmHWM"), "MB"))
+    return rows
+
+
+def show(args: argparse.Namespace, rows: list[Row], made_s: float) -> None:
+    """Print the table, or JSON."""
+    if args.json:
+        about = {"objects": args.objects, "digits": args.digits, "made_s": made_s}
+        print(json.dumps({**about, "rows": [asdict(row) | {"verdict": row.verdict} for row in rows]}), flush=True)
+        return
+    table = Table(title=f"A killed daemon started again, {args.objects:,} objects (made in {made_s:.0f} s)")
+    for heading in ("", "measured", "target", "verdict"):
+        table.add_column(heading, justify="right" if heading in ("measured", "target") else "left")
+    for row in rows:
+        target = "" if row.target is None else f"< {row.target:g} {row.unit}"
+        table.add_row(row.what, f"{row.value:.3g} {row.unit}", target, row.verdict)
+    Console().print(table)
+
+
+def main() -> None:
+    """Make the cache, measure, and show."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--objects", type=int, default=1_000_000)
+    parser.add_argument("--digits", type=int, default=7)
+    parser.add_argument("--folder", type=Path, help="where to make the cache; a temporary folder by default")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        begun_s = time.perf_counter()
+        manifest = make_cache(Path(folder) / "cache", args.objects // 2, args.digits)
+        made_s = time.perf_counter() - begun_s
+        rows = measured(Path(folder) / "cache", manifest)
+        show(args, rows, made_s)  # to remove a million files takes minutes
+
+
+if __name__ == "__main__":
+    main()
