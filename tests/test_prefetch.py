@@ -98,7 +98,10 @@ async def prefetching(
 ) -> AsyncIterator[Node]:
     """A node that has listed the data root. It prefetches from its first `wake` on."""
     async with Origin(Access(gcs.url, anonymous=True), deadline_s=deadline_s) as origin:
-        registry, fetcher = Registry(SEED, window_items=window, lru=lru), Fetcher(cache, origin, slots_of(concurrency))
+        registry, fetcher = (
+            Registry(SEED, cache.limit_bytes, window_items=window, lru=lru),
+            Fetcher(cache, origin, slots_of(concurrency)),
+        )
         prefetcher = Prefetcher(registry, cache, fetcher, try_again_s=try_again_s)
         manifest = await list_manifest(origin, DataRoot.parse(DATA_ROOT), Layout())
         registry.set_manifest(registry.number(manifest))

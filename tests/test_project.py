@@ -32,7 +32,7 @@ from gcs_prefetchd.limit import WHYS
 from gcs_prefetchd.manifest import Layout, Manifest, ObjectVersion, build_manifest
 from gcs_prefetchd.names import DataRoot, cache_path, parse_object_uri
 from gcs_prefetchd.readers import WAITS
-from gcs_prefetchd.registry import LONGEST_WINDOW, SHORTEST_WINDOW
+from gcs_prefetchd.registry import LARGEST_SPARE, LONGEST_WINDOW, SPARE_ITEMS
 from gcs_prefetchd.service import Service
 from gcs_prefetchd.settings import ENVIRONMENT_PREFIX, Settings, load_settings
 from gcs_prefetchd.stamp import ATTRIBUTE, read_stamp, write_stamp
@@ -98,6 +98,7 @@ LAYERS = [
     "gcs_prefetchd.governor",
     "gcs_prefetchd.slots",
     "gcs_prefetchd.tuning",
+    "gcs_prefetchd.tries",
     "gcs_prefetchd.origin",
     "gcs_prefetchd.listing",
     "gcs_prefetchd.download",
@@ -509,7 +510,8 @@ def test_every_promise_names_its_tests_and_they_exist() -> None:
 
 def test_the_documented_bounds_of_a_window_are_those_in_force() -> None:
     text = section("planner.md", "## How long the window is")
-    assert f"ahead + {SHORTEST_WINDOW}\n" in text
+    assert f"| spare | items | {SPARE_ITEMS}, " in text
+    assert f"no more than {LARGEST_SPARE:.0%} of what the cache holds".replace("%", " %") in text
     assert f"{LONGEST_WINDOW:,} items at most" in text
 
 

@@ -14,7 +14,7 @@ from gcs_prefetchd.names import ObjectName, cache_path
 from gcs_prefetchd.order import epoch_order, plan_order
 from gcs_prefetchd.pace import Spread
 from gcs_prefetchd.readers import WAITS, Reader
-from gcs_prefetchd.registry import LONGEST_WINDOW, SHORTEST_WINDOW, STREAM_IDLE_S, Registry
+from gcs_prefetchd.registry import LONGEST_WINDOW, SPARE_ITEMS, STREAM_IDLE_S, Registry
 from gcs_prefetchd.streams import NEVER
 from plan_support import ROOT, indices_of, listing_of, listing_of_many, plan_of
 
@@ -24,6 +24,7 @@ def listing(items: int, root: str = ROOT, generation: int = 1) -> Manifest:
 
 
 MANIFEST = listing(10)
+LARGE = 10**12
 
 
 class Clock:
@@ -41,7 +42,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def registry(clock: Clock) -> Registry:
-    made = Registry(5, window_items=4, clock=clock)
+    made = Registry(5, LARGE, window_items=4, clock=clock)
     put_in_force(made, MANIFEST)
     return made
 
@@ -96,7 +97,7 @@ def bring(registry: Registry, *items: int) -> None:
 
 
 def test_before_a_listing_there_is_nothing() -> None:
-    empty = Registry(0)
+    empty = Registry(0, LARGE)
     assert list(empty) == []
     assert empty.manifest(ROOT) is None
     empty.note_reads("job", [MANIFEST.part_name(0, 0)])
@@ -452,7 +453,7 @@ def no_collection() -> Iterator[None]:
 @pytest.mark.usefixtures("no_collection")
 def test_whatever_becomes_of_streams_of_a_million_items_the_event_loop_goes_on() -> None:
     """20 ms are promised for each step; orders are worked out in threads. Half of the items are here."""
-    registry, manifest = Registry(5, window_items=100), listing_of_many(1_000_000)
+    registry, manifest = Registry(5, LARGE, window_items=100), listing_of_many(1_000_000)
     listed, took_s = registry.number(manifest), list[float]()
 
     def on_the_loop(step: Callable[[], object]) -> None:
@@ -487,7 +488,7 @@ def test_a_reader_and_what_is_here_for_it_take_at_most_40_bytes_an_item(kind: st
     manifest = listing_of([f"{i:05}" for i in range(items)])
     tracemalloc.start()
     try:
-        registry = Registry(5, window_items=100)
+        registry = Registry(5, LARGE, window_items=100)
         registry.set_manifest(registry.number(manifest))
         reader = send(registry, range(items), listed=manifest, kind=kind)
         if (epoch := reader.next_epoch()) is not None:
@@ -557,20 +558,20 @@ def test_a_window_that_is_measured_is_as_long_as_downloads_take_at_the_readers_p
     took = Spread(0.05)
     for _ in range(2000):
         took.add(0.05)
-    registry = Registry(5, download_s=took, clock=clock)
+    registry = Registry(5, LARGE, download_s=took, clock=clock)
     manifest = listing(5000)
     put_in_force(registry, manifest)
     reader = send(registry, range(5000), listed=manifest)
     for start in range(0, 4000, 10):
         clock.now_s += 0.01
         read(registry, "job", *range(start, start + 10), manifest=manifest)
-    assert registry.window(reader) == pytest.approx(1000 * (0.05 + 0.01) + SHORTEST_WINDOW, rel=0.1)
+    assert registry.window(reader) == pytest.approx(1000 * (0.05 + 0.01) + SPARE_ITEMS, rel=0.1)
     read(registry, "job", 4900, manifest=manifest)  # a worker that is far ahead
     assert registry.window(reader) > 900
 
 
 def test_a_report_that_got_lost_does_not_make_the_window_longer_and_longer(clock: Clock) -> None:
-    registry, manifest = Registry(5, clock=clock), listing(5000)
+    registry, manifest = Registry(5, LARGE, clock=clock), listing(5000)
     put_in_force(registry, manifest)
     reader = send(registry, range(5000), listed=manifest)
     for start in range(1, 4000, 10):  # all but the first item
@@ -582,11 +583,20 @@ def test_a_report_that_got_lost_does_not_make_the_window_longer_and_longer(clock
     assert registry.window(reader) == pytest.approx(early, rel=0.2)
 
 
-@pytest.mark.parametrize(
-    ("took_s", "shortest", "longest"), [(0.0, SHORTEST_WINDOW, 100), (1e9, LONGEST_WINDOW, LONGEST_WINDOW)]
-)
+def test_a_small_cache_spares_fewer_items(clock: Clock) -> None:
+    manifest = listing(5000)
+    item_bytes = int(manifest.size.sum()) / len(manifest)
+    windows = []
+    for items in (10, 200, 800, 5000):
+        registry = Registry(5, int(items * item_bytes), download_s=Spread(0.0), clock=clock)
+        put_in_force(registry, manifest)
+        windows.append(registry.window(send(registry, range(5000), listed=manifest)))
+    assert [window - windows[0] for window in windows] == [0, 3, 15, 15]
+
+
+@pytest.mark.parametrize(("took_s", "shortest", "longest"), [(0.0, SPARE_ITEMS, 100), (1e9, LONGEST_WINDOW, LONGEST_WINDOW)])
 def test_a_window_is_never_shorter_or_longer_than_reason(clock: Clock, took_s: float, shortest: int, longest: int) -> None:
-    registry = Registry(5, download_s=Spread(took_s), clock=clock)
+    registry = Registry(5, LARGE, download_s=Spread(took_s), clock=clock)
     put_in_force(registry, MANIFEST)
     assert shortest <= registry.window(send(registry, range(10))) <= longest
 
@@ -647,7 +657,7 @@ def test_a_reader_that_pauses_loses_nothing_of_what_it_needs_next(registry: Regi
 
 
 def test_what_was_here_before_its_data_root_was_listed_is_found_in_its_order_of_use(clock: Clock) -> None:
-    registry = Registry(5, clock=clock)
+    registry = Registry(5, LARGE, clock=clock)
     paths = [path(item, part) for item in (4, 2, 7) for part in (0, 1)] + ["pictures/train/classes.txt"]
     registry.set_manifest(registry.number(MANIFEST))
     for one, place in registry.locate_all(paths):

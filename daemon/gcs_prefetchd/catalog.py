@@ -19,6 +19,7 @@ class Listing:
         self.manifest = manifest
         self._numbers = numbers
         self._indices: Indices | None = None
+        self.item_bytes = max(1.0, float(manifest.size.sum()) / max(1, len(manifest)))  # on average
         self.items = len(manifest)  # numbers that it needs
         if numbers is not None:
             self.items = int(numbers.max()) + 1 if len(numbers) else 0

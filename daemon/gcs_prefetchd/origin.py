@@ -6,31 +6,31 @@ checks nothing (it returns a truncated body, a flipped byte or a login page with
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, Self, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import aiohttp
 import google_crc32c
 from gcloud.aio.storage import Storage
+from yarl import URL
 
 from gcs_prefetchd.answers import UnfitAnswerError, answer_error, named_version
 from gcs_prefetchd.backoff import delay_s
 from gcs_prefetchd.credentials import Access, make_token
 from gcs_prefetchd.errors import ObjectChangedError, OriginError, OriginUnavailableError
-from gcs_prefetchd.limit import Outcome
 from gcs_prefetchd.manifest import Objects, ObjectVersion
 from gcs_prefetchd.names import ObjectName
 from gcs_prefetchd.pages import FIELDS, parse_page, without_folders
 from gcs_prefetchd.ranges import Ask, Ranges
 from gcs_prefetchd.tokens import SharedToken, brief
 from gcs_prefetchd.traffic import Traffic
+from gcs_prefetchd.tries import Account, Attempt, Try, told
 
-__all__ = ["Access", "Account", "Origin", "Sink"]
+__all__ = ["Access", "Origin", "Sink"]
 
 PUBLIC_ENDPOINT = "https://storage.googleapis.com"
 CONNECT_TIMEOUT_S = 10.0
@@ -38,7 +38,7 @@ READ_TIMEOUT_S = 20.0
 LIST_TIMEOUT_S = 60.0
 LISTED_AT_ONCE = 10  # pages of one listing; of two folders at 30 ms, one core has no time for more
 LARGEST_ERROR_BODY = 16_384
-REFUSALS = ("429", "503")  # GCS asks for fewer requests
+LARGEST_WHOLE = 1 << 20  # larger bodies are passed on piece by piece
 
 T = TypeVar("T")
 
@@ -51,31 +51,6 @@ class Sink(Protocol):
 
     async def write(self, chunk: bytes) -> None:
         """The next bytes."""
-
-
-class Account(Protocol):
-    """Who is told of the requests of a download or of a page."""
-
-    def sent(self) -> None:
-        """A request goes out; a try may take several."""
-
-    def ended(self, outcome: Outcome) -> None:
-        """A try has ended, well or not."""
-
-
-@dataclass(slots=True)
-class _Try:
-    """How far the try under way has come."""
-
-    account: Account | None = None
-    received_bytes: int = 0
-    size_bytes: int | None = None
-
-    def __str__(self) -> str:
-        return "no answer" if self.size_bytes is None else f"{self.received_bytes} of {self.size_bytes} bytes had come"
-
-
-Attempt = Callable[[_Try], Awaitable[T]]
 
 
 class Origin:
@@ -115,7 +90,14 @@ class Origin:
             connector = aiohttp.TCPConnector(limit=self._connections, ttl_dns_cache=300)
             self._session = await stack.enter_async_context(
                 aiohttp.ClientSession(
-                    connector=connector, timeout=timeout, auto_decompress=False, response_class=_parsed_in_turn()
+                    connector=connector,
+                    timeout=timeout,
+                    auto_decompress=False,
+                    response_class=_parsed_in_turn(),
+                    read_bufsize=LARGEST_WHOLE // 2,  # it takes up to twice as much before it makes the sender wait
+                    cookie_jar=aiohttp.DummyCookieJar(),
+                    # gzip is accepted so that GCS sends stored bytes: decompressed ones match neither hash nor length.
+                    headers={"Accept-Encoding": "gzip"},
                 )
             )
             source = await make_token(self._access, self._session)
@@ -192,13 +174,13 @@ class Origin:
 
     async def _retrying(self, what: str, attempt: Attempt[T], account: Account | None) -> T:
         tries, renewed, last = 0, False, ""
-        current: _Try | None = None
+        current: Try | None = None
         try:
             async with asyncio.timeout(self._deadline_s):
                 while True:
-                    tries, current = tries + 1, _Try(account)
+                    tries, current = tries + 1, Try(account)
                     try:
-                        return await _told(attempt, current)
+                        return await told(attempt, current)
                     except UnfitAnswerError as exc:
                         self.traffic.errors[exc.kind] += 1
                         last, wait_s = str(exc), exc.retry_after_s
@@ -219,13 +201,11 @@ class Origin:
                 f"last: {', '.join(causes)}"
             ) from None
 
-    async def _attempt(self, name: ObjectName, version: ObjectVersion | None, sink: Sink, current: _Try) -> ObjectVersion:
-        url = self._url(name)
-        params = {"alt": "media"} | ({"generation": str(version.generation)} if version else {}) | self._payer()
-        # gzip is accepted so that GCS sends stored bytes: decompressed ones match neither hash nor length.
-        headers = {"Accept-Encoding": "gzip"} | await self._authorization()
+    async def _attempt(self, name: ObjectName, version: ObjectVersion | None, sink: Sink, current: Try) -> ObjectVersion:
+        url = self._url(name, alt="media", **({"generation": str(version.generation)} if version else {}))
+        headers = await self._authorization()
         self._count_request(current)
-        async with self._session.get(url, params=params, headers=headers, allow_redirects=False) as response:
+        async with self._session.get(url, headers=headers, allow_redirects=False) as response:
             await self._check_status(response, headers, pinned=version is not None)
             expected = _expected(version, named_version(name, response.headers))
             if expected is not None:
@@ -234,7 +214,7 @@ class Origin:
             response.close()
         return await self._attempt_described(name, sink, current)
 
-    async def _attempt_described(self, name: ObjectName, sink: Sink, current: _Try) -> ObjectVersion:
+    async def _attempt_described(self, name: ObjectName, sink: Sink, current: Try) -> ObjectVersion:
         """Bring the generation that the metadata names, for an answer that named no hash or no generation."""
         described = await self._describe(name, current)
         try:
@@ -245,31 +225,35 @@ class Origin:
             raise
 
     async def _receive(
-        self, response: aiohttp.ClientResponse, expected: ObjectVersion, sink: Sink, current: _Try
+        self, response: aiohttp.ClientResponse, expected: ObjectVersion, sink: Sink, current: Try
     ) -> ObjectVersion:
         await sink.begin(expected)
         current.size_bytes = expected.size
-        received, crc32c = 0, 0
-        async for chunk in response.content.iter_any():
-            received += len(chunk)
-            current.received_bytes = received
-            self.traffic.received_bytes += len(chunk)
-            if received > expected.size:
-                response.close()
-                raise UnfitAnswerError("size", f"more than the {expected.size} bytes of the object came")
-            crc32c = google_crc32c.extend(crc32c, chunk)
-            await sink.write(chunk)
+        content, received, crc32c = response.content, 0, 0
+        try:
+            if response.content_length == expected.size <= LARGEST_WHOLE and content.exception() is None:
+                await content.wait_eof()  # to be woken once, and not for each of its pieces, halves what the body costs
+            async for chunk in content.iter_any():
+                received += len(chunk)
+                if received > expected.size:
+                    response.close()
+                    raise UnfitAnswerError("size", f"more than the {expected.size} bytes of the object came")
+                crc32c = google_crc32c.extend(crc32c, chunk)
+                await sink.write(chunk)
+                current.received_bytes = received
+        finally:
+            current.received_bytes = content.total_bytes
+            self.traffic.received_bytes += content.total_bytes
         if received != expected.size:
             raise UnfitAnswerError("size", f"{received} of {expected.size} bytes came")
         if expected.crc32c is not None and crc32c != expected.crc32c:
             raise UnfitAnswerError("crc32c", f"crc32c {crc32c:08x} came for {expected.crc32c:08x}")
         return ObjectVersion(expected.name, expected.generation, expected.size, crc32c)
 
-    async def _describe(self, name: ObjectName, current: _Try) -> ObjectVersion:
+    async def _describe(self, name: ObjectName, current: Try) -> ObjectVersion:
         headers = await self._authorization()
         self._count_request(current)
-        url = self._url(name)
-        async with self._session.get(url, params=self._payer(), headers=headers, allow_redirects=False) as response:
+        async with self._session.get(self._url(name), headers=headers, allow_redirects=False) as response:
             await self._check_status(response, headers, pinned=False)
             try:
                 described = json.loads(await response.read())
@@ -277,7 +261,7 @@ class Origin:
                 raise UnfitAnswerError("metadata", "its metadata is not JSON") from None
             return next(parse_page({"items": [described]})[0].versions(name.bucket))
 
-    async def _page(self, bucket: str, prefix: str, ask: Ask, current: _Try) -> tuple[Objects, str]:
+    async def _page(self, bucket: str, prefix: str, ask: Ask, current: Try) -> tuple[Objects, str]:
         bounds = {"startOffset": ask.start, "endOffset": ask.end, "pageToken": ask.token}
         params = {"prefix": prefix, "fields": FIELDS} | {key: value for key, value in bounds.items() if value}
         headers = await self._authorization()
@@ -312,7 +296,7 @@ class Origin:
             self._token.forget(sent["Authorization"].removeprefix("Bearer "))
         return answer_error(status, headers, body, pinned=pinned)
 
-    def _count_request(self, current: _Try) -> None:
+    def _count_request(self, current: Try) -> None:
         self.traffic.requests += 1
         if current.account is not None:
             current.account.sent()
@@ -320,8 +304,10 @@ class Origin:
     async def _authorization(self) -> dict[str, str]:
         return {} if self._token is None else {"Authorization": f"Bearer {await self._token.get()}"}
 
-    def _url(self, name: ObjectName) -> str:
-        return f"{self._root}/storage/v1/b/{name.bucket}/o/{quote(name.name, safe='')}"
+    def _url(self, name: ObjectName, **params: str) -> URL:
+        query = urlencode(params | self._payer())
+        path = f"{self._root}/storage/v1/b/{name.bucket}/o/{quote(name.name, safe='')}"
+        return URL(f"{path}?{query}" if query else path, encoded=True)
 
     def _payer(self) -> dict[str, str]:
         return {"userProject": self._access.user_project} if self._access.user_project else {}
@@ -368,23 +354,6 @@ def _expected(wanted: ObjectVersion | None, named: ObjectVersion | None) -> Obje
     if named.generation != wanted.generation:
         raise UnfitAnswerError("generation", f"generation {named.generation} came for {wanted.generation}")
     return wanted if wanted.crc32c is not None else replace(wanted, crc32c=named.crc32c)
-
-
-async def _told(attempt: Attempt[T], current: _Try) -> T:
-    """Make the attempt and tell its account how it went. Only a download's time is told: a page's says nothing of it."""
-    if current.account is None:
-        return await attempt(current)
-    started_s = time.monotonic()
-    is_good = is_refused = False
-    try:
-        result = await attempt(current)
-        is_good = current.size_bytes is not None
-        return result
-    except UnfitAnswerError as exc:
-        is_refused = exc.kind in REFUSALS
-        raise
-    finally:
-        current.account.ended(Outcome(time.monotonic() - started_s, current.received_bytes, is_refused, is_good))
 
 
 def _kind_of(exc: BaseException) -> str:

@@ -31,17 +31,22 @@ __all__ = ["Registry"]
 log = logging.getLogger(__name__)
 
 STREAM_IDLE_S = 900.0
-SHORTEST_WINDOW = 16
+SPARE_ITEMS = 16  # for what comes in bursts
+LARGEST_SPARE = 0.02  # of what the cache holds
 LONGEST_WINDOW = 100_000
 LONGEST_GAP_S = 1.0  # a reader that pauses longer than that is not late with its report
 
 
 class Registry:
-    """Readers, manifests and the planner over them. `window_items` fixes every window; None measures how long it must be."""
+    """Readers, manifests and the planner over them, for a cache of `cache_bytes`.
+
+    `window_items` fixes every window; None measures how long it must be.
+    """
 
     def __init__(
         self,
         seed: int,
+        cache_bytes: int,
         *,
         window_items: int | None = None,
         lru: bool = False,
@@ -51,6 +56,7 @@ class Registry:
         self.planner = Planner(lru=lru)
         self._download_s = download_s or Spread()
         self._seed = seed
+        self._cache_bytes = cache_bytes
         self._window_items = window_items
         self._clock = clock
         self._catalogs: dict[str, Catalog] = {}
@@ -203,8 +209,12 @@ class Registry:
         # Workers that overtake each other are served alike; but what lies behind since a report got lost is next to nothing.
         stream = reader.stream
         ahead = min(stream.front - stream.start, 2 * (stream.front - stream.position))
-        needed = int(reader.stream.rate.per_s(self._clock()) * wait_s) + ahead + SHORTEST_WINDOW
-        return min(needed, LONGEST_WINDOW)
+        needed = int(reader.stream.rate.per_s(self._clock()) * wait_s) + ahead
+        return min(needed + self._spare(reader), LONGEST_WINDOW)
+
+    def _spare(self, reader: Reader) -> int:
+        # A small cache loses more by it than its reader waits without.
+        return max(1, min(SPARE_ITEMS, int(LARGEST_SPARE * self._cache_bytes / reader.listing.item_bytes)))
 
     def versions(self, reader: Reader, number: int) -> list[ObjectVersion]:
         """The parts of an item that the reader is about to read, as listed last; their places are remembered.

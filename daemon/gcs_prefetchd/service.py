@@ -111,7 +111,11 @@ class Service:
         self.directory = CacheDirectory(settings.cache_dir)
         self.instance_id = uuid.uuid4().hex
         self.registry = Registry(
-            settings.seed, window_items=settings.window_items, lru=settings.policy == "lru", download_s=(download_s := Spread())
+            settings.seed,
+            settings.cache_size,
+            window_items=settings.window_items,
+            lru=settings.policy == "lru",
+            download_s=(download_s := Spread()),
         )
         self.cache = Cache(self.directory, settings.cache_size, settings.min_free)
         access = Access(settings.endpoint, settings.anonymous, settings.credentials, settings.user_project)
