@@ -202,7 +202,10 @@ def test_an_iteration_that_is_stopped_while_it_waits_ends_too(server: ServingGCS
 
 
 def test_a_program_that_ends_in_the_middle_says_nothing(server: ServingGCS) -> None:
+    # asyncio warns of steps that take long, which on a loaded machine says nothing; what went wrong it tells as an error.
     script = f"""
+import logging
+logging.getLogger("asyncio").setLevel(logging.ERROR)
 from gcs_dataset import AsyncImageDataset
 iterator = iter(AsyncImageDataset({ROOT!r}, {IDS!r}))
 print(next(iterator)[0].mode)
