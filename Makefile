@@ -40,7 +40,7 @@ check: $(INSTALLED) ## Check format, lint and types; change nothing
 
 # A missed target does not keep the others from being measured. `bench/origin_traffic.py` without --quick takes 13 minutes,
 # `bench/restart.py` with a million objects 5.
-bench: $(INSTALLED) ## Measure: origin traffic, listing, fill, cold and warm epochs, waiting, restart; takes ten minutes
+bench: $(INSTALLED) ## Measure: origin traffic, listing, fill, cold and warm epochs, waiting, restart; takes twelve minutes
 	-$(BIN)/python bench/origin_traffic.py --quick
 	-$(BIN)/python bench/listing.py
 	-$(BIN)/python bench/fill.py --plot docs/fill.png

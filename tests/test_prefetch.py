@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -171,6 +172,33 @@ async def test_the_seeded_order_fills_the_room_that_is_free_beyond_its_window(gc
         for _ in range(20):
             await node.follow()
         assert gcs.counts.media.total() == 20
+
+
+async def test_a_reader_finds_what_lies_beyond_its_window_where_room_is_free(gcs: GCSServer, cache: Cache) -> None:
+    put_items(gcs, 300, size_bytes=2000)
+    async with prefetching(gcs, cache, window=None) as node:
+        order = list(reversed(node.all))
+        await node.plan(order)
+        filled = len(node.items_on_disk())
+        assert 240 <= filled <= 250  # what is half here counts as here and as under way
+        assert sorted(node.items_on_disk()) == sorted(order[:filled])
+        assert cache.evictions == 0
+        for item in order[:20]:
+            assert item in node.items_on_disk()
+            await node.read(item)
+        # Room comes free by dropping what was read; what lies far ahead is fetched once and stays.
+        await node.read(*order[20:250])
+        assert max(gcs.counts.media.values()) == 1
+
+
+@pytest.mark.parametrize("how", [{"window": 5}, {"window": None, "lru": True}])
+async def test_free_room_is_left_free_where_a_setting_says_how_far_to_look_ahead(
+    how: dict[str, Any], gcs: GCSServer, cache: Cache
+) -> None:
+    put_items(gcs, 400, size_bytes=1000)
+    async with prefetching(gcs, cache, **how) as node:
+        reader = await node.plan(node.all)
+        assert len(node.items_on_disk()) == node.registry.window(reader) < 400
 
 
 async def test_beyond_its_window_the_seeded_order_drops_nothing_that_a_program_has_read(gcs: GCSServer, cache: Cache) -> None:

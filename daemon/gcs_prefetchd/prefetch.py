@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 TRY_AGAIN_S = 5.0
 # Items that are looked at before others on the event loop have their turn: about 5 ms.
 BURST_ITEMS = 256
+LOOKED_AT_ONCE = 2048  # places that need nothing done take a microsecond or two each
 
 Item = tuple[str, int]
 
@@ -69,11 +70,13 @@ class Prefetcher:
         self._read_ahead = read_ahead
         self._try_again_s = try_again_s
         self._waiting_for_room = False
-        self._filled: set[str] = set()  # seeded streams that have used up the room that is free
+        self._filled: set[str] = set()  # streams beyond whose windows there is no room that is free
         self._not_there: set[ObjectVersion] = set()
         self._ahead_of: dict[str, Epoch] = {}  # the epochs whose next one is being worked out, by their streams
         self._woken = asyncio.Event()
         self._bringing: dict[Item, _Bringing] = {}
+        self._advised: dict[str, tuple[Epoch, int]] = {}  # how far in which epoch what is here has been read ahead
+        self._left_to_look_at = 0
         self._objects = self._bytes = 0  # of all that is being brought
         self._tasks: set[asyncio.Task[None]] = set()
         self._later: set[Item] = set()
@@ -169,6 +172,9 @@ class Prefetcher:
         if self._waiting_for_room:
             return False
         readers = [(reader, self._registry.window(reader)) for reader in self._registry]
+        self._left_to_look_at = LOOKED_AT_ONCE
+        for reader, window in readers:
+            self._advise(reader, window)
         for _ in range(BURST_ITEMS):
             # Every slot is worth an object that waits for it; more would only stand in line before items nearer to a reader.
             if self._objects >= self._fetcher.slots.count:
@@ -181,17 +187,31 @@ class Prefetcher:
                     if soonest is None or due_s < soonest[0]:
                         soonest = (due_s, reader, place, window)
             if soonest is None:
-                return False
+                return self._left_to_look_at <= 0
             self._start(*soonest[1:])
         return True
+
+    def _advise(self, reader: Reader, window: int) -> None:
+        """Have what is here and has come into the reader's window read into memory."""
+        if self._read_ahead is None or reader.seeded:
+            return
+        stream = reader.stream
+        epoch, advised = self._advised.get(stream.id, (None, 0))
+        place = max(stream.start, advised if epoch is stream.current else 0)
+        end = min(stream.known, stream.window_start(window) + window)
+        for item in map(stream.item_at, range(place, end)):
+            if self._registry.is_here(reader, item):
+                self._read_ahead.want(self._registry.paths(reader, item))
+        self._advised[stream.id] = (stream.current, max(place, end))
 
     def _next_place(self, reader: Reader, window: int) -> int | None:
         """The nearest place in the window whose item is not here and not being brought; None where there is none."""
         stream = reader.stream
         end = min(stream.known, stream.window_start(window) + window)
-        if reader.seeded and stream.id not in self._filled:
-            end = stream.known  # nobody is there yet to read: what room there is is best used so
-        place = max(stream.planned, stream.start)
+        if stream.id not in self._filled and (reader.seeded or self._registry.fills_free_room):
+            end = stream.known
+        place = first = max(stream.planned, stream.start)
+        end = min(end, first + max(0, self._left_to_look_at))
         while place < end:
             item = stream.item_at(place)
             if stream.place_of(item) <= place:
@@ -201,9 +221,8 @@ class Prefetcher:
                     break
                 else:
                     self._registry.planned(reader, item)
-                    if self._read_ahead is not None and not reader.seeded:
-                        self._read_ahead.want(self._registry.paths(reader, item))
             place += 1
+        self._left_to_look_at -= place - first
         stream.planned = max(stream.planned, place)
         return place if place < end else None
 
@@ -216,7 +235,7 @@ class Prefetcher:
             return
         room: Room = partial(self._choose, (reader.key, item))
         size_bytes = sum(version.size for version in absent)
-        if reader.seeded and place >= stream.window_start(window) + window:
+        if place >= stream.window_start(window) + window:
             room = _nothing
             if not self._cache.has_room_for(self._bytes + size_bytes):
                 # As one: an image that fits where its label does not would be of no use to anybody.

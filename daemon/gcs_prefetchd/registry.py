@@ -54,6 +54,8 @@ class Registry:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.planner = Planner(lru=lru)
+        # Beyond the windows: nothing is dropped for it. Not where LRU may drop it again before it is read.
+        self.fills_free_room = window_items is None and not lru
         self._download_s = download_s or Spread()
         self._seed = seed
         self._cache_bytes = cache_bytes
