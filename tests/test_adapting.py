@@ -54,15 +54,6 @@ async def prefetch(fetcher: Fetcher, cache: Cache, versions: list[ObjectVersion]
     return time.monotonic() - began_s
 
 
-async def test_a_server_that_serves_few_at_a_time_is_asked_for_few(gcs: GCSServer, cache: Cache) -> None:
-    gcs.pace = Pace(latency_s=0.02, at_once=8)
-    versions = put(gcs, 2000)
-    async with fetching(gcs, cache) as (fetcher, _):
-        await prefetch(fetcher, cache, versions)
-        # With client and server on one busy loop nobody knows what a fast answer is; the simulations are stricter.
-        assert fetcher.slots.limit.now <= 96
-
-
 async def test_a_server_that_refuses_what_is_too_much_is_asked_for_less(gcs: GCSServer, cache: Cache) -> None:
     gcs.pace = Pace(latency_s=0.05, requests_per_s=200)
     versions = put(gcs, 800)
@@ -73,7 +64,7 @@ async def test_a_server_that_refuses_what_is_too_much_is_asked_for_less(gcs: GCS
 
 
 async def test_a_server_that_is_never_busy_is_asked_for_more(gcs: GCSServer, cache: Cache) -> None:
-    gcs.pace = Pace(latency_s=0.3)
+    gcs.pace = Pace(latency_s=0.6)
     versions = put(gcs, 600)
     async with fetching(gcs, cache, most=256) as (fetcher, _):
         await prefetch(fetcher, cache, versions)
