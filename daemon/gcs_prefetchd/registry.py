@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 STREAM_IDLE_S = 900.0
 SPARE_ITEMS = 16  # for what comes in bursts
-LARGEST_SPARE = 0.02  # of what the cache holds
+LARGEST_SPARE = 0.01  # of what the cache holds
 LONGEST_WINDOW = 100_000
 LONGEST_GAP_S = 1.0  # a reader that pauses longer than that is not late with its report
 
