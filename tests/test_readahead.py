@@ -2,8 +2,10 @@
 
 import asyncio
 import ctypes
+import gc
 import mmap
 import os
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import chain
@@ -116,3 +118,21 @@ async def test_what_a_plan_names_next_is_read_ahead_where_that_is_wanted(wanted:
             await service.prefetcher.settled()
         later = order[5:] if wanted else order
         assert not any(map(in_memory, chain.from_iterable(files[item] for item in later)))
+
+
+async def test_of_a_job_that_has_ended_no_order_is_kept(gcs: GCSServer, tmp_path: Path) -> None:
+    """Each job has streams of its own names: what is kept for each would be kept for ever."""
+    put_items(gcs, 20, size_bytes=100)
+    async with running(make_settings(tmp_path, gcs.url)) as service:
+        await service.prefetcher.settled()
+        manifest = service.registry.manifest(DATA_ROOT)
+        assert manifest is not None
+        plan, indices = plan_of(manifest, range(20), kind="shuffled")
+        order = weakref.ref(service.registry.register(service.registry.prepare(plan, indices)).stream.current.order)
+        service.prefetcher.begin()
+        await service.prefetcher.settled()
+        service.registry.end_job(plan.job)
+        service.prefetcher.begin()
+        await service.prefetcher.settled()
+        gc.collect()
+        assert order() is None

@@ -47,6 +47,20 @@ class _Bringing:
     planned_again: bool = False
 
 
+@dataclass(slots=True)
+class _Ahead:
+    """How far one turn looks ahead of a reader: its window, and how many places beside those that are fetched."""
+
+    reader: Reader
+    window: int
+    looks_left: int = LOOKED_AT_ONCE
+
+    @property
+    def window_end(self) -> int:
+        """The first place beyond the window."""
+        return self.reader.stream.window_start(self.window) + self.window
+
+
 class Prefetcher:
     """`run` prefetches until it is cancelled. Whatever changes the readers or the cache calls `wake`.
 
@@ -75,8 +89,6 @@ class Prefetcher:
         self._ahead_of: dict[str, Epoch] = {}  # the epochs whose next one is being worked out, by their streams
         self._woken = asyncio.Event()
         self._bringing: dict[Item, _Bringing] = {}
-        self._advised: dict[str, tuple[Epoch, int]] = {}  # how far in which epoch what is here has been read ahead
-        self._left_to_look_at = 0
         self._objects = self._bytes = 0  # of all that is being brought
         self._tasks: set[asyncio.Task[None]] = set()
         self._later: set[Item] = set()
@@ -171,47 +183,45 @@ class Prefetcher:
         """Start what there are slots for; True where there may be more to start."""
         if self._waiting_for_room:
             return False
-        readers = [(reader, self._registry.window(reader)) for reader in self._registry]
-        self._left_to_look_at = LOOKED_AT_ONCE
-        for reader, window in readers:
-            self._advise(reader, window)
+        ahead = [_Ahead(reader, self._registry.window(reader)) for reader in self._registry]
+        for one in ahead:
+            self._advise(one)
         for _ in range(BURST_ITEMS):
             # Every slot is worth an object that waits for it; more would only stand in line before items nearer to a reader.
             if self._objects >= self._fetcher.slots.count:
                 return False
-            soonest: tuple[float, Reader, int, int] | None = None
-            for reader, window in readers:
-                place = self._next_place(reader, window)
+            soonest: tuple[float, _Ahead, int] | None = None
+            for one in ahead:
+                place = self._next_place(one)
                 if place is not None:
-                    due_s = self._registry.due_s(reader, place)
+                    due_s = self._registry.due_s(one.reader, place)
                     if soonest is None or due_s < soonest[0]:
-                        soonest = (due_s, reader, place, window)
+                        soonest = (due_s, one, place)
             if soonest is None:
-                return self._left_to_look_at <= 0
+                return any(one.looks_left <= 0 for one in ahead)
             self._start(*soonest[1:])
         return True
 
-    def _advise(self, reader: Reader, window: int) -> None:
+    def _advise(self, ahead: _Ahead) -> None:
         """Have what is here and has come into the reader's window read into memory."""
+        reader, stream = ahead.reader, ahead.reader.stream
         if self._read_ahead is None or reader.seeded:
             return
-        stream = reader.stream
-        epoch, advised = self._advised.get(stream.id, (None, 0))
-        place = max(stream.start, advised if epoch is stream.current else 0)
-        end = min(stream.known, stream.window_start(window) + window)
+        place = max(stream.start, stream.advised)
+        end = min(stream.known, ahead.window_end)
         for item in map(stream.item_at, range(place, end)):
             if self._registry.is_here(reader, item):
                 self._read_ahead.want(self._registry.paths(reader, item))
-        self._advised[stream.id] = (stream.current, max(place, end))
+        stream.advised = max(place, end)
 
-    def _next_place(self, reader: Reader, window: int) -> int | None:
-        """The nearest place in the window whose item is not here and not being brought; None where there is none."""
-        stream = reader.stream
-        end = min(stream.known, stream.window_start(window) + window)
+    def _next_place(self, ahead: _Ahead) -> int | None:
+        """The nearest place whose item is to be here, but is not and is not being brought; None where none is found yet."""
+        reader, stream = ahead.reader, ahead.reader.stream
+        end = min(stream.known, ahead.window_end)
         if stream.id not in self._filled and (reader.seeded or self._registry.fills_free_room):
             end = stream.known
         place = first = max(stream.planned, stream.start)
-        end = min(end, first + max(0, self._left_to_look_at))
+        end = min(end, first + ahead.looks_left)
         while place < end:
             item = stream.item_at(place)
             if stream.place_of(item) <= place:
@@ -222,12 +232,12 @@ class Prefetcher:
                 else:
                     self._registry.planned(reader, item)
             place += 1
-        self._left_to_look_at -= place - first
+        ahead.looks_left -= place - first
         stream.planned = max(stream.planned, place)
         return place if place < end else None
 
-    def _start(self, reader: Reader, place: int, window: int) -> None:
-        stream = reader.stream
+    def _start(self, ahead: _Ahead, place: int) -> None:
+        reader, stream = ahead.reader, ahead.reader.stream
         item = stream.item_at(place)
         stream.planned = place + 1
         absent = [version for version in self._registry.versions(reader, item) if not self._fetcher.is_cached(version)]
@@ -235,7 +245,7 @@ class Prefetcher:
             return
         room: Room = partial(self._choose, (reader.key, item))
         size_bytes = sum(version.size for version in absent)
-        if place >= stream.window_start(window) + window:
+        if place >= ahead.window_end:
             room = _nothing
             if not self._cache.has_room_for(self._bytes + size_bytes):
                 # As one: an image that fits where its label does not would be of no use to anybody.

@@ -247,8 +247,7 @@ class Registry:
 
     def runway(self, reader: Reader) -> int:
         """How many items from the reader's next one on are here whole, without a gap, as far as has been planned."""
-        everything = (1 << len(reader.listing.manifest.layout.patterns)) - 1
-        return reader.stream.unbroken(self.planner.shelves[reader.key].present == everything)
+        return reader.stream.unbroken(self.planner.shelves[reader.key].present == reader.every_part)
 
     def planned(self, reader: Reader, number: int) -> None:
         """An item that is here has come into a window."""

@@ -63,7 +63,8 @@ class Stream:
 
     `endless`: one epoch's length is known ahead at any moment. `position` counts the reads of this epoch. Workers overtake
     each other, and a report can get lost: `start` is the first place not read yet, `front` the one after the last read.
-    `place` is each item's next known place, or NEVER. `planned` is how far prefetching has come.
+    `place` is each item's next known place, or NEVER. `planned` is how far prefetching has come, `advised` how far
+    what is here has been read ahead.
     """
 
     def __init__(self, stream_id: str, job: str, epoch: Epoch, *, endless: bool = False) -> None:
@@ -86,7 +87,7 @@ class Stream:
         self.current = epoch
         self.upcoming: Epoch | None = None
         self.known = len(epoch)
-        self.position = self.start = self.front = self.planned = epoch.position
+        self.position = self.start = self.front = self.planned = self.advised = epoch.position
         self.place = epoch.first  # a copy would take memory and, of a large epoch, the event loop's time
         self._places = self.place.data  # one number in or out of it takes a third of the time that numpy needs
         self._order = epoch.order.data
