@@ -49,5 +49,6 @@ def snapshot(**changes: Any) -> dict[str, Any]:
             "throttled_s": 0.5,
         },
         "prefetch": {"fetched": 5000, "demand_fetched": 800, "runway_items": 512},
+        "process": {"memory_bytes": 84 * 10**6, "open_files": 57, "threads": 6, "tasks": 12},
         "streams": [STREAM],
     } | changes

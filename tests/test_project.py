@@ -383,7 +383,7 @@ def fields(value: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from fields(inner[0], f"{prefix}{name}[].")
 
 
-def test_every_field_of_the_statistics_is_documented_and_no_other(service: Service) -> None:
+async def test_every_field_of_the_statistics_is_documented_and_no_other(service: Service) -> None:
     documented = [code(row[0]) for row in table(section("http-api.md", "### /stats"))]
     assert documented == list(fields(service.statistics.snapshot()))
 
@@ -392,7 +392,7 @@ def test_every_field_of_the_statistics_has_a_unit() -> None:
     assert [row for row in table(section("http-api.md", "### /stats")) if not row[1] or not row[2]] == []
 
 
-def test_every_metric_is_documented_and_no_other(service: Service) -> None:
+async def test_every_metric_is_documented_and_no_other(service: Service) -> None:
     served = {}
     for family in text_string_to_metric_families(service.statistics.metrics().decode()):
         for sample in family.samples:

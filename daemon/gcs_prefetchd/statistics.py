@@ -1,8 +1,12 @@
 """What `/stats` and `/metrics` say: one snapshot, from the parts that count."""
 
+import asyncio
+import os
+import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -93,6 +97,7 @@ class Statistics:
                 "demand_fetched": self.fetcher.fetched.demand,
                 "runway_items": min((s["runway_items"] for s in streams if s["position"] < s["length"]), default=0),
             },
+            "process": _process(),
             "streams": streams,
         }
 
@@ -137,6 +142,17 @@ class Statistics:
         registry = CollectorRegistry()
         registry.register(_Snapshot(self.snapshot()))
         return generate_latest(registry)
+
+
+def _process() -> dict[str, int]:
+    """What the daemon itself takes of the machine: each of it stays flat, whatever has gone wrong."""
+    resident_pages = int(Path("/proc/self/statm").read_bytes().split()[1])
+    return {
+        "memory_bytes": resident_pages * os.sysconf("SC_PAGE_SIZE"),
+        "open_files": sum(1 for _ in Path("/proc/self/fd").iterdir()) - 1,  # without the one that lists them
+        "threads": threading.active_count(),
+        "tasks": len(asyncio.all_tasks()),
+    }
 
 
 # metric: (kind, where in the snapshot, help)
@@ -192,6 +208,10 @@ METRICS: dict[str, tuple[str, tuple[str, str], str]] = {
         ("prefetch", "runway_items"),
         "Items on disk ahead of the hungriest stream",
     ),
+    "gcs_prefetchd_process_memory_bytes": ("gauge", ("process", "memory_bytes"), "Resident memory of the daemon"),
+    "gcs_prefetchd_process_open_files": ("gauge", ("process", "open_files"), "Descriptors that the daemon has open"),
+    "gcs_prefetchd_process_threads": ("gauge", ("process", "threads"), "Threads of the daemon"),
+    "gcs_prefetchd_process_tasks": ("gauge", ("process", "tasks"), "Tasks of the daemon's event loop"),
     "gcs_prefetchd_stream_position": ("gauge", ("streams", "position"), "Items read of the stream's epoch"),
     "gcs_prefetchd_stream_length": ("gauge", ("streams", "length"), "Items of the stream's epoch"),
     "gcs_prefetchd_stream_runway_items": ("gauge", ("streams", "runway_items"), "Items on disk ahead of the stream"),

@@ -27,6 +27,7 @@ def daemon_facts(snapshot: Mapping[str, Any]) -> dict[str, str]:
         "Held back": f"{_duration(limits['throttled_s'])} by the allowed rate",
         "Prefetched": f"{prefetch['fetched']:,} objects; {prefetch['demand_fetched']:,} more while a reader waited",
         "Runway": f"{prefetch['runway_items']:,} items, the shortest of all streams",
+        "Takes": _takes(snapshot["process"]),
         "Up": _duration(snapshot["uptime_s"]),
     }
 
@@ -41,6 +42,10 @@ def stream_facts(stream: Mapping[str, Any]) -> dict[str, str]:
         "Fetched": f"{stream['fetched_items']:,} items ahead; {stream['bound_items']:,} were not here when the epoch began",
         "Waited for": _waits(stream["waits"]),
     }
+
+
+def _takes(process: Mapping[str, int]) -> str:
+    return f"{format_size(process['memory_bytes'])} of memory, {process['open_files']:,} open files"
 
 
 def _why(limits: Mapping[str, Any]) -> str:

@@ -1,0 +1,191 @@
+"""A daemon in a process of its own, and the promises that hold for it whatever goes wrong, checked before and after a fault."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gcs_prefetchd.client import DaemonClient
+from gcs_prefetchd.names import cache_path, parse_object_uri
+from gcs_prefetchd.stamp import read_checked
+from support import COMMAND, clean_environment, start_arguments
+
+LONGEST_LINE_BYTES = 2048
+ANSWER_S = 1.0  # within which /stats answers, whatever goes on
+SETTLE_S = 10.0  # within which what a fault took is given back
+LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR) .+")
+
+
+class Daemon:
+    """A running daemon as its user sees it: its socket, its statistics over TCP, its files, its log."""
+
+    def __init__(self, process: subprocess.Popen[bytes], cache_dir: Path, log: Path, started: dict[str, Any]) -> None:
+        self.process = process
+        self.cache_dir = cache_dir
+        self.log = log
+        self.pid = int(started["pid"])
+        self.http = str(started["http"]).rstrip("/")
+        self.client = DaemonClient(cache_dir)
+
+    def stats(self) -> dict[str, Any]:
+        """`/stats` over TCP; raises TimeoutError where it takes longer than is promised."""
+        with urllib.request.urlopen(f"{self.http}/stats", timeout=ANSWER_S) as answer:
+            return dict(json.load(answer))
+
+    def read(self, uri: str) -> bytes | str:
+        """The object's bytes, checked, as a reader of `gcs_dataset` gets them: from its file or by a demand; or why not."""
+        data = self.cached(uri)
+        if data is None:
+            (error,) = self.client.fetch([uri])
+            if error:
+                return error
+            data = self.cached(uri)
+        return "it was fetched, and is not here" if data is None else data
+
+    def cached(self, uri: str) -> bytes | None:
+        """The bytes of the object's file in the cache, where they are whole."""
+        name = parse_object_uri(uri)
+        where = cache_path(name.bucket, name.name)
+        return read_checked(self.cache_dir / "objects", where)
+
+    def lines(self) -> list[str]:
+        """Its log."""
+        return self.log.read_text().splitlines()
+
+    def lines_about(self, uri: str) -> list[str]:
+        """The warnings and errors in its log that name the object."""
+        return [line for line in self.lines() if uri in line and re.search(" (WARNING|ERROR) ", line)]
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end."""
+        os.kill(self.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> None:
+        """SIGTERM, and wait for the end, which must be a clean one."""
+        os.kill(self.pid, signal.SIGTERM)
+        assert self.process.wait(30) == 0, self.log.read_text()
+
+
+@contextmanager
+def faulted_daemon(
+    cache_dir: Path,
+    endpoint: str,
+    extra: Sequence[str] = (),
+    *,
+    under: Sequence[str] = (),
+    environment: dict[str, str] | None = None,
+) -> Iterator[Daemon]:
+    """A daemon in the foreground, its log in a file beside the cache; killed at the end if it still runs.
+
+    `under` is a command that runs it: strace, prlimit, unshare.
+    """
+    log = cache_dir.with_name(cache_dir.name + ".log")
+    arguments = ["start", *start_arguments(cache_dir, endpoint, extra), "--foreground"]
+    read_end, write_end = os.pipe()
+    with log.open("ab") as stderr:
+        process = subprocess.Popen(
+            [*under, *COMMAND, *arguments, "--ready-fd", str(write_end), "--set", f"log_file={log}"],
+            stdin=subprocess.DEVNULL,
+            stdout=stderr,
+            stderr=stderr,
+            pass_fds=[write_end],
+            env=clean_environment() | (environment or {}),
+        )
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as pipe:
+        answer = json.loads(pipe.read() or b"{}")
+    try:
+        assert "pid" in answer, f"{answer} {log.read_text()}"
+        daemon = Daemon(process, cache_dir, log, answer)
+        with contextlib.closing(daemon.client):
+            yield daemon
+    finally:
+        if process.poll() is None:
+            with contextlib.suppress(KeyError, ProcessLookupError):
+                os.kill(answer["pid"], signal.SIGKILL)
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def promises(daemon: Daemon, good: str, data: bytes, *, entries_stay: bool = True) -> Iterator[None]:
+    """Assert that the promises hold after the body as before it, and the bound all the while.
+
+    `good` is the URI of an object that no fault touches and that is not in the cache yet, `data` its bytes. `entries_stay`:
+    nothing of what was cached before may be gone.
+    """
+    before, entries = _usage(daemon), set(daemon.client.cached_objects())
+    with _bound_kept(daemon):
+        yield
+    assert daemon.process.poll() is None, daemon.log.read_text()
+    daemon.stats()
+    assert daemon.read(good) == data
+    if entries_stay:
+        assert entries <= set(daemon.client.cached_objects())
+    _wait_until_given_back(daemon, before)
+    for line in daemon.lines():
+        assert LINE.fullmatch(line), line
+        assert len(line.encode()) <= LONGEST_LINE_BYTES, line
+
+
+def _usage(daemon: Daemon) -> dict[str, int]:
+    """What leaks would show in. Connections to GCS are kept open on purpose, so of sockets there may be some more."""
+    links = []
+    for descriptor in Path(f"/proc/{daemon.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            links.append(str(descriptor.readlink()))
+    return {
+        "files": sum(not link.startswith("socket:") for link in links),
+        "downloads": daemon.stats()["origin"]["in_flight"],
+        "reserved_bytes": daemon.stats()["cache"]["reserved_bytes"],
+        "tasks": daemon.stats()["process"]["tasks"],
+        "temporary_files": len([path for path in (daemon.cache_dir / "tmp").rglob("*") if path.is_file()]),
+    }
+
+
+def _wait_until_given_back(daemon: Daemon, before: dict[str, int]) -> None:
+    until_s = time.monotonic() + SETTLE_S
+    while True:
+        more = {what: (before[what], now) for what, now in _usage(daemon).items() if now > before[what]}
+        if not more:
+            return
+        assert time.monotonic() < until_s, f"more than before the fault: {more}"
+
+
+@contextmanager
+def _bound_kept(daemon: Daemon) -> Iterator[None]:
+    """Measure the files, finished and not, again and again until the body ends: they never hold more than the limit."""
+    ended, most = threading.Event(), [0]
+    limit_bytes = daemon.stats()["cache"]["limit_bytes"]
+
+    def measure() -> None:
+        while not ended.wait(0.02):
+            most.append(sum(map(_bytes_below, (daemon.cache_dir / "objects", daemon.cache_dir / "tmp"))))
+
+    thread = threading.Thread(target=measure)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    assert max(most) <= limit_bytes
+
+
+def _bytes_below(folder: Path) -> int:
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # renamed or dropped meanwhile
+                total += Path(parent, name).lstat().st_size
+    return total
