@@ -8,7 +8,7 @@ SOURCES := daemon dataset tests examples bench
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check format bench build clean install-systemd uninstall-systemd
+.PHONY: help install demo test torture check format bench build clean install-systemd uninstall-systemd
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ demo: $(INSTALLED) ## Train a small network through a real daemon from a local G
 
 test: $(INSTALLED) ## Run every test
 	$(BIN)/python -m pytest
+
+torture: $(INSTALLED) ## Run the long loops over faults and print what they came to, for docs/reliability.md
+	$(BIN)/python -m pytest -m torture
 
 check: $(INSTALLED) ## Check format, lint and types; change nothing
 	$(BIN)/ruff format --check $(SOURCES)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from fault_support import Tally, table_of
 from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.directory import CacheDirectory
 from gcs_prefetchd.testing import GCSServer
@@ -49,3 +50,21 @@ async def cache(directory: CacheDirectory) -> AsyncIterator[Cache]:
     yield opened
     assert await opened.check() == []
     await opened.close()
+
+
+_TALLIES = pytest.StashKey[list[Tally]]()
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Tally:
+    """A row of the table that `make torture` prints; the test counts in it."""
+    row = Tally(request.node.name.removeprefix("test_").replace("_", " "))
+    request.config.stash.setdefault(_TALLIES, []).append(row)
+    return row
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the table of those long loops that ran."""
+    if rows := config.stash.get(_TALLIES, []):
+        terminalreporter.section("torture")
+        terminalreporter.write_line(table_of(rows))

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,25 @@ LONGEST_LINE_BYTES = 2048
 ANSWER_S = 1.0  # within which /stats answers, whatever goes on
 SETTLE_S = 10.0  # within which what a fault took is given back
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR) .+")
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a loop over a fault came to. A failed read is one that the daemon answered with an error: training reads on."""
+
+    case: str
+    tried: int = 0
+    wrong_bytes: int = 0
+    lost_objects: int = 0
+    failed_reads: int = 0
+
+
+def table_of(rows: Sequence[Tally]) -> str:
+    """The rows as a table in Markdown, for `docs/reliability.md`."""
+    heads = ["case", "times tried", "wrong bytes", "lost objects", "failed reads"]
+    cells = [[str(value) for value in astuple(row)] for row in rows]
+    lines = [heads, ["---", *["---:"] * 4], *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 class Daemon:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fault_support import Daemon, faulted_daemon, promises
+from fault_support import Daemon, Tally, faulted_daemon, promises
 from gcs_prefetchd.testing import FlippedByte, ServingGCS, serving
 from support import BUCKET, DATA_ROOT, put_items
 
@@ -46,3 +46,16 @@ def test_a_byte_that_is_always_flipped_is_an_error_that_names_the_object(daemon:
         assert "crc32c" in str(daemon.read(BAD))
     (line,) = daemon.lines_about(BAD)
     assert "crc32c" in line
+
+
+@pytest.mark.torture
+def test_bytes_that_are_flipped_again_and_again_never_reach_a_reader(daemon: Daemon, server: ServingGCS, tally: Tally) -> None:
+    server.faults.add(FlippedByte(), f"{BUCKET}/train/bad/*", requests=range(1, 3))
+    with promises(daemon, GOOD, DATA):
+        for number in range(50):
+            server.put(BUCKET, f"train/bad/{number}", DATA)
+            data = daemon.read(f"{BAD}/{number}")
+            tally.tried += 1
+            tally.failed_reads += isinstance(data, str)
+            tally.wrong_bytes += isinstance(data, bytes) and data != DATA
+    assert (tally.wrong_bytes, tally.failed_reads) == (0, 0)
