@@ -354,7 +354,7 @@ async def test_after_several_faults_in_a_row_the_right_bytes_come(gcs: GCSServer
     [
         (Status(503), "GCS says 503"),
         (FlippedByte(), "crc32c .* came for"),
-        (Cut(100), "ClientPayloadError"),
+        (Cut(100), "the connection was lost after 100 bytes of a body"),
         (Stall(None), "no answer|Timeout"),
         (Drip(1, 0.05), "of 5120 bytes had come"),
     ],
@@ -378,7 +378,7 @@ async def test_nobody_at_the_other_end_is_given_up_at_the_deadline() -> None:
     async with GCSServer() as gone:
         origin = origin_of(gone, deadline_s=0.3)
     async with origin:
-        with pytest.raises(OriginUnavailableError, match=f"fetch {NAME.uri}: .*Cannot connect"):
+        with pytest.raises(OriginUnavailableError, match=f"fetch {NAME.uri}: .*no connection to 127.0.0.1:[0-9]+: "):
             await origin.read(NAME)
     assert origin.traffic.errors["connection"] >= 1
 

@@ -99,6 +99,8 @@ LAYERS = [
     "gcs_prefetchd.slots",
     "gcs_prefetchd.tuning",
     "gcs_prefetchd.tries",
+    "gcs_prefetchd.connection",
+    "gcs_prefetchd.connections",
     "gcs_prefetchd.origin",
     "gcs_prefetchd.listing",
     "gcs_prefetchd.download",
