@@ -7,25 +7,25 @@ checks nothing (it returns a truncated body, a flipped byte or a login page with
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, Self, TypeVar
 from urllib.parse import quote, urlencode
 
 import aiohttp
-import google_crc32c
 from gcloud.aio.storage import Storage
 from yarl import URL
 
 from gcs_prefetchd.answers import UnfitAnswerError, answer_error, named_version
-from gcs_prefetchd.backoff import delay_s
+from gcs_prefetchd.backoff import delay_s, parse_retry_after
 from gcs_prefetchd.credentials import Access, make_token
 from gcs_prefetchd.errors import ObjectChangedError, OriginError, OriginUnavailableError
 from gcs_prefetchd.manifest import Objects, ObjectVersion
 from gcs_prefetchd.names import ObjectName
 from gcs_prefetchd.pages import FIELDS, parse_page, without_folders
 from gcs_prefetchd.ranges import Ask, Ranges
+from gcs_prefetchd.resume import Received
 from gcs_prefetchd.tokens import SharedToken, brief
 from gcs_prefetchd.traffic import Traffic
 from gcs_prefetchd.tries import Account, Attempt, Try, told
@@ -39,6 +39,10 @@ LIST_TIMEOUT_S = 60.0
 LISTED_AT_ONCE = 10  # pages of one listing; of two folders at 30 ms, one core has no time for more
 LARGEST_ERROR_BODY = 16_384
 LARGEST_WHOLE = 1 << 20  # larger bodies are passed on piece by piece
+# Shares of the deadline. Silence, a body that drips and a Retry-After take the first at most, so that there is always another
+# try; a body that has not come as a whole within the second is taken as it comes, so that what came is not lost with the rest.
+TRY_SHARE = 0.5
+WHOLE_SHARE = 1 / 30
 
 T = TypeVar("T")
 
@@ -75,7 +79,7 @@ class Origin:
         self._access = access
         self._connections = connections
         self._deadline_s = deadline_s
-        self._read_timeout_s = read_timeout_s
+        self._read_timeout_s = min(read_timeout_s, deadline_s * TRY_SHARE)
         self._page_account = page_account
         self._root = access.endpoint or PUBLIC_ENDPOINT
         self._closing = AsyncExitStack()
@@ -168,7 +172,8 @@ class Origin:
         """
         self.traffic.in_flight += 1
         try:
-            return await self._retrying(f"fetch {name.uri}", partial(self._attempt, name, version, sink), account)
+            attempt = partial(self._attempt, name, version, sink, Received())
+            return await self._retrying(f"fetch {name.uri}", attempt, account)
         finally:
             self.traffic.in_flight -= 1
 
@@ -178,7 +183,7 @@ class Origin:
         try:
             async with asyncio.timeout(self._deadline_s):
                 while True:
-                    tries, current = tries + 1, Try(account)
+                    tries, current = tries + 1, Try(account, slow_after_s=self._deadline_s * TRY_SHARE)
                     try:
                         return await told(attempt, current)
                     except UnfitAnswerError as exc:
@@ -192,7 +197,7 @@ class Origin:
                         self.traffic.errors[_kind_of(exc)] += 1
                         last, wait_s = brief(exc), None
                     current = None
-                    await asyncio.sleep(delay_s(tries, wait_s))
+                    await asyncio.sleep(delay_s(tries, wait_s, self._deadline_s * TRY_SHARE))
         except TimeoutError:
             self.traffic.errors["deadline"] += 1
             causes = [last] if current is None else [str(current), *([f"before that {last}"] if last else [])]
@@ -201,7 +206,11 @@ class Origin:
                 f"last: {', '.join(causes)}"
             ) from None
 
-    async def _attempt(self, name: ObjectName, version: ObjectVersion | None, sink: Sink, current: Try) -> ObjectVersion:
+    async def _attempt(
+        self, name: ObjectName, version: ObjectVersion | None, sink: Sink, received: Received, current: Try
+    ) -> ObjectVersion:
+        if (started := received.started()) is not None:
+            return await self._attempt_rest(started, sink, received, current)
         url = self._url(name, alt="media", **({"generation": str(version.generation)} if version else {}))
         headers = await self._authorization()
         self._count_request(current)
@@ -209,46 +218,67 @@ class Origin:
             await self._check_status(response, headers, pinned=version is not None)
             expected = _expected(version, named_version(name, response.headers))
             if expected is not None:
-                return await self._receive(response, expected, sink, current)
+                await sink.begin(expected)
+                received.begin(expected)
+                return await self._receive(response, expected, sink, received, current)
             # Closed before the metadata is asked for: with every connection held by a download that asks, all would wait.
             response.close()
-        return await self._attempt_described(name, sink, current)
+        return await self._attempt_described(name, sink, received, current)
 
-    async def _attempt_described(self, name: ObjectName, sink: Sink, current: Try) -> ObjectVersion:
+    async def _attempt_rest(self, started: ObjectVersion, sink: Sink, received: Received, current: Try) -> ObjectVersion:
+        """Bring what is missing of a download that broke off.
+
+        Any other answer than that has the next try begin at byte 0, which finds out what it means; unless it may pass.
+        """
+        url = self._url(started.name, alt="media", generation=str(started.generation))
+        headers = await self._authorization()
+        self._count_request(current)
+        asked = headers | {"Range": f"bytes={received.bytes}-"}
+        async with self._session.get(url, headers=asked, allow_redirects=False) as response:
+            if response.status == 206 and received.is_followed_by(response.headers):
+                return await self._receive(response, started, sink, received, current)
+            response.close()
+            text = f"GCS says {response.status} where the bytes from {received.bytes} on were asked for"
+            if response.status < 500 and response.status not in (408, 429):
+                received.begin(None)
+            wait_s = parse_retry_after(response.headers.get("Retry-After"))
+            raise UnfitAnswerError(str(response.status), text, retry_after_s=wait_s)
+
+    async def _attempt_described(self, name: ObjectName, sink: Sink, received: Received, current: Try) -> ObjectVersion:
         """Bring the generation that the metadata names, for an answer that named no hash or no generation."""
         described = await self._describe(name, current)
         try:
-            return await self._attempt(name, described, sink, current)
+            return await self._attempt(name, described, sink, received, current)
         except UnfitAnswerError as exc:
             if exc.final is ObjectChangedError:
                 raise UnfitAnswerError("generation", "replaced while it was being read") from None
             raise
 
     async def _receive(
-        self, response: aiohttp.ClientResponse, expected: ObjectVersion, sink: Sink, current: Try
+        self, response: aiohttp.ClientResponse, expected: ObjectVersion, sink: Sink, received: Received, current: Try
     ) -> ObjectVersion:
-        await sink.begin(expected)
-        current.size_bytes = expected.size
-        content, received, crc32c = response.content, 0, 0
+        content, current.size_bytes, current.before_bytes = response.content, expected.size, received.bytes
         try:
-            if response.content_length == expected.size <= LARGEST_WHOLE and content.exception() is None:
-                await content.wait_eof()  # to be woken once, and not for each of its pieces, halves what the body costs
+            if response.content_length == expected.size - received.bytes <= LARGEST_WHOLE and content.exception() is None:
+                await self._wait_for_whole(content)
             async for chunk in content.iter_any():
-                received += len(chunk)
-                if received > expected.size:
-                    response.close()
-                    raise UnfitAnswerError("size", f"more than the {expected.size} bytes of the object came")
-                crc32c = google_crc32c.extend(crc32c, chunk)
+                received.add(chunk)
                 await sink.write(chunk)
-                current.received_bytes = received
+                current.received_bytes += len(chunk)
+                current.check_pace()
+        except UnfitAnswerError:
+            response.close()
+            raise
         finally:
             current.received_bytes = content.total_bytes
             self.traffic.received_bytes += content.total_bytes
-        if received != expected.size:
-            raise UnfitAnswerError("size", f"{received} of {expected.size} bytes came")
-        if expected.crc32c is not None and crc32c != expected.crc32c:
-            raise UnfitAnswerError("crc32c", f"crc32c {crc32c:08x} came for {expected.crc32c:08x}")
-        return ObjectVersion(expected.name, expected.generation, expected.size, crc32c)
+        return received.whole()
+
+    async def _wait_for_whole(self, content: aiohttp.StreamReader) -> None:
+        """To be woken once, and not for each of its pieces, halves what a body costs."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._deadline_s * WHOLE_SHARE):
+                await content.wait_eof()
 
     async def _describe(self, name: ObjectName, current: Try) -> ObjectVersion:
         headers = await self._authorization()
