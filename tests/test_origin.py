@@ -590,6 +590,30 @@ async def test_credentials_that_stay_refused_are_final_after_one_renewal(gcs: GC
     assert gcs.counts.total(Kind.TOKEN) == 2
 
 
+@pytest.mark.parametrize("kind", [Kind.MEDIA, Kind.METADATA])
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_no_token_and_no_question_follows_a_redirect_to_another_host(
+    gcs: GCSServer, signed: Origin, kind: Kind, status: int
+) -> None:
+    version = put(gcs)
+    async with GCSServer() as elsewhere:
+        elsewhere.put(BUCKET, NAME.name, b"of somebody else")
+        path = f"/storage/v1/b/{BUCKET}/o/{NAME.name.replace('/', '%2F')}{'?alt=media' if kind is Kind.MEDIA else ''}"
+        gcs.faults.add(Status(status, location=elsewhere.url + path), kind=kind, requests=1)
+        gcs.faults.add(MissingHash())  # so that the metadata is asked for
+        assert await signed.read(NAME) == (version, DATA)
+        assert list(elsewhere.seen) == []
+
+
+async def test_no_token_follows_a_listing_that_is_redirected_to_another_host(gcs: GCSServer, signed: Origin) -> None:
+    put(gcs)
+    async with GCSServer() as elsewhere:
+        elsewhere.create_bucket(BUCKET)
+        gcs.faults.add(Status(302, location=f"{elsewhere.url}/storage/v1/b/{BUCKET}/o"), kind=Kind.LIST, requests=1)
+        await listed(signed)
+        assert not any("Authorization" in seen.headers for seen in elsewhere.seen)
+
+
 @pytest.mark.parametrize("fault", [Status(503), Reset(), HtmlPage(), Status(200, body="{}")], ids=fault_id)
 async def test_a_token_endpoint_that_fails_is_asked_again(gcs: GCSServer, signed: Origin, fault: Fault) -> None:
     version = put(gcs)
