@@ -89,6 +89,7 @@ LAYERS = [
     "gcs_prefetchd.backoff",
     "gcs_prefetchd.answers",
     "gcs_prefetchd.ranges",
+    "gcs_prefetchd.resume",
     "gcs_prefetchd.pages",
     "gcs_prefetchd.tokens",
     "gcs_prefetchd.credentials",

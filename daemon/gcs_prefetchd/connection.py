@@ -30,7 +30,7 @@ class _Come(IntEnum):
 
 
 class Answer:
-    """One answer, as it comes: once `head` has returned, `status` and `headers`; then the body, by `pieces` or `whole`.
+    """One answer, as it comes: once `head` has returned, `status` and `headers`; then the body, by `pieces`.
 
     They raise BrokenAnswerError where the connection is lost before the end, and TimeoutError where nothing has come for
     the connection's `read_timeout_s`. `received_bytes` are those of the body so far.
@@ -58,19 +58,22 @@ class Answer:
         if not self.status:
             await self._wait(_Come.HEAD)
 
-    async def pieces(self) -> list[bytes]:
-        """Wait for more of the body and return what has come since; empty at the end."""
-        if not self._pieces and not self.is_whole:
-            await self._wait(_Come.PIECE)
-        return self._take()
+    async def pieces(self, *, together: bool = False) -> list[bytes]:
+        """Wait for more of the body and return what has come since; empty at the end.
 
-    async def whole(self) -> list[bytes]:
-        """Wait for the end and return the body: to be woken once, and not for each piece, halves what a body costs."""
-        if not self.is_whole:
-            self._wanted = _Come.ALL
-            self._connection.flow()
-            await self._wait(_Come.ALL)
-        return self._take()
+        `together` waits for the end as long as more comes in time, whatever its length: to be woken once, and not for each
+        piece, halves what a body costs.
+        """
+        if not self.is_whole and (together or not self._pieces):
+            await self._wait(_Come.ALL if together else _Come.PIECE)
+        pieces, self._pieces, self._unread_bytes = self._pieces, [], 0
+        self._connection.flow()
+        return pieces
+
+    def hurry(self) -> None:
+        """The end is long in coming: wake who waits for it."""
+        if self._pieces:
+            self.came(_Come.ALL)
 
     async def first(self, at_most: int) -> bytes:
         """The first bytes of the body, so many or all of it; what is left of it is for nobody."""
@@ -107,18 +110,14 @@ class Answer:
         """Whether more of the body waits here than whoever reads it in pieces can be expected to take at once."""
         return self._unread_bytes > MOST_UNREAD and self._wanted is not _Come.ALL
 
-    def _take(self) -> list[bytes]:
-        pieces, self._pieces, self._unread_bytes = self._pieces, [], 0
-        self._connection.flow()
-        return pieces
-
     async def _wait(self, much: _Come) -> None:
         if self._error is None:
             self._wanted = much
+            self._connection.flow()
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
             self._waiter = None
-        if self._error is not None:
+        if self._error is not None and not self._pieces:  # what came before it comes first
             raise self._error
 
 
@@ -198,8 +197,9 @@ class Connection(asyncio.BufferedProtocol):
             if exc is None and answer.status and not self._has_length:
                 answer.end()  # its end is that of the connection
             else:
+                when = f"after {answer.received_bytes} bytes of a body" if answer.status else "before an answer came"
                 how = f": {exc}" if exc is not None and str(exc) else ""
-                answer.fail(BrokenAnswerError(f"the connection was lost after {answer.received_bytes} bytes of a body{how}"))
+                answer.fail(BrokenAnswerError(f"the connection was lost {when}{how}"))
         if not self.lost.done():
             self.lost.set_result(None)
 
@@ -238,6 +238,7 @@ class Connection(asyncio.BufferedProtocol):
         self._timer = None
         if self._answer is None:
             return
+        self._answer.hurry()
         now_s = self._loop.time()
         if self._is_paused:
             self._heard_s = now_s

@@ -14,11 +14,10 @@ from typing import Any, Protocol, Self, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import aiohttp
-import google_crc32c
 from gcloud.aio.storage import Storage
 
 from gcs_prefetchd.answers import UnfitAnswerError, answer_error, named_version
-from gcs_prefetchd.backoff import delay_s
+from gcs_prefetchd.backoff import delay_s, parse_retry_after
 from gcs_prefetchd.connection import Answer
 from gcs_prefetchd.connections import Connections
 from gcs_prefetchd.credentials import Access, make_token
@@ -27,6 +26,7 @@ from gcs_prefetchd.manifest import Objects, ObjectVersion
 from gcs_prefetchd.names import ObjectName
 from gcs_prefetchd.pages import FIELDS, parse_page, without_folders
 from gcs_prefetchd.ranges import Ask, Ranges
+from gcs_prefetchd.resume import Received
 from gcs_prefetchd.tokens import SharedToken, brief
 from gcs_prefetchd.traffic import Traffic
 from gcs_prefetchd.tries import Account, Attempt, Try, told
@@ -41,6 +41,8 @@ LISTED_AT_ONCE = 10  # pages of one listing; of two folders at 30 ms, one core h
 LARGEST_ERROR_BODY = 16_384
 LARGEST_METADATA = 1 << 20  # GCS allows 8 KB of a user's own
 LARGEST_WHOLE = 1 << 20  # larger bodies are passed on piece by piece
+# Of the deadline silence, a body that drips and a Retry-After take so much at most, so that there is always another try.
+TRY_SHARE = 0.5
 
 T = TypeVar("T")
 
@@ -77,7 +79,7 @@ class Origin:
         self._access = access
         self._most_connections = connections
         self._deadline_s = deadline_s
-        self._read_timeout_s = read_timeout_s
+        self._read_timeout_s = min(read_timeout_s, deadline_s * TRY_SHARE)
         self._page_account = page_account
         self._root = access.endpoint or PUBLIC_ENDPOINT
         self._path = urlsplit(self._root).path.rstrip("/")
@@ -169,7 +171,8 @@ class Origin:
         """
         self.traffic.in_flight += 1
         try:
-            return await self._retrying(f"fetch {name.uri}", partial(self._attempt, name, version, sink), account)
+            attempt = partial(self._attempt, name, version, sink, Received())
+            return await self._retrying(f"fetch {name.uri}", attempt, account)
         finally:
             self.traffic.in_flight -= 1
 
@@ -179,7 +182,7 @@ class Origin:
         try:
             async with asyncio.timeout(self._deadline_s):
                 while True:
-                    tries, current = tries + 1, Try(account)
+                    tries, current = tries + 1, Try(account, slow_after_s=self._deadline_s * TRY_SHARE)
                     try:
                         return await told(attempt, current)
                     except UnfitAnswerError as exc:
@@ -193,7 +196,7 @@ class Origin:
                         self.traffic.errors[_kind_of(exc)] += 1
                         last, wait_s = brief(exc), None
                     current = None
-                    await asyncio.sleep(delay_s(tries, wait_s))
+                    await asyncio.sleep(delay_s(tries, wait_s, self._deadline_s * TRY_SHARE))
         except TimeoutError:
             self.traffic.errors["deadline"] += 1
             causes = [last] if current is None else [str(current), *([f"before that {last}"] if last else [])]
@@ -202,7 +205,11 @@ class Origin:
                 f"last: {', '.join(causes)}"
             ) from None
 
-    async def _attempt(self, name: ObjectName, version: ObjectVersion | None, sink: Sink, current: Try) -> ObjectVersion:
+    async def _attempt(
+        self, name: ObjectName, version: ObjectVersion | None, sink: Sink, received: Received, current: Try
+    ) -> ObjectVersion:
+        if (started := received.started()) is not None:
+            return await self._attempt_rest(started, sink, received, current)
         target = self._target(name, alt="media", **({"generation": str(version.generation)} if version else {}))
         headers = await self._authorization()
         self._count_request(current)
@@ -210,45 +217,57 @@ class Origin:
             await self._check_status(answer, headers, pinned=version is not None)
             expected = _expected(version, named_version(name, answer.headers))
             if expected is not None:
-                return await self._receive(answer, expected, sink, current)
+                await sink.begin(expected)
+                received.begin(expected)
+                return await self._receive(answer, expected, sink, received, current)
         # Left before the metadata is asked for: with every connection held by a download that asks, all would wait.
-        return await self._attempt_described(name, sink, current)
+        return await self._attempt_described(name, sink, received, current)
 
-    async def _attempt_described(self, name: ObjectName, sink: Sink, current: Try) -> ObjectVersion:
+    async def _attempt_rest(self, started: ObjectVersion, sink: Sink, received: Received, current: Try) -> ObjectVersion:
+        """Bring what is missing of a download that broke off.
+
+        Any other answer than that has the next try begin at byte 0, which finds out what it means; unless it may pass.
+        """
+        target = self._target(started.name, alt="media", generation=str(started.generation))
+        headers = await self._authorization()
+        self._count_request(current)
+        asked = headers | {"Range": f"bytes={received.bytes}-"}
+        async with self._connections.get(target, asked) as answer:
+            if answer.status == 206 and received.is_followed_by(answer.headers):
+                return await self._receive(answer, started, sink, received, current)
+            text = f"GCS says {answer.status} where the bytes from {received.bytes} on were asked for"
+            if answer.status < 500 and answer.status not in (408, 429):
+                received.begin(None)
+            wait_s = parse_retry_after(answer.headers.get("Retry-After"))
+            raise UnfitAnswerError(str(answer.status), text, retry_after_s=wait_s)
+
+    async def _attempt_described(self, name: ObjectName, sink: Sink, received: Received, current: Try) -> ObjectVersion:
         """Bring the generation that the metadata names, for an answer that named no hash or no generation."""
         described = await self._describe(name, current)
         try:
-            return await self._attempt(name, described, sink, current)
+            return await self._attempt(name, described, sink, received, current)
         except UnfitAnswerError as exc:
             if exc.final is ObjectChangedError:
                 raise UnfitAnswerError("generation", "replaced while it was being read") from None
             raise
 
-    async def _receive(self, answer: Answer, expected: ObjectVersion, sink: Sink, current: Try) -> ObjectVersion:
-        await sink.begin(expected)
-        current.size_bytes = expected.size
-        received, crc32c = 0, 0
-        more = (
-            answer.whole
-            if answer.headers.get("Content-Length") == str(expected.size) and expected.size <= LARGEST_WHOLE
-            else answer.pieces
-        )
+    async def _receive(
+        self, answer: Answer, expected: ObjectVersion, sink: Sink, received: Received, current: Try
+    ) -> ObjectVersion:
+        current.size_bytes, current.before_bytes = expected.size, received.bytes
+        left_bytes = expected.size - received.bytes
+        is_small = left_bytes <= LARGEST_WHOLE and answer.headers.get("Content-Length") == str(left_bytes)
         try:
-            while pieces := await more():
+            while pieces := await answer.pieces(together=is_small):
                 for piece in pieces:
-                    received += len(piece)
-                    if received > expected.size:
-                        raise UnfitAnswerError("size", f"more than the {expected.size} bytes of the object came")
-                    crc32c = google_crc32c.extend(crc32c, piece)
+                    received.add(piece)
                     await sink.write(piece)
+                current.received_bytes = answer.received_bytes
+                current.check_pace()
         finally:
             current.received_bytes = answer.received_bytes
             self.traffic.received_bytes += answer.received_bytes
-        if received != expected.size:
-            raise UnfitAnswerError("size", f"{received} of {expected.size} bytes came")
-        if expected.crc32c is not None and crc32c != expected.crc32c:
-            raise UnfitAnswerError("crc32c", f"crc32c {crc32c:08x} came for {expected.crc32c:08x}")
-        return ObjectVersion(expected.name, expected.generation, expected.size, crc32c)
+        return received.whole()
 
     async def _describe(self, name: ObjectName, current: Try) -> ObjectVersion:
         headers = await self._authorization()
