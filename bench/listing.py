@@ -26,8 +26,9 @@ from rich.table import Table
 
 from fast_origin import computed_origin, has_nginx
 from gcs_prefetchd.credentials import Access
+from gcs_prefetchd.layout import Layout
 from gcs_prefetchd.listing import list_manifest
-from gcs_prefetchd.manifest import Layout, Manifest, load_manifest
+from gcs_prefetchd.manifest import Manifest, load_manifest
 from gcs_prefetchd.names import DataRoot
 from gcs_prefetchd.origin import Origin
 from gcs_prefetchd.pages import FIELDS

@@ -18,7 +18,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from gcs_prefetchd.manifest import Layout, Listing, Manifest, Objects
+from gcs_prefetchd.layout import Layout
+from gcs_prefetchd.manifest import Listing, Manifest, Objects
 from gcs_prefetchd.names import DataRoot, cache_path
 from gcs_prefetchd.order import epoch_order, order_digest
 from gcs_prefetchd.protocol import Plan

@@ -30,7 +30,8 @@ from gcs_prefetchd.background import wait_for_end
 from gcs_prefetchd.client import DaemonClient, read_daemon_file
 from gcs_prefetchd.directory import CacheDirectory
 from gcs_prefetchd.index import Index, Record
-from gcs_prefetchd.manifest import Layout, Listing, Manifest, Objects
+from gcs_prefetchd.layout import Layout
+from gcs_prefetchd.manifest import Listing, Manifest, Objects
 from gcs_prefetchd.names import DataRoot, cache_path
 from gcs_prefetchd.order import order_digest, plan_order
 from gcs_prefetchd.protocol import Plan, pack

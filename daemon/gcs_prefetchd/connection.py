@@ -134,6 +134,7 @@ class Connection(asyncio.BufferedProtocol):
         self.is_reusable = True
         self._buffer = buffer
         self._read_timeout_s = read_timeout_s
+        self._look_every_s = read_timeout_s / 4  # so late what came of an answer that drips is handed on
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport
         self._answer: Answer | None = None
@@ -149,7 +150,7 @@ class Connection(asyncio.BufferedProtocol):
         self._head_bytes, self._has_length = 0, False
         self._heard_s = self._loop.time()
         if self._timer is None:
-            self._timer = self._loop.call_later(self._read_timeout_s, self._look_at_the_clock)
+            self._timer = self._loop.call_later(self._look_every_s, self._look_at_the_clock)
         self._transport.write(request)
         return answer
 
@@ -246,7 +247,7 @@ class Connection(asyncio.BufferedProtocol):
         if left_s <= 0:
             self._fail(TimeoutError(f"nothing came for {self._read_timeout_s:g} s"))
         else:
-            self._timer = self._loop.call_later(left_s, self._look_at_the_clock)
+            self._timer = self._loop.call_later(min(left_s, self._look_every_s), self._look_at_the_clock)
 
     def _fail(self, error: Exception) -> None:
         if self._answer is not None:
