@@ -83,6 +83,7 @@ class Origin:
         self._page_account = page_account
         self._root = access.endpoint or PUBLIC_ENDPOINT
         self._path = urlsplit(self._root).path.rstrip("/")
+        self._payer = f"?{urlencode({'userProject': access.user_project})}" if access.user_project else ""
         self._closing = AsyncExitStack()
         self._connections: Connections
         self._storage: Storage
@@ -210,7 +211,7 @@ class Origin:
     ) -> ObjectVersion:
         if (started := received.started()) is not None:
             return await self._attempt_rest(started, sink, received, current)
-        target = self._target(name, alt="media", **({"generation": str(version.generation)} if version else {}))
+        target = self._bytes_of(name, version.generation if version else None)
         headers = await self._authorization()
         self._count_request(current)
         async with self._connections.get(target, headers) as answer:
@@ -228,7 +229,7 @@ class Origin:
 
         Any other answer than that has the next try begin at byte 0, which finds out what it means; unless it may pass.
         """
-        target = self._target(started.name, alt="media", generation=str(started.generation))
+        target = self._bytes_of(started.name, started.generation)
         headers = await self._authorization()
         self._count_request(current)
         asked = headers | {"Range": f"bytes={received.bytes}-"}
@@ -272,7 +273,7 @@ class Origin:
     async def _describe(self, name: ObjectName, current: Try) -> ObjectVersion:
         headers = await self._authorization()
         self._count_request(current)
-        async with self._connections.get(self._target(name), headers) as answer:
+        async with self._connections.get(self._about(name), headers) as answer:
             await self._check_status(answer, headers, pinned=False)
             try:
                 described = json.loads(await answer.first(LARGEST_METADATA))
@@ -281,14 +282,15 @@ class Origin:
             return next(parse_page({"items": [described]})[0].versions(name.bucket))
 
     async def _page(self, bucket: str, prefix: str, ask: Ask, current: Try) -> tuple[Objects, str]:
+        payer = {"userProject": self._access.user_project} if self._access.user_project else {}
         bounds = {"startOffset": ask.start, "endOffset": ask.end, "pageToken": ask.token}
-        params = {"prefix": prefix, "fields": FIELDS} | {key: value for key, value in bounds.items() if value}
+        params = {"prefix": prefix, "fields": FIELDS} | payer | {key: value for key, value in bounds.items() if value}
         headers = await self._authorization()
         self._count_request(current)
         try:
             page = await self._storage.list_objects(
                 bucket,
-                params=params | self._payer(),
+                params=params,
                 # The session leaves bodies as they come, and the library does not unpack them.
                 headers={"Accept-Encoding": "identity"},
                 timeout=LIST_TIMEOUT_S,  # type: ignore[arg-type]  # typed int, used as aiohttp's
@@ -322,13 +324,14 @@ class Origin:
     async def _authorization(self) -> dict[str, str]:
         return {} if self._token is None else {"Authorization": f"Bearer {await self._token.get()}"}
 
-    def _target(self, name: ObjectName, **params: str) -> str:
-        query = urlencode(params | self._payer())
-        path = f"{self._path}/storage/v1/b/{name.bucket}/o/{quote(name.name, safe='')}"
-        return f"{path}?{query}" if query else path
+    def _bytes_of(self, name: ObjectName, generation: int | None) -> str:
+        """Where the bytes of an object are, of this generation or of the live one."""
+        pinned = "" if generation is None else f"&generation={generation}"
+        return f"{self._about(name)}{'&' if self._payer else '?'}alt=media{pinned}"
 
-    def _payer(self) -> dict[str, str]:
-        return {"userProject": self._access.user_project} if self._access.user_project else {}
+    def _about(self, name: ObjectName) -> str:
+        """Where its metadata are."""
+        return f"{self._path}/storage/v1/b/{name.bucket}/o/{quote(name.name, safe='')}{self._payer}"
 
 
 def _parsed_in_turn() -> type[aiohttp.ClientResponse]:
