@@ -1,11 +1,20 @@
 """Faults of GCS, met by the fallback: the right bytes or an error that names the object, whatever GCS or a proxy says."""
 
 import gzip
+import ssl
 from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import IPv4Address
 from pathlib import Path
 from threading import Thread
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from cache_support import run_script
 from fault_support import faulted_daemon
@@ -137,6 +146,60 @@ def test_a_redirect_that_goes_round_and_round_ends_at_the_deadline(server: Servi
     with pytest.raises(OriginUnavailableError, match=f"{URI}: gave up"):
         GCSLoader(deadline_s=0.5).read(URI)
     assert server.counts.media[KEY] < 10
+
+
+class Downgrade(BaseHTTPRequestHandler):
+    """Sends whoever asks over https to the same place over http."""
+
+    to = ""
+
+    def do_GET(self) -> None:
+        self.send_response(302)
+        self.send_header("Location", self.to + self.path)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
+        pass
+
+
+@contextmanager
+def over_https(handler: type[BaseHTTPRequestHandler], certificate: Path) -> Iterator[str]:
+    """The URL of a server with this certificate and key."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"https://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def write_certificate(path: Path) -> None:
+    """A key and a certificate of 127.0.0.1, signed by itself."""
+    key, name, now = ec.generate_private_key(ec.SECP256R1()), x509.Name([]), datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+    names = x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))])
+    certificate = builder.add_extension(names, critical=True).sign(key, SHA256())
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.write_bytes(pem + certificate.public_bytes(Encoding.PEM))
+
+
+def test_no_redirect_leads_from_https_to_http(server: ServingGCS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    certificate = tmp_path / "certificate.pem"
+    write_certificate(certificate)
+    handler = type("ToServer", (Downgrade,), {"to": server.url})
+    with over_https(handler, certificate) as url:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+        with pytest.raises(OriginUnavailableError, match=f"{URI}: gave up .*redirects"):
+            GCSLoader(deadline_s=1).read(URI)
+    assert server.seen == []
 
 
 READING = """
