@@ -83,8 +83,8 @@ class Index:
     def page(self, after: int, at_most: int) -> tuple[list[tuple[str, Record]], int | None]:
         """Some of the paths and their records, and what to ask for the next ones `after`; None when these were the last.
 
-        In the order in which they came first, from 0 on. Rows that make no sense are passed over. Raises sqlite3.Error where it
-        cannot be read, or holds what diskcache would unpickle.
+        In the order in which they came first, from 0 on. Rows that make no sense, of a newer version perhaps, are passed over,
+        and it is not complete then. Raises sqlite3.Error where it cannot be read, or holds what diskcache would unpickle.
         """
         rows = self._connected().execute(PAGE, (after, at_most)).fetchall()
         records = []
@@ -95,6 +95,8 @@ class Index:
                 raise sqlite3.DatabaseError("a row of the index is not plain text")
             if isinstance(path, str) and (record := Record.from_text(value)) is not None:
                 records.append((path, record))
+            else:
+                self.complete = False
         return records, rows[-1][0] if len(rows) == at_most else None
 
     def apply(self, changes: Mapping[str, Record | None]) -> None:
