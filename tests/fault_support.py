@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -135,6 +135,29 @@ def faulted_daemon(
                 os.kill(answer["pid"], signal.SIGKILL)
             process.kill()
             process.wait()
+
+
+@contextmanager
+def ext4_disk(point: Path, size_bytes: int = 32 << 20, image: Path | None = None) -> Iterator[Path]:
+    """A small ext4 disk of its own at `point`, in a file beside it, or the one that an `image` holds; needs_mount."""
+    point.mkdir()
+    if image is None:
+        image = point.with_name(point.name + ".img")
+        with image.open("wb") as file:
+            file.truncate(size_bytes)
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, point], check=True)
+    try:
+        yield point
+    finally:
+        subprocess.run(["umount", "-l", point], check=True)
+
+
+def wait_for(what: Callable[[], object], within_s: float = SETTLE_S) -> None:
+    """Ask again and again until it is so."""
+    until_s = time.monotonic() + within_s
+    while not what():
+        assert time.monotonic() < until_s, f"not so after {within_s:g} s"
 
 
 @contextmanager
