@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 NEVER = 2**62
 COMPLETE = "complete"  # a row that is there while nobody has the index open; no path in the cache is without a slash
 INDEX_ERRORS = (sqlite3.Error, OSError, diskcache.Timeout)
+DISK_IS_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
 LOCKED_FOR_S = 1.0  # an index that another process holds must not stop the daemon; its changes wait for the next tick
 PAGES_KIB = 4096  # of the database that SQLite keeps in memory; diskcache would keep 32 MiB and map 64 MiB
 
@@ -78,6 +79,9 @@ class Index:
             self.complete = values == [(COMPLETE,)]
             self._rows.execute(DELETE, (COMPLETE,))
         except INDEX_ERRORS as exc:
+            if getattr(exc, "sqlite_errorcode", None) in DISK_IS_FULL:  # nothing is wrong with the index
+                self.close()
+                raise CacheWriteError(f"index {folder}: the disk is full") from exc
             self.start_afresh(exc)
 
     def page(self, after: int, at_most: int) -> tuple[list[tuple[str, Record]], int | None]:
