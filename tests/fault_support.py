@@ -211,9 +211,15 @@ def _bound_kept(daemon: Daemon) -> Iterator[None]:
     ended, most = threading.Event(), [0]
     limit_bytes = daemon.stats()["cache"]["limit_bytes"]
 
+    def held_bytes() -> int:
+        return sum(map(_bytes_below, (daemon.cache_dir / "objects", daemon.cache_dir / "tmp")))
+
     def measure() -> None:
         while not ended.wait(0.02):
-            most.append(sum(map(_bytes_below, (daemon.cache_dir / "objects", daemon.cache_dir / "tmp"))))
+            held = held_bytes()
+            if held > limit_bytes:  # two files of which one went for the other while the folders were read are both counted
+                held = min(held_bytes(), held_bytes())
+            most.append(held)
 
     thread = threading.Thread(target=measure)
     thread.start()

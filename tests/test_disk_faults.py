@@ -79,9 +79,11 @@ def without_inodes(disk: Path) -> Iterator[None]:
 def read_only(disk: Path) -> Iterator[None]:
     # Mounted over itself: to remount a disk is refused while it has files open for writing, but for errors, which stay.
     subprocess.run(["mount", "--bind", disk, disk], check=True)
-    subprocess.run(["mount", "-o", "remount,bind,ro", disk], check=True)
-    yield
-    subprocess.run(["umount", "-l", disk], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", disk], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 Fault = Callable[[Path], AbstractContextManager[None]]

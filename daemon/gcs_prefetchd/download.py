@@ -1,6 +1,7 @@
 """One object on its way from GCS into the cache: room reserved, bytes in `tmp/`, then stamped and renamed."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from functools import partial
@@ -140,9 +141,10 @@ class Download:
             self._cache.directory.discard_temporary(self._unfinished)
 
     def _close(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        file, self._file = self._file, None  # closed once, whatever happens: its number may be another file's by then
+        if file is not None:
+            with contextlib.suppress(OSError):  # bytes that have not reached the disk are a miss to whoever reads them
+                os.close(file)
 
     async def _on_disk(self, call: Callable[[], None]) -> None:
         self._on_its_way = True
