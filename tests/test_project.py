@@ -74,6 +74,7 @@ LAYERS = [
     "gcs_prefetchd.places",
     "gcs_prefetchd.readers",
     "gcs_prefetchd.registry",
+    "gcs_prefetchd.folders",
     "gcs_prefetchd.directory",
     "gcs_prefetchd.batches",
     "gcs_prefetchd.disk",

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -150,21 +151,22 @@ class Manifest:
             except ManifestError:  # a power cut left it: its digest would bring no other one for as long as nothing changes
                 shutil.rmtree(folder)
             else:
-                os.utime(folder)
+                _make_newest(folder)
                 return folder
         unfinished = manifests / f"{self.digest}.{os.getpid()}.{_OURS}{UNFINISHED}"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        for name, array in self._arrays().items():
-            np.save(unfinished / f"{name}.npy", array)
         about = {"data_root": self.data_root.uri, "patterns": self.layout.patterns, "incomplete": self.incomplete}
-        (unfinished / "manifest.json").write_text(json.dumps(about))
         try:
+            for name, array in self._arrays().items():
+                np.save(unfinished / f"{name}.npy", array)
+            (unfinished / "manifest.json").write_text(json.dumps(about))
             unfinished.rename(folder)
         except OSError:
-            shutil.rmtree(unfinished)  # another thread was first: the same digest is the same manifest
-            if not folder.exists():
+            shutil.rmtree(unfinished, ignore_errors=True)
+            if not folder.exists():  # else another thread was first: the same digest is the same manifest
                 raise
+        _make_newest(folder)
         return folder
 
     def _arrays(self) -> dict[str, Bytes | Numbers]:
@@ -265,6 +267,12 @@ def load_manifest(folder: Path, *, verify: bool = True) -> Manifest:
 def _map_ids(folder: Path) -> Ids:
     # The process that sends them has compared them with the digest.
     return load_manifest(folder, verify=False).ids
+
+
+def _make_newest(folder: Path) -> None:
+    """By its time, whatever the clock says: it may have been ahead when the others came."""
+    latest_ns = max((other.stat().st_mtime_ns for other in folder.parent.iterdir() if other != folder), default=0)
+    os.utime(folder, ns=(max(time.time_ns(), latest_ns + 1),) * 2)
 
 
 def is_digest(name: str) -> bool:

@@ -22,7 +22,7 @@ from gcs_prefetchd.client import short_address
 from gcs_prefetchd.control import Control, control_app
 from gcs_prefetchd.credentials import Access
 from gcs_prefetchd.directory import CacheDirectory
-from gcs_prefetchd.errors import ManifestError, PrefetchdError, StartError
+from gcs_prefetchd.errors import CacheWriteError, ManifestError, PrefetchdError, StartError
 from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.http import statistics_app
 from gcs_prefetchd.listing import list_manifest, newest_manifest, remove_old_manifests
@@ -147,11 +147,12 @@ class Service:
             await stack.enter_async_context(self.origin)
             stack.push_async_callback(self.fetcher.close)
             relist_in_s = [await self._first_manifest(root) for root in self.settings.roots]
-            self._make_folders()
-            url = await self._open_http(stack)
-            await self._open_socket(stack)
-            await stack.enter_async_context(self._background(relist_in_s))
-            self.directory.announce(self._about(url))
+            with self._disk_errors():
+                self._make_folders()
+                url = await self._open_http(stack)
+                await self._open_socket(stack)
+                await stack.enter_async_context(self._background(relist_in_s))
+                self.directory.announce(self._about(url))
             stack.callback(self.directory.withdraw)
             self._ready = True
             log.info("ready: statistics at %s, cache in %s", url, self.directory.path)
@@ -161,6 +162,13 @@ class Service:
                 self._ready = False
         if self._failed is not None:
             raise StartError(f"the daemon ended: {self._failed!r}") from self._failed
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise StartError(f"cache directory {self.directory.path}: {exc.strerror} ({exc.filename or 'socket'})") from exc
 
     def _make_folders(self) -> None:
         # watchdog warns of folders that appear while it takes stock of the tree.
@@ -196,11 +204,20 @@ class Service:
         before = self.registry.manifest(manifest.data_root.uri)
         if before is not None and before.digest == manifest.digest:
             return
-        await asyncio.to_thread(manifest.save, self.directory.manifests)
-        await asyncio.to_thread(remove_old_manifests, self.directory.manifests, manifest.data_root)
+        await asyncio.to_thread(self._save, manifest)
         await self._put_in_force(manifest)
         changed = 0 if before is None else await self._drop_changed(manifest.changed_since(before))
         log.info("%s: %d items, %d objects changed", manifest.data_root.uri, len(manifest), changed)
+
+    def _save(self, manifest: Manifest) -> None:
+        try:
+            self.directory.check_ours()
+            manifest.save(self.directory.manifests)
+            remove_old_manifests(self.directory.manifests, manifest.data_root)
+        except OSError as exc:
+            raise CacheWriteError(
+                f"{manifest.data_root.uri}: its listing cannot be kept: {exc.strerror or exc} ({self.directory.manifests})"
+            ) from exc
 
     async def _drop_changed(self, versions: Iterator[ObjectVersion]) -> int:
         """Drop what is here in another generation; returns how many objects there were to look at."""
