@@ -11,6 +11,7 @@ import socketserver
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -314,6 +315,23 @@ def test_a_hung_daemon_costs_one_timeout_and_not_one_a_read(tmp_path: Path, cloc
             with pytest.raises(DaemonUnavailableError, match="not asked again yet"):
                 client.status()
         assert len(server.requests) == len(server.connections) == 1
+
+
+def test_a_daemon_that_still_hangs_when_it_is_asked_again_costs_a_second_more(tmp_path: Path, clock: Clock) -> None:
+    """It is asked who it is, and what the caller wants only once it has said so."""
+    answers = iter([http("nonsense")])
+    with (
+        serving(tmp_path, lambda _: next(answers, HANG)) as server,
+        contextlib.closing(DaemonClient(tmp_path, timeout_s=60.0, clock=clock)) as client,
+    ):
+        with pytest.raises(DaemonUnavailableError, match="nonsense"):
+            client.stats()
+        clock.now_s += FIRST_PAUSE_S
+        started_s = time.monotonic()
+        with pytest.raises(DaemonUnavailableError, match="TimeoutError"):
+            client.stats()
+        assert time.monotonic() - started_s < 10
+        assert [request.target for request in server.requests] == ["/v1/stats", "/v1/status"]
 
 
 def test_a_daemon_that_never_accepts_costs_one_timeout(tmp_path: Path, clock: Clock) -> None:
