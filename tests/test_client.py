@@ -162,7 +162,7 @@ CALLS: dict[str, Callable[[DaemonClient], object]] = {
     "manifest": lambda client: client.manifest("gs://pictures/train"),
     "fetch": lambda client: client.fetch(["gs://pictures/train/images/1.jpg"]),
     "cached_objects": lambda client: client.cached_objects(),
-    "report_reads": lambda client: client.report_reads(ReadReport("job", 1, 0, 0, 0.0, [])),
+    "report_reads": lambda client: client.report_reads(ReadReport("job", "reporter", 1, 1, 0, 0, 0.0, [])),
     "send_plan": lambda client: client.send_plan(PLAN, pack([1])),
     "stop": lambda client: client.stop(),
 }
@@ -170,7 +170,7 @@ READING = ("status", "stats", "manifest", "fetch", "cached_objects")
 
 
 def test_every_request_reaches_the_daemon_and_its_answer_comes_back(tmp_path: Path, client: DaemonClient) -> None:
-    report = ReadReport("job", 1, 2, 3, 0.5, ["gs://pictures/train/images/1.jpg"])
+    report = ReadReport("job", "reporter", 1, 1, 2, 3, 0.5, ["gs://pictures/train/images/1.jpg"])
     with serving(tmp_path, good) as server:
         assert client.status() == STATUS
         assert client.stats() == {"reads": {"hits": 1}}

@@ -72,6 +72,7 @@ LAYERS = [
     "gcs_prefetchd.places",
     "gcs_prefetchd.readers",
     "gcs_prefetchd.registry",
+    "gcs_prefetchd.reporters",
     "gcs_prefetchd.directory",
     "gcs_prefetchd.batches",
     "gcs_prefetchd.disk",
