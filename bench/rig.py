@@ -91,6 +91,7 @@ class Reader:
     hits: int = 0
     waited_s: float = 0.0
     _reported: list[str] = field(default_factory=list)
+    _reports: int = 0
     _last_report_s: float = 0.0
 
     def read(self, epochs: int, at_tenth: Callable[[int, int], None] = lambda epoch, tenth: None) -> float:
@@ -146,7 +147,9 @@ class Reader:
             self._report(client)
 
     def _report(self, client: DaemonClient) -> None:
-        client.report_reads(ReadReport(self.job, len(self._reported), 0, 0, 0.0, self._reported))
+        self._reports += 1
+        report = ReadReport(self.job, self.job, self._reports, len(self._reported), 0, 0, 0.0, self._reported)
+        client.report_reads(report)
         self._reported = []
         self._last_report_s = time.perf_counter()
 

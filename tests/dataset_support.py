@@ -137,6 +137,7 @@ class NotingDaemon:
         self.leases: list[str] = []  # the jobs of those that were taken
         self.streams: set[str] = set()  # those it knows; a test may have it forget one
         self.refuses: dict[str, tuple[int, str]] = {}  # by path: the status and text to answer with
+        self.loses: set[str] = set()  # paths whose answers never arrive
         self.manifest_folder: Path | None = None
         self.refused = 0
         self._changed = threading.Condition()
@@ -244,6 +245,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         status, text = self.server.notes.answer(self.path, body)
+        if self.path in self.server.notes.loses:
+            self.close_connection = True
+            return
         self.send_response(status)
         self.send_header("Content-Length", str(len(text.encode())))
         with suppress(OSError):  # whoever asked may have gone

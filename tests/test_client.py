@@ -11,6 +11,7 @@ import socketserver
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -161,7 +162,7 @@ CALLS: dict[str, Callable[[DaemonClient], object]] = {
     "manifest": lambda client: client.manifest("gs://pictures/train"),
     "fetch": lambda client: client.fetch(["gs://pictures/train/images/1.jpg"]),
     "cached_objects": lambda client: client.cached_objects(),
-    "report_reads": lambda client: client.report_reads(ReadReport("job", 1, 0, 0, 0.0, [])),
+    "report_reads": lambda client: client.report_reads(ReadReport("job", "reporter", 1, 1, 0, 0, 0.0, [])),
     "send_plan": lambda client: client.send_plan(PLAN, pack([1])),
     "stop": lambda client: client.stop(),
 }
@@ -169,7 +170,7 @@ READING = ("status", "stats", "manifest", "fetch", "cached_objects")
 
 
 def test_every_request_reaches_the_daemon_and_its_answer_comes_back(tmp_path: Path, client: DaemonClient) -> None:
-    report = ReadReport("job", 1, 2, 3, 0.5, ["gs://pictures/train/images/1.jpg"])
+    report = ReadReport("job", "reporter", 1, 1, 2, 3, 0.5, ["gs://pictures/train/images/1.jpg"])
     with serving(tmp_path, good) as server:
         assert client.status() == STATUS
         assert client.stats() == {"reads": {"hits": 1}}
@@ -314,6 +315,23 @@ def test_a_hung_daemon_costs_one_timeout_and_not_one_a_read(tmp_path: Path, cloc
             with pytest.raises(DaemonUnavailableError, match="not asked again yet"):
                 client.status()
         assert len(server.requests) == len(server.connections) == 1
+
+
+def test_a_daemon_that_still_hangs_when_it_is_asked_again_costs_a_second_more(tmp_path: Path, clock: Clock) -> None:
+    """It is asked who it is, and what the caller wants only once it has said so."""
+    answers = iter([http("nonsense")])
+    with (
+        serving(tmp_path, lambda _: next(answers, HANG)) as server,
+        contextlib.closing(DaemonClient(tmp_path, timeout_s=60.0, clock=clock)) as client,
+    ):
+        with pytest.raises(DaemonUnavailableError, match="nonsense"):
+            client.stats()
+        clock.now_s += FIRST_PAUSE_S
+        started_s = time.monotonic()
+        with pytest.raises(DaemonUnavailableError, match="TimeoutError"):
+            client.stats()
+        assert time.monotonic() - started_s < 10
+        assert [request.target for request in server.requests] == ["/v1/stats", "/v1/status"]
 
 
 def test_a_daemon_that_never_accepts_costs_one_timeout(tmp_path: Path, clock: Clock) -> None:

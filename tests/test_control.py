@@ -50,8 +50,8 @@ def client(service: Service) -> Iterator[DaemonClient]:
         yield client
 
 
-def report(*uris: str, job: str = "job", hits: int = 0) -> ReadReport:
-    return ReadReport(job, hits, 0, 0, 0.0, list(uris))
+def report(*uris: str, job: str = "job", reporter: str = "reporter", number: int = 1, hits: int = 0) -> ReadReport:
+    return ReadReport(job, reporter, number, hits, 0, 0, 0.0, list(uris))
 
 
 async def plan_for(client: DaemonClient, order: list[int], **changes: object) -> tuple[Plan, bytes]:
@@ -222,6 +222,23 @@ async def test_a_daemon_that_stops_drops_its_leases_at_once(gcs: GCSServer, tmp_
 async def test_a_report_that_names_no_object_is_refused(client: DaemonClient) -> None:
     with pytest.raises(ProtocolError, match="field 'objects'"):
         await asyncio.to_thread(client.report_reads, report("images/00001.jpg"))
+
+
+async def test_a_report_that_is_refused_counts_for_nothing(client: DaemonClient) -> None:
+    """Whoever sent it sends its counts with the next one."""
+    with pytest.raises(ProtocolError):
+        await asyncio.to_thread(client.report_reads, report("images/00001.jpg", hits=5))
+    await asyncio.to_thread(client.report_reads, report(hits=5))
+    assert (await asyncio.to_thread(client.stats))["reads"]["hits"] == 5
+
+
+async def test_a_report_that_comes_again_is_counted_once(client: DaemonClient) -> None:
+    await asyncio.to_thread(client.send_plan, *(await plan_for(client, [4, 4, 4, 4], kind="listed")))
+    uri = f"{DATA_ROOT}/images/00004.jpg"
+    for number, reporter in [(1, "a"), (1, "a"), (2, "a"), (1, "a"), (1, "b")]:
+        await asyncio.to_thread(client.report_reads, report(uri, reporter=reporter, number=number, hits=1))
+    stats = await asyncio.to_thread(client.stats)
+    assert (stats["reads"]["hits"], stats["streams"][0]["position"]) == (3, 3)
 
 
 async def test_the_cached_objects_are_listed_by_prefix(service: Service, client: DaemonClient) -> None:

@@ -4,10 +4,11 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -196,19 +197,47 @@ def test_a_file_system_without_extended_attributes_is_refused(tmp_path: Path) ->
 
 
 def test_a_second_daemon_is_refused_and_told_who_holds_it_and_how_to_stop_that(tmp_path: Path) -> None:
-    with claimed_by_another(tmp_path / "cache") as other:
-        CacheDirectory(tmp_path / "cache").announce({"pid": other.pid})
-        with pytest.raises(CacheHeldError) as error:
-            CacheDirectory(tmp_path / "cache").claim()
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/CACHEDIR.TAG").write_text(MARKER)
+    (tmp_path / "cache/lock").write_text(f"{2**22 - 1:10}\n")
+    CacheDirectory(tmp_path / "cache").daemon_file.write_text('{"pid": 4194303}')  # of a daemon that was killed
+    with claimed_by_another(tmp_path / "cache") as other, pytest.raises(CacheHeldError) as error:
+        CacheDirectory(tmp_path / "cache").claim()
     assert str(error.value) == (
         f"cache directory {tmp_path}/cache: held by another daemon (pid {other.pid}); stop it with "
         f"`gcs-prefetchd stop --cache-dir {tmp_path}/cache`"
     )
 
 
-def test_a_second_daemon_is_refused_while_the_first_has_not_said_who_it_is(tmp_path: Path) -> None:
-    with claimed_by_another(tmp_path / "cache"), pytest.raises(CacheHeldError, match="held by another daemon; stop it"):
-        CacheDirectory(tmp_path / "cache").claim()
+@pytest.mark.parametrize("content", [b"", b"no number", b"\xff\xfe"])
+def test_a_second_daemon_is_refused_where_nothing_tells_who_the_first_is(tmp_path: Path, content: bytes) -> None:
+    with claimed_by_another(tmp_path / "cache"):
+        (tmp_path / "cache/lock").write_bytes(content)
+        with pytest.raises(CacheHeldError, match="held by another daemon; stop it"):
+            CacheDirectory(tmp_path / "cache").claim()
+
+
+def test_the_socket_of_a_daemon_that_was_killed_gives_way(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, tempfile.TemporaryDirectory() as folder, claimed(Path(folder)) as directory:
+        listener.bind(str(directory.socket))
+        directory.close()
+        directory.claim()
+        assert not directory.socket.exists()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda path: path.write_text("mine"), lambda path: path.mkdir(), lambda path: path.symlink_to("/dev/log"), os.mkfifo],
+    ids=["file", "folder", "link", "fifo"],
+)
+def test_what_is_no_socket_where_the_socket_should_be_is_refused_and_left_alone(
+    tmp_path: Path, make: Callable[[Path], object]
+) -> None:
+    with claimed(tmp_path) as directory:
+        make(directory.socket)
+    before = directory.socket.lstat()
+    assert refusal(tmp_path) == f"cache directory {tmp_path}: daemon.sock is no socket; move it away"
+    assert directory.socket.lstat() == before
 
 
 def test_a_second_daemon_leaves_the_downloads_of_the_first_alone(tmp_path: Path) -> None:

@@ -1,22 +1,18 @@
 """Training through a real daemon: the bytes, the order, and what a training run notices when the daemon is killed."""
 
-import io
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
 from gcs_dataset import get_cached_dataloaders
 from gcs_prefetchd.testing import ServingGCS, serving
 from support import DATA_ROOT, check_left_behind, daemon_process, make_settings, put_items, run_command, start_arguments
+from training_support import BATCH, Run
 
 ITEMS = 60
-BATCH = 4
 
 
 @pytest.fixture
@@ -25,41 +21,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ServingGCS]:
     with serving(latency_s=0.01) as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
         yield server
-
-
-def pixels(data: bytes) -> torch.Tensor:
-    """What the dataset must make of an object's bytes: uint8, shape (3, height, width)."""
-    return torch.from_numpy(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).copy()).permute(2, 0, 1)
-
-
-class Run:
-    """One epoch after the other over a bucket, with every batch held against the bucket's own bytes."""
-
-    def __init__(self, objects: dict[str, bytes], cache_dir: Path, workers: int) -> None:
-        self.objects = objects
-        self.loaders = get_cached_dataloaders(DATA_ROOT, cache_dir, BATCH, num_workers=workers, seed=3)
-
-    def batches(self, epoch: int) -> Iterator[int]:
-        """Read an epoch; yields the number of each batch once its bytes have been found right."""
-        sampler = self.loaders["train"].sampler
-        sampler.set_epoch(epoch)
-        order = self.order(epoch)
-        for number, (images, labels) in enumerate(self.loaders["train"]):
-            expected = order[number * BATCH : (number + 1) * BATCH]
-            assert len(images) == len(expected)
-            for item, image, label in zip(expected, images, labels, strict=True):
-                assert torch.equal(image, pixels(self.objects[f"{DATA_ROOT}/images/{item}.jpg"])), item
-                assert torch.equal(label, pixels(self.objects[f"{DATA_ROOT}/labels/{item}.png"])), item
-            yield number
-
-    def order(self, epoch: int) -> list[str]:
-        """The ids that the epoch reads, in order."""
-        loader = self.loaders["train"]
-        loader.sampler.set_epoch(epoch)
-        ids = loader.dataset.items  # type: ignore[attr-defined]
-        order = [ids[index] for index in loader.sampler]
-        loader.sampler.set_epoch(epoch)
-        return order
 
 
 def test_an_epoch_reads_the_buckets_bytes_in_the_seeded_order(server: ServingGCS, tmp_path: Path) -> None:

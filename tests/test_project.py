@@ -75,6 +75,7 @@ LAYERS = [
     "gcs_prefetchd.readers",
     "gcs_prefetchd.registry",
     "gcs_prefetchd.folders",
+    "gcs_prefetchd.reporters",
     "gcs_prefetchd.directory",
     "gcs_prefetchd.batches",
     "gcs_prefetchd.disk",

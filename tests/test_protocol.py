@@ -58,7 +58,7 @@ EXAMPLES: tuple[Message, ...] = (
     ManifestAnswer("d", "/cache/manifests/d", 512),
     FetchRequest(["gs://pictures/train/images/1.jpg"]),
     FetchAnswer([""]),
-    ReadReport("job", 1, 2, 3, 0.5, ["gs://pictures/train/images/1.jpg"]),
+    ReadReport("job", "reporter", 7, 1, 2, 3, 0.5, ["gs://pictures/train/images/1.jpg"]),
     PLAN,
 )
 FIELDS = [(one, field.name, str(field.type)) for one in EXAMPLES for field in fields(one)]
@@ -118,7 +118,12 @@ def test_fields_of_a_later_version_are_passed_over() -> None:
 
 
 def test_a_whole_number_of_seconds_is_a_number_of_seconds() -> None:
-    assert ReadReport.from_json('{"job":"","hits":0,"misses":0,"fallbacks":0,"wait_s":2,"objects":[]}').wait_s == 2
+    assert (
+        ReadReport.from_json(
+            '{"job":"","reporter":"","number":1,"hits":0,"misses":0,"fallbacks":0,"wait_s":2,"objects":[]}'
+        ).wait_s
+        == 2
+    )
 
 
 @pytest.mark.parametrize("content", ['{"objects": ["\\ud800"]}', '{"objects": ["gs://a/b", "\\udc00x"]}'])

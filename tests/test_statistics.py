@@ -137,8 +137,8 @@ async def test_the_runway_is_that_of_the_hungriest_stream_that_has_not_ended(gcs
 def test_hits_are_told_as_a_share_of_all_reads() -> None:
     reads = Reads()
     assert reads.hit_ratio == 0.0
-    reads.add(ReadReport("job", hits=6, misses=1, fallbacks=0, wait_s=0.25, objects=[]))
-    reads.add(ReadReport("job", hits=0, misses=0, fallbacks=1, wait_s=0.5, objects=[]))
+    reads.add(ReadReport("job", "reporter", 1, hits=6, misses=1, fallbacks=0, wait_s=0.25, objects=[]))
+    reads.add(ReadReport("job", "reporter", 2, hits=0, misses=0, fallbacks=1, wait_s=0.5, objects=[]))
     assert reads.hit_ratio == 0.75
     assert reads.wait_s == 0.75
 
@@ -148,7 +148,7 @@ async def test_the_metrics_say_what_the_snapshot_says(gcs: GCSServer, tmp_path: 
     gcs.faults.add(Status(503), requests=1)
     async with running(make_settings(tmp_path / "cache", gcs.url)) as service:
         await service.prefetcher.settled()
-        service.statistics.reads.add(ReadReport("job", hits=5, misses=3, fallbacks=2, wait_s=1.5, objects=[]))
+        service.statistics.reads.add(ReadReport("job", "reporter", 1, hits=5, misses=3, fallbacks=2, wait_s=1.5, objects=[]))
         snapshot, families = service.statistics.snapshot(), parsed(service.statistics)
     assert set(families) == set(METRICS)
     for name, (kind, (section, key), text) in METRICS.items():

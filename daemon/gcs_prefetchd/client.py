@@ -20,6 +20,8 @@ __all__ = ["DaemonClient", "Lease", "read_daemon_file", "short_address"]
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
+TRIAL_TIMEOUT_S = 1.0  # a daemon that is well says in a millisecond who it is
+LARGEST_ANSWER_BYTES = 64 << 20  # 10,000 of the longest names, and why each could not be fetched
 
 T = TypeVar("T")
 
@@ -41,10 +43,11 @@ def read_daemon_file(cache_dir: Path) -> dict[str, object]:
 class DaemonClient:
     """Speaks to the daemon of one cache directory. Threads may share it: their requests take turns.
 
-    Nothing is opened before the first request. Every method raises DaemonUnavailableError when the daemon is absent, slow
-    or answers nonsense; after such a failure the next ones raise it at once, for a pause that doubles with every failure in a
-    row, so that a hung daemon costs its readers one timeout and not one a read; another daemon is asked at once. The caller
-    closes it.
+    Nothing is opened before the first request. Every method raises DaemonUnavailableError when the daemon is absent, answers
+    nonsense, or has not answered in full within `timeout_s`, however busily it sends. After such a failure the next ones
+    raise it at once, for a pause that doubles with every failure in a row; then the daemon must first say within a second
+    who it is. So a hung daemon costs its readers one timeout and not one a read. Another daemon is asked at once. The
+    caller closes it.
     """
 
     def __init__(self, cache_dir: Path, timeout_s: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -93,12 +96,14 @@ class DaemonClient:
 
         A connection of its own, so it holds up nothing else. The caller closes it.
         """
-        connection = _UnixConnection(self._socket_path(), self.timeout_s)
+        connection = _UnixConnection(self._socket_path())
+        connection.wait_until(time.monotonic() + self.timeout_s)
         try:
             connection.request("GET", f"/v1/lease?{urlencode({'job': job})}")
         except (OSError, ValueError, http.client.HTTPException) as exc:
             connection.close()
             raise DaemonUnavailableError(f"daemon of {self.cache_dir}: {type(exc).__name__}: {exc}") from exc
+        assert connection.sock is not None, "it has been connected"
         return Lease(connection.sock)
 
     def cached_objects(self, prefix: str = "") -> list[str]:
@@ -139,8 +144,11 @@ class DaemonClient:
         with self._lock:
             if self._clock() < self._paused_until_s and self._instance_id() == self._failed_instance:
                 raise DaemonUnavailableError(f"daemon of {self.cache_dir}: failed a moment ago, not asked again yet")
+            until_s = time.monotonic() + self.timeout_s
             try:
-                status, answer = self._exchange(method, target, body)
+                if self._failures:
+                    self._exchange("GET", "/v1/status", None, min(until_s, time.monotonic() + TRIAL_TIMEOUT_S))
+                status, answer = self._exchange(method, target, body, until_s)
             except (OSError, ValueError, http.client.HTTPException) as exc:
                 self._pause()
                 raise DaemonUnavailableError(f"daemon of {self.cache_dir}: {type(exc).__name__}: {exc}") from exc
@@ -155,23 +163,24 @@ class DaemonClient:
             raise ProtocolError(text)
         raise DaemonUnavailableError(f"daemon of {self.cache_dir}: {method} {target}: {status} {text}")
 
-    def _exchange(self, method: str, target: str, body: bytes | None) -> tuple[int, bytes]:
+    def _exchange(self, method: str, target: str, body: bytes | None, until_s: float) -> tuple[int, bytes]:
         reused = self._connection is not None
         try:
-            return self._try(method, target, body)
+            return self._try(method, target, body, until_s)
         except (ConnectionError, http.client.BadStatusLine):
             # A kept connection ends when the daemon restarts: one more try, on a new one to whoever is there now.
             self._disconnect()
             if not reused:
                 raise
-            return self._try(method, target, body)
+            return self._try(method, target, body, until_s)
 
-    def _try(self, method: str, target: str, body: bytes | None) -> tuple[int, bytes]:
+    def _try(self, method: str, target: str, body: bytes | None, until_s: float) -> tuple[int, bytes]:
         if self._connection is None:
-            self._connection = _UnixConnection(self._socket_path(), self.timeout_s)
+            self._connection = _UnixConnection(self._socket_path())
+        self._connection.wait_until(until_s)
         self._connection.request(method, target, body)
-        response = self._connection.getresponse()
-        return response.status, response.read()
+        with self._connection.getresponse() as response:
+            return response.status, _whole(response)
 
     def _socket_path(self) -> str:
         path = read_daemon_file(self.cache_dir).get("socket")
@@ -254,19 +263,60 @@ def short_address(socket_path: Path) -> Iterator[str]:
         os.close(folder)
 
 
+def _whole(response: http.client.HTTPResponse) -> bytes:
+    """The answer's body, unless it is larger than any answer of a daemon."""
+    if response.length is not None and response.length <= LARGEST_ANSWER_BYTES:
+        return response.read()
+    answer = response.read(LARGEST_ANSWER_BYTES + 1)
+    if len(answer) > LARGEST_ANSWER_BYTES:
+        raise ValueError(f"an answer of more than {LARGEST_ANSWER_BYTES} bytes")
+    return answer
+
+
 class _UnixConnection(http.client.HTTPConnection):
     """http.client over a Unix socket."""
 
-    def __init__(self, path: str, timeout_s: float) -> None:
-        super().__init__("localhost", timeout=timeout_s)
+    sock: "_Socket | None"
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost")
         self._path = path
+        self._until_s = 0.0
+
+    def wait_until(self, until_s: float) -> None:
+        """Give up at this time of `time.monotonic`."""
+        self._until_s = until_s
+        if self.sock is not None:
+            self.sock.until_s = until_s
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
+        self.sock = _Socket(self._until_s)
         try:
+            self.sock.wait_no_longer()
             with short_address(Path(self._path)) as address:
                 self.sock.connect(address)
         except BaseException:
             self.sock.close()
             raise
+
+
+class _Socket(socket.socket):
+    """Waits until a time and no longer: a timeout alone begins anew with every byte that comes."""
+
+    def __init__(self, until_s: float) -> None:
+        super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.until_s = until_s
+
+    def wait_no_longer(self) -> None:
+        left_s = self.until_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("timed out")
+        self.settimeout(left_s)
+
+    def sendall(self, *args: Any) -> None:
+        self.wait_no_longer()
+        super().sendall(*args)
+
+    def recv_into(self, *args: Any) -> int:
+        self.wait_no_longer()
+        return super().recv_into(*args)

@@ -15,6 +15,7 @@ from gcs_prefetchd.names import DataRoot, cache_path, parse_object_uri
 from gcs_prefetchd.prefetch import Prefetcher
 from gcs_prefetchd.protocol import FetchAnswer, FetchRequest, ManifestAnswer, Plan, ReadReport, Status
 from gcs_prefetchd.registry import Registry
+from gcs_prefetchd.reporters import Reporters
 from gcs_prefetchd.statistics import Statistics
 from gcs_prefetchd.tuning import Tuning
 
@@ -42,6 +43,7 @@ class Control:
     tuning: Tuning
     recall: Callable[[str, str], Awaitable[None]]  # of a data root, the listing with this digest, where it can be had
     stop: Callable[[], None]
+    reporters: Reporters = field(default_factory=Reporters)
 
     def status(self) -> Status:
         """Who the daemon is."""
@@ -62,16 +64,16 @@ class Control:
         return FetchAnswer(list(await asyncio.gather(*(self._fetch(uri) for uri in request.objects))))
 
     def note_reads(self, report: ReadReport) -> None:
-        """Count what was read and move the streams on."""
+        """Count what was read and move the streams on; once, however often the report comes."""
+        try:
+            names = [parse_object_uri(uri) for uri in report.objects]
+        except InvalidNameError as exc:
+            raise ProtocolError(f"ReadReport: field 'objects': {exc}") from None
+        if not self.reporters.is_new(report.reporter, report.number):
+            return
         self.statistics.reads.add(report)
-        names = []
-        for uri in report.objects:
-            try:
-                name = parse_object_uri(uri)
-            except InvalidNameError as exc:
-                raise ProtocolError(f"ReadReport: field 'objects': {exc}") from None
+        for name in names:
             self.cache.touch(cache_path(name.bucket, name.name))
-            names.append(name)
         self.registry.note_reads(report.job, names)
         self.prefetcher.wake()
 

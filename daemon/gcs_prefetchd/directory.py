@@ -9,11 +9,11 @@ import json
 import logging
 import os
 import shutil
+import stat
 import uuid
 from pathlib import Path
 
-from gcs_prefetchd.client import read_daemon_file
-from gcs_prefetchd.errors import CacheDirectoryError, CacheHeldError, DaemonUnavailableError
+from gcs_prefetchd.errors import CacheDirectoryError, CacheHeldError
 from gcs_prefetchd.folders import make_folder
 
 __all__ = ["CacheDirectory"]
@@ -62,6 +62,7 @@ class CacheDirectory:
             for folder in (self.objects, self.index, self.manifests, self.tmp):
                 folder.mkdir(mode=0o750, exist_ok=True)
             self._check_links()
+            self._clear_socket()
             self._check_attributes()
             self._lay_out_tmp()
         except OSError as exc:
@@ -175,11 +176,21 @@ class CacheDirectory:
                 f"cache directory {self.path}: held by another daemon{self._holder()}; stop it with "
                 f"`gcs-prefetchd stop --cache-dir {self.path}`"
             ) from None
+        with contextlib.suppress(OSError):  # a full disk: it is only for `_holder`
+            os.pwrite(self._lock, f"{os.getpid():10}\n".encode(), 0)
 
     def _holder(self) -> str:
-        with contextlib.suppress(DaemonUnavailableError):
-            return f" (pid {read_daemon_file(self.path)['pid']})"
-        return ""
+        """By the lock's own file: until a daemon is ready, `daemon.json` may be that of one that was killed before."""
+        assert self._lock is not None
+        pid = os.pread(self._lock, 11, 0).strip()
+        return f" (pid {pid.decode()})" if pid.isdigit() else ""
+
+    def _clear_socket(self) -> None:
+        """The lock is ours, so a socket belongs to nobody who lives. Anything else was not made by a daemon."""
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(self.socket.lstat().st_mode):
+                raise CacheDirectoryError(f"cache directory {self.path}: {self.socket.name} is no socket; move it away")
+            self.socket.unlink()
 
     def _sweep(self) -> None:
         for file in list(self._strays):

@@ -113,10 +113,13 @@ class ReadReport(_Message):
     """What one process read since its last report: objects (URIs) and how their reads went.
 
     `hits` were found on disk, `misses` came through the daemon, `fallbacks` straight from GCS; `wait_s` is what the last
-    two took in seconds. `job` ties the report to the plans of the same job.
+    two took in seconds. `job` ties the report to the plans of the same job. Each of a reporter's reports has a higher `number`
+    than the one before, from 1 on; one that may have been lost is sent again with the same, and counted once.
     """
 
     job: "str"
+    reporter: "str"
+    number: "int"
     hits: "int"
     misses: "int"
     fallbacks: "int"

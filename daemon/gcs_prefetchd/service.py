@@ -345,8 +345,6 @@ class Service:
             self._recall,
             self._stop,
         )
-        # The lock is ours, so whatever lies under the socket's name belongs to nobody who lives.
-        self.directory.socket.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         stack.callback(listener.close)
         with short_address(self.directory.socket) as address:

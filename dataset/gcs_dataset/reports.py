@@ -1,6 +1,7 @@
 """What one process read, told to the daemon in batches by a thread, so that no read waits for a report."""
 
 import threading
+import uuid
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,8 +40,8 @@ class Reads:
 class ReadReporter:
     """Collects reads and reports them, at most every 0.25 s while there are any, and once more when the process ends.
 
-    Belongs to the process that made it. While the daemon is away the counts are kept, and the names of the latest 10,000
-    objects with them.
+    Belongs to the process that made it. A report that was not answered may have arrived: it is sent again as it was until it
+    is. Meanwhile the counts of what is read are kept, and the names of the latest 10,000 objects with them.
     """
 
     def __init__(self, cache_dir: Path, job: str) -> None:
@@ -49,6 +50,9 @@ class ReadReporter:
         self._lock = threading.Lock()
         self._reads = Reads()
         self._uris: deque[str] = deque(maxlen=MAX_OBJECTS_PER_MESSAGE)
+        self._id = uuid.uuid4().hex
+        self._number = 0
+        self._unanswered: ReadReport | None = None
         self._something = threading.Event()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -105,21 +109,35 @@ class ReadReporter:
 
     def _send(self, client: DaemonClient) -> bool:
         """Report what there is; where that fails it stays for the next time."""
+        if self._unanswered is not None and not self._deliver(client, self._unanswered):
+            return False
+        report = self._gather()
+        return report is None or self._deliver(client, report)
+
+    def _gather(self) -> ReadReport | None:
         with self._lock:
             reads, uris = self._reads, list(self._uris)
             self._reads = Reads()
             self._uris.clear()
             self._something.clear()
         if not uris and not (reads.hits or reads.misses or reads.fallbacks):
-            return True
+            return None
+        self._number += 1
+        return ReadReport(self._job, self._id, self._number, reads.hits, reads.misses, reads.fallbacks, reads.wait_s, uris)
+
+    def _deliver(self, client: DaemonClient, report: ReadReport) -> bool:
+        self._unanswered = report
         try:
-            client.report_reads(ReadReport(self._job, reads.hits, reads.misses, reads.fallbacks, reads.wait_s, uris))
-        except PrefetchdError as exc:
+            client.report_reads(report)
+        except ProtocolError:
             # A report that the daemon refuses must not hold up those after it: the counts go with the next one.
-            kept = [] if isinstance(exc, ProtocolError) else uris
+            self._unanswered = None
             with self._lock:
-                self._reads.add(reads)
-                self._uris = deque([*kept, *self._uris], maxlen=MAX_OBJECTS_PER_MESSAGE)
-            self._something.set()
-            return False
-        return True
+                self._reads.add(Reads(report.hits, report.misses, report.fallbacks, report.wait_s))
+        except PrefetchdError:
+            pass  # the next time; the readers say that there is no daemon
+        else:
+            self._unanswered = None
+            return True
+        self._something.set()
+        return False
