@@ -88,6 +88,7 @@ LAYERS = [
     "gcs_prefetchd.cache",
     "gcs_prefetchd.backoff",
     "gcs_prefetchd.answers",
+    "gcs_prefetchd.bodies",
     "gcs_prefetchd.ranges",
     "gcs_prefetchd.pages",
     "gcs_prefetchd.tokens",

@@ -12,7 +12,7 @@ from typing import Any
 
 from gcs_prefetchd.errors import DaemonUnavailableError, SettingsError, StartError
 
-__all__ = ["start_in_background", "tell_starter", "wait_for_end"]
+__all__ = ["Starter", "start_in_background", "wait_for_end"]
 
 STOP_PATIENCE_S = 660.0  # more than the longest stop_deadline_s
 
@@ -43,11 +43,19 @@ def start_in_background(arguments: list[str], stop_deadline_s: float) -> dict[st
     return dict(answer)
 
 
-def tell_starter(ready_fd: int | None, answer: dict[str, Any]) -> None:
-    """Answer whoever started us, once; nothing happens where nobody waits."""
-    if ready_fd is not None:
-        with os.fdopen(ready_fd, "wb") as pipe:
-            pipe.write(json.dumps(answer).encode())
+class Starter:
+    """Whoever started us and waits at the other end of a pipe; nobody does where there is none."""
+
+    def __init__(self, ready_fd: int | None) -> None:
+        self.waits = ready_fd is not None
+        self._ready_fd = ready_fd
+
+    def tell(self, answer: dict[str, Any]) -> None:
+        """Answer, once: a daemon that fails after it was ready has nobody left to tell."""
+        if self._ready_fd is not None:
+            ready_fd, self._ready_fd = self._ready_fd, None
+            with os.fdopen(ready_fd, "wb") as pipe:
+                pipe.write(json.dumps(answer).encode())
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeVar
 from urllib.parse import quote, urlencode
 
 import aiohttp
@@ -20,7 +20,8 @@ from yarl import URL
 
 from gcs_prefetchd.answers import UnfitAnswerError, answer_error, named_version
 from gcs_prefetchd.backoff import delay_s
-from gcs_prefetchd.credentials import Access, make_token
+from gcs_prefetchd.bodies import LARGEST_ERROR_BODY, bounded_answers
+from gcs_prefetchd.credentials import Access, key_token, make_token
 from gcs_prefetchd.errors import ObjectChangedError, OriginError, OriginUnavailableError
 from gcs_prefetchd.manifest import Objects, ObjectVersion
 from gcs_prefetchd.names import ObjectName
@@ -37,7 +38,6 @@ CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 20.0
 LIST_TIMEOUT_S = 60.0
 LISTED_AT_ONCE = 10  # pages of one listing; of two folders at 30 ms, one core has no time for more
-LARGEST_ERROR_BODY = 16_384
 LARGEST_WHOLE = 1 << 20  # larger bodies are passed on piece by piece
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ class Origin:
                     connector=connector,
                     timeout=timeout,
                     auto_decompress=False,
-                    response_class=_parsed_in_turn(),
+                    response_class=bounded_answers(),
                     read_bufsize=LARGEST_WHOLE // 2,  # it takes up to twice as much before it makes the sender wait
                     cookie_jar=aiohttp.DummyCookieJar(),
                     # gzip is accepted so that GCS sends stored bytes: decompressed ones match neither hash nor length.
@@ -102,7 +102,7 @@ class Origin:
             )
             source = await make_token(self._access, self._session)
             if source is not None:
-                self._token = SharedToken(source)
+                self._token = SharedToken(source, partial(key_token, self._access, self._session))
                 stack.push_async_callback(self._token.close)
             self._storage = Storage(
                 session=self._session,  # type: ignore[arg-type]  # the library types it for requests and aiohttp alike
@@ -257,7 +257,7 @@ class Origin:
             await self._check_status(response, headers, pinned=False)
             try:
                 described = json.loads(await response.read())
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise UnfitAnswerError("metadata", "its metadata is not JSON") from None
             return next(parse_page({"items": [described]})[0].versions(name.bucket))
 
@@ -277,7 +277,7 @@ class Origin:
         except aiohttp.ClientResponseError as exc:
             if exc.status == 400 and "{" not in exc.message:
                 raise  # aiohttp's own word for an answer that is no HTTP
-            body = exc.message.partition(": ")[2][:LARGEST_ERROR_BODY].encode()
+            body = exc.message.partition(": ")[2].encode()
             raise self._refusal(exc.status, exc.headers or {}, body, headers, pinned=False) from None
         except ValueError:
             raise UnfitAnswerError("listing", "the page is not JSON") from None
@@ -292,8 +292,11 @@ class Origin:
     def _refusal(
         self, status: int, headers: Mapping[str, str], body: bytes, sent: Mapping[str, str], *, pinned: bool
     ) -> UnfitAnswerError:
-        if status == 401 and self._token is not None:
-            self._token.forget(sent["Authorization"].removeprefix("Bearer "))
+        if self._token is not None:
+            token = sent["Authorization"].removeprefix("Bearer ")
+            body = body.replace(token.encode(), b"(token)")  # proxies repeat what they were sent, and the log shows it
+            if status == 401:
+                self._token.forget(token)
         return answer_error(status, headers, body, pinned=pinned)
 
     def _count_request(self, current: Try) -> None:
@@ -311,23 +314,6 @@ class Origin:
 
     def _payer(self) -> dict[str, str]:
         return {"userProject": self._access.user_project} if self._access.user_project else {}
-
-
-def _parsed_in_turn() -> type[aiohttp.ClientResponse]:
-    """Answers whose JSON is parsed one at a time, and other work in between.
-
-    A page takes 2 ms, and 20 that come together would hold up the event loop for 40.
-    """
-    turn = asyncio.Lock()
-
-    class InTurn(aiohttp.ClientResponse):
-        async def json(self, **options: Any) -> Any:
-            await self.read()
-            async with turn:
-                await asyncio.sleep(0)  # holding the turn: those that came together stand in line now
-                return await super().json(**options)
-
-    return InTurn
 
 
 # Never asked: api_is_dev sends no authorization.
