@@ -203,7 +203,7 @@ class Origin:
 
     async def _attempt(self, name: ObjectName, version: ObjectVersion | None, sink: Sink, current: Try) -> ObjectVersion:
         url = self._url(name, alt="media", **({"generation": str(version.generation)} if version else {}))
-        headers = await self._authorization()
+        headers = await self._authorization(current)
         self._count_request(current)
         async with self._session.get(url, headers=headers, allow_redirects=False) as response:
             await self._check_status(response, headers, pinned=version is not None)
@@ -251,7 +251,7 @@ class Origin:
         return ObjectVersion(expected.name, expected.generation, expected.size, crc32c)
 
     async def _describe(self, name: ObjectName, current: Try) -> ObjectVersion:
-        headers = await self._authorization()
+        headers = await self._authorization(current)
         self._count_request(current)
         async with self._session.get(self._url(name), headers=headers, allow_redirects=False) as response:
             await self._check_status(response, headers, pinned=False)
@@ -264,7 +264,7 @@ class Origin:
     async def _page(self, bucket: str, prefix: str, ask: Ask, current: Try) -> tuple[Objects, str]:
         bounds = {"startOffset": ask.start, "endOffset": ask.end, "pageToken": ask.token}
         params = {"prefix": prefix, "fields": FIELDS} | {key: value for key, value in bounds.items() if value}
-        headers = await self._authorization()
+        headers = await self._authorization(current)
         self._count_request(current)
         try:
             page = await self._storage.list_objects(
@@ -279,6 +279,8 @@ class Origin:
                 raise  # aiohttp's own word for an answer that is no HTTP
             body = exc.message.partition(": ")[2].encode()
             raise self._refusal(exc.status, exc.headers or {}, body, headers, pinned=False) from None
+        except aiohttp.ClientError:
+            raise  # before ValueError, of which a certificate that is refused is one
         except ValueError:
             raise UnfitAnswerError("listing", "the page is not JSON") from None
         return parse_page(page)
@@ -304,8 +306,13 @@ class Origin:
         if current.account is not None:
             current.account.sent()
 
-    async def _authorization(self) -> dict[str, str]:
-        return {} if self._token is None else {"Authorization": f"Bearer {await self._token.get()}"}
+    async def _authorization(self, current: Try) -> dict[str, str]:
+        if self._token is None:
+            return {}
+        current.awaits_token = True
+        token = await self._token.get()
+        current.awaits_token = False
+        return {"Authorization": f"Bearer {token}"}
 
     def _url(self, name: ObjectName, **params: str) -> URL:
         query = urlencode(params | self._payer())

@@ -14,6 +14,7 @@ __all__ = ["SharedToken", "brief"]
 
 REFRESH_TIMEOUT_S = 10
 AGAIN_AFTER_FAILURE_S = 10.0
+REFUSED_FOR_S = 5.0  # a key that is refused is not tried for each object that is wanted
 LONGEST_WORDS = 200
 # Shares of a token's life: from the first on it is renewed in passing, from the second on nothing is sent with it.
 RENEW_AT = 0.5
@@ -35,6 +36,7 @@ class SharedToken:
         self._key_token = key_token
         self._value: str | None = None
         self._refusal = ""
+        self._refused_until_s = 0.0
         self._renew_at_s = 0.0
         self._too_old_at_s = 0.0
         self._refreshing: asyncio.Task[str] | None = None
@@ -49,7 +51,7 @@ class SharedToken:
         """The token; raises UnfitAnswerError, with CredentialsError as what is final where the endpoint refuses."""
         now_s = asyncio.get_running_loop().time()
         if self._value is None or now_s >= self._too_old_at_s:
-            if self._refusal and now_s < self._renew_at_s:  # not once for each object that is wanted
+            if self._refusal and now_s < self._refused_until_s:
                 raise UnfitAnswerError("token", self._refusal, final=CredentialsError)
             return await asyncio.shield(self._refresh())
         if now_s >= self._renew_at_s:
@@ -79,7 +81,7 @@ class SharedToken:
         except (aiohttp.ClientError, OSError, KeyError, ValueError, TypeError, OverflowError) as exc:
             reason, is_final = _judged(exc)
             text = f"no access token: {reason}{unread}"
-            self._refusal = text if is_final else ""
+            self._refusal, self._refused_until_s = text if is_final else "", loop.time() + REFUSED_FOR_S
             raise UnfitAnswerError("token", text, final=CredentialsError if is_final else None) from None
         self._value, self._refusal = answer.value, ""
         self._renew_at_s = loop.time() + lifetime_s * RENEW_AT

@@ -32,8 +32,11 @@ class Try:
     account: Account | None = None
     received_bytes: int = 0
     size_bytes: int | None = None
+    awaits_token: bool = False
 
     def __str__(self) -> str:
+        if self.awaits_token:
+            return "no access token came"
         return "no answer" if self.size_bytes is None else f"{self.received_bytes} of {self.size_bytes} bytes had come"
 
 
