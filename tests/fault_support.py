@@ -89,6 +89,20 @@ class Daemon:
         """The warnings and errors in its log that name the object."""
         return [line for line in self.lines() if uri in line and re.search(" (WARNING|ERROR) ", line)]
 
+    def wait_for_line(self, pattern: str, timeout_s: float = 30.0) -> str:
+        """The first line of its log that the pattern is found in, as soon as it is there; fails where none comes."""
+        with subprocess.Popen(["tail", "-n", "+1", "-f", self.log], stdout=subprocess.PIPE, text=True) as following:
+            timer = threading.Timer(timeout_s, following.kill)
+            timer.start()
+            try:
+                assert following.stdout is not None
+                found = next((line for line in following.stdout if re.search(pattern, line)), None)
+            finally:
+                timer.cancel()
+                following.kill()
+        assert found is not None, f"no line has {pattern}: {self.log.read_text()}"
+        return found.rstrip("\n")
+
     def kill(self) -> None:
         """SIGKILL, and wait for the end."""
         os.kill(self.pid, signal.SIGKILL)
@@ -189,7 +203,8 @@ def promises(daemon: Daemon, good: str, data: bytes, *, entries_stay: bool = Tru
     `good` is the URI of an object that no fault touches and that is not in the cache yet, `data` its bytes. `entries_stay`:
     nothing of what was cached before may be gone.
     """
-    before, entries = _usage(daemon), set(daemon.client.cached_objects())
+    entries = set(daemon.client.cached_objects())  # first, for it connects, and the connection stays
+    before = _usage(daemon)
     with _bound_kept(daemon):
         yield
     assert daemon.process.poll() is None, daemon.log.read_text()

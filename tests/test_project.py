@@ -92,6 +92,7 @@ LAYERS = [
     "gcs_prefetchd.cache",
     "gcs_prefetchd.backoff",
     "gcs_prefetchd.answers",
+    "gcs_prefetchd.bodies",
     "gcs_prefetchd.ranges",
     "gcs_prefetchd.resume",
     "gcs_prefetchd.pages",

@@ -12,7 +12,7 @@ from typing import Any
 
 from gcs_prefetchd.errors import DaemonUnavailableError, SettingsError, StartError
 
-__all__ = ["Background", "go_on_in_background", "tell_starter", "wait_for_end"]
+__all__ = ["Background", "Starter", "go_on_in_background", "wait_for_end"]
 
 STOP_PATIENCE_S = 660.0  # more than the longest stop_deadline_s
 
@@ -41,8 +41,23 @@ class Background:
         return dict(answer)
 
 
-def go_on_in_background() -> Background | int:
-    """Fork: this process gets a `Background`, and the other one, which outlives it, the pipe to tell it by.
+class Starter:
+    """Whoever started us and waits at the other end of a pipe; nobody does where there is none."""
+
+    def __init__(self, pipe: int | None = None) -> None:
+        self.waits = pipe is not None
+        self._pipe = pipe
+
+    def tell(self, answer: dict[str, Any]) -> None:
+        """Answer, once: a daemon that fails after it was ready has nobody left to tell."""
+        if self._pipe is not None:
+            pipe, self._pipe = self._pipe, None
+            with os.fdopen(pipe, "wb") as file:
+                file.write(json.dumps(answer).encode())
+
+
+def go_on_in_background() -> Background | Starter:
+    """Fork: this process gets a `Background`, and the other one, which outlives it, its `Starter`.
 
     A second interpreter would have everything to import again, which takes half as long as the start itself. So call it while
     there is one thread, and nothing is open.
@@ -58,14 +73,7 @@ def go_on_in_background() -> Background | int:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
-    return write_end
-
-
-def tell_starter(pipe: int | None, answer: dict[str, Any]) -> None:
-    """Answer whoever started us, once; nothing happens where nobody waits."""
-    if pipe is not None:
-        with os.fdopen(pipe, "wb") as file:
-            file.write(json.dumps(answer).encode())
+    return Starter(write_end)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import aiohttp
@@ -18,9 +18,10 @@ from gcloud.aio.storage import Storage
 
 from gcs_prefetchd.answers import UnfitAnswerError, answer_error, named_version
 from gcs_prefetchd.backoff import delay_s, parse_retry_after
+from gcs_prefetchd.bodies import LARGEST_ERROR_BODY, bounded_answers
 from gcs_prefetchd.connection import Answer
 from gcs_prefetchd.connections import Connections
-from gcs_prefetchd.credentials import Access, make_token
+from gcs_prefetchd.credentials import Access, key_token, make_token
 from gcs_prefetchd.errors import ObjectChangedError, OriginError, OriginUnavailableError
 from gcs_prefetchd.manifest import Objects, ObjectVersion
 from gcs_prefetchd.names import ObjectName
@@ -38,7 +39,6 @@ CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 20.0
 LIST_TIMEOUT_S = 60.0
 LISTED_AT_ONCE = 10  # pages of one listing; of two folders at 30 ms, one core has no time for more
-LARGEST_ERROR_BODY = 16_384
 LARGEST_METADATA = 1 << 20  # GCS allows 8 KB of a user's own
 LARGEST_WHOLE = 1 << 20  # larger bodies are passed on piece by piece
 # Of the deadline silence, a body that drips and a Retry-After take so much at most, so that there is always another try.
@@ -98,7 +98,10 @@ class Origin:
                 aiohttp.ClientSession(
                     connector=connector,
                     timeout=timeout,
-                    response_class=_parsed_in_turn(),
+                    # Identity, for an answer that unpacks to any length could not be bounded.
+                    auto_decompress=False,
+                    headers={"Accept-Encoding": "identity"},
+                    response_class=bounded_answers(),
                     cookie_jar=aiohttp.DummyCookieJar(),
                 )
             )
@@ -106,7 +109,7 @@ class Origin:
             stack.push_async_callback(self._connections.close)
             source = await make_token(self._access, session)
             if source is not None:
-                self._token = SharedToken(source)
+                self._token = SharedToken(source, partial(key_token, self._access, session))
                 stack.push_async_callback(self._token.close)
             self._storage = Storage(
                 session=session,  # type: ignore[arg-type]  # the library types it for requests and aiohttp alike
@@ -212,7 +215,7 @@ class Origin:
         if (started := received.started()) is not None:
             return await self._attempt_rest(started, sink, received, current)
         target = self._bytes_of(name, version.generation if version else None)
-        headers = await self._authorization()
+        headers = await self._authorization(current)
         self._count_request(current)
         async with self._connections.get(target, headers) as answer:
             await self._check_status(answer, headers, pinned=version is not None)
@@ -230,7 +233,7 @@ class Origin:
         Any other answer than that has the next try begin at byte 0, which finds out what it means; unless it may pass.
         """
         target = self._bytes_of(started.name, started.generation)
-        headers = await self._authorization()
+        headers = await self._authorization(current)
         self._count_request(current)
         asked = headers | {"Range": f"bytes={received.bytes}-"}
         async with self._connections.get(target, asked) as answer:
@@ -271,13 +274,13 @@ class Origin:
         return received.whole()
 
     async def _describe(self, name: ObjectName, current: Try) -> ObjectVersion:
-        headers = await self._authorization()
+        headers = await self._authorization(current)
         self._count_request(current)
         async with self._connections.get(self._about(name), headers) as answer:
             await self._check_status(answer, headers, pinned=False)
             try:
                 described = json.loads(await answer.first(LARGEST_METADATA))
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise UnfitAnswerError("metadata", "its metadata is not JSON") from None
             return next(parse_page({"items": [described]})[0].versions(name.bucket))
 
@@ -285,21 +288,21 @@ class Origin:
         payer = {"userProject": self._access.user_project} if self._access.user_project else {}
         bounds = {"startOffset": ask.start, "endOffset": ask.end, "pageToken": ask.token}
         params = {"prefix": prefix, "fields": FIELDS} | payer | {key: value for key, value in bounds.items() if value}
-        headers = await self._authorization()
+        headers = await self._authorization(current)
         self._count_request(current)
         try:
             page = await self._storage.list_objects(
                 bucket,
                 params=params,
-                # The session leaves bodies as they come, and the library does not unpack them.
-                headers={"Accept-Encoding": "identity"},
                 timeout=LIST_TIMEOUT_S,  # type: ignore[arg-type]  # typed int, used as aiohttp's
             )
         except aiohttp.ClientResponseError as exc:
             if exc.status == 400 and "{" not in exc.message:
                 raise  # aiohttp's own word for an answer that is no HTTP
-            body = exc.message.partition(": ")[2][:LARGEST_ERROR_BODY].encode()
+            body = exc.message.partition(": ")[2].encode()
             raise self._refusal(exc.status, exc.headers or {}, body, headers, pinned=False) from None
+        except aiohttp.ClientError:
+            raise  # before ValueError, of which a certificate that is refused is one
         except ValueError:
             raise UnfitAnswerError("listing", "the page is not JSON") from None
         return parse_page(page)
@@ -312,8 +315,11 @@ class Origin:
     def _refusal(
         self, status: int, headers: Mapping[str, str], body: bytes, sent: Mapping[str, str], *, pinned: bool
     ) -> UnfitAnswerError:
-        if status == 401 and self._token is not None:
-            self._token.forget(sent["Authorization"].removeprefix("Bearer "))
+        if self._token is not None:
+            token = sent["Authorization"].removeprefix("Bearer ")
+            body = body.replace(token.encode(), b"(token)")  # proxies repeat what they were sent, and the log shows it
+            if status == 401:
+                self._token.forget(token)
         return answer_error(status, headers, body, pinned=pinned)
 
     def _count_request(self, current: Try) -> None:
@@ -321,8 +327,13 @@ class Origin:
         if current.account is not None:
             current.account.sent()
 
-    async def _authorization(self) -> dict[str, str]:
-        return {} if self._token is None else {"Authorization": f"Bearer {await self._token.get()}"}
+    async def _authorization(self, current: Try) -> dict[str, str]:
+        if self._token is None:
+            return {}
+        current.awaits_token = True
+        token = await self._token.get()
+        current.awaits_token = False
+        return {"Authorization": f"Bearer {token}"}
 
     def _bytes_of(self, name: ObjectName, generation: int | None) -> str:
         """Where the bytes of an object are, of this generation or of the live one."""
@@ -332,23 +343,6 @@ class Origin:
     def _about(self, name: ObjectName) -> str:
         """Where its metadata are."""
         return f"{self._path}/storage/v1/b/{name.bucket}/o/{quote(name.name, safe='')}{self._payer}"
-
-
-def _parsed_in_turn() -> type[aiohttp.ClientResponse]:
-    """Answers whose JSON is parsed one at a time, and other work in between.
-
-    A page takes 2 ms, and 20 that come together would hold up the event loop for 40.
-    """
-    turn = asyncio.Lock()
-
-    class InTurn(aiohttp.ClientResponse):
-        async def json(self, **options: Any) -> Any:
-            await self.read()
-            async with turn:
-                await asyncio.sleep(0)  # holding the turn: those that came together stand in line now
-                return await super().json(**options)
-
-    return InTurn
 
 
 # Never asked: api_is_dev sends no authorization.

@@ -35,9 +35,12 @@ class Try:
     received_bytes: int = 0
     before_bytes: int = 0  # what tries before it had received of the same body
     size_bytes: int | None = None
+    awaits_token: bool = False
     started_s: float = field(default_factory=time.monotonic)
 
     def __str__(self) -> str:
+        if self.awaits_token:
+            return "no access token came"
         if self.size_bytes is None:
             return "no answer"
         return f"{self.before_bytes + self.received_bytes} of {self.size_bytes} bytes had come"
