@@ -75,10 +75,10 @@ async def test_room_that_is_free_is_filled_with_whole_items(gcs: GCSServer, tmp_
 
 async def test_a_start_without_gcs_serves_what_was_cached(gcs: GCSServer, tmp_path: Path) -> None:
     put_items(gcs, 3)
-    settings = make_settings(tmp_path / "cache", gcs.url, deadline_s=0.5)
-    async with running(settings) as service:
+    async with running(make_settings(tmp_path / "cache", gcs.url)) as service:
         await service.prefetcher.settled()
     gcs.faults.add(Status(503), kind=Kind.LIST)
+    settings = make_settings(tmp_path / "cache", gcs.url, deadline_s=0.5)
     async with running(settings) as service:
         await service.cache.whole()
         assert len(service.cache) == 6
