@@ -373,8 +373,8 @@ def test_while_credentials_are_refused_prefetching_waits_with_one_line_and_goes_
 @pytest.mark.parametrize(
     ("endpoint", "says"),
     [
-        ("http://127.0.0.1:1", "Connect call failed|Cannot connect"),
-        ("http://gcs.invalid", "Cannot connect to host gcs.invalid"),
+        ("http://127.0.0.1:1", "Connect call failed|Cannot connect|no connection to 127.0.0.1:1"),
+        ("http://gcs.invalid", "Cannot connect to host gcs.invalid|no connection to gcs.invalid:80"),
     ],
     ids=["connection refused", "no such host"],
 )
