@@ -257,7 +257,7 @@ class Origin:
             await self._check_status(response, headers, pinned=False)
             try:
                 described = json.loads(await response.read())
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise UnfitAnswerError("metadata", "its metadata is not JSON") from None
             return next(parse_page({"items": [described]})[0].versions(name.bucket))
 
@@ -279,7 +279,7 @@ class Origin:
                 raise  # aiohttp's own word for an answer that is no HTTP
             body = exc.message.partition(": ")[2][:LARGEST_ERROR_BODY].encode()
             raise self._refusal(exc.status, exc.headers or {}, body, headers, pinned=False) from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UnfitAnswerError("listing", "the page is not JSON") from None
         return parse_page(page)
 
