@@ -61,10 +61,7 @@ def _download(name: ObjectName, user_project: str | None) -> bytes:
     # client.bucket() asks nothing; get_bucket() would be one more request, and a permission that readers often lack.
     blob = storage_client().bucket(name.bucket, user_project=user_project).blob(name.name)
     # Stored bytes, so that a hit and a miss are the same; its own retries off, for there is one around all of this.
-    try:
-        data: bytes = blob.download_as_bytes(raw_download=True, retry=None, timeout=SOCKET_TIMEOUT_S)
-    except ValueError as exc:  # of a header that is no list of hashes
-        raise WrongBytesError(f"an answer came that cannot be read ({exc})") from exc
+    data: bytes = blob.download_as_bytes(raw_download=True, retry=None, timeout=SOCKET_TIMEOUT_S)
     _check(data, blob)
     return data
 
