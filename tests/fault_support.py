@@ -4,12 +4,14 @@ import contextlib
 import json
 import os
 import re
+import select
 import signal
+import socket
 import subprocess
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from support import COMMAND, clean_environment, start_arguments
 
 LONGEST_LINE_BYTES = 2048
 ANSWER_S = 1.0  # within which /stats answers, whatever goes on
+START_S = 60.0
 SETTLE_S = 10.0  # within which what a fault took is given back
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR) .+")
 
@@ -48,12 +51,13 @@ def table_of(rows: Sequence[Tally]) -> str:
 class Daemon:
     """A running daemon as its user sees it: its socket, its statistics over TCP, its files, its log."""
 
-    def __init__(self, process: subprocess.Popen[bytes], cache_dir: Path, log: Path, started: dict[str, Any]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], cache_dir: Path, log: Path) -> None:
         self.process = process
         self.cache_dir = cache_dir
         self.log = log
-        self.pid = int(started["pid"])
-        self.http = str(started["http"]).rstrip("/")
+        about = json.loads((cache_dir / "daemon.json").read_bytes())
+        self.pid = int(about["pid"])
+        self.http = str(about["http"]).rstrip("/")
         self.client = DaemonClient(cache_dir)
 
     def stats(self) -> dict[str, Any]:
@@ -110,31 +114,49 @@ def faulted_daemon(
     `under` is a command that runs it: strace, prlimit, unshare.
     """
     log = cache_dir.with_name(cache_dir.name + ".log")
-    arguments = ["start", *start_arguments(cache_dir, endpoint, extra), "--foreground"]
-    read_end, write_end = os.pipe()
-    with log.open("ab") as stderr:
+    arguments = ["start", *start_arguments(cache_dir, endpoint, extra), "--foreground", "--set", f"log_file={log}"]
+    with log.open("ab") as stderr, _readiness() as (address, wait):
         process = subprocess.Popen(
-            [*under, *COMMAND, *arguments, "--ready-fd", str(write_end), "--set", f"log_file={log}"],
+            [*under, *COMMAND, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=stderr,
             stderr=stderr,
-            pass_fds=[write_end],
-            env=clean_environment() | (environment or {}),
+            env=clean_environment() | {"NOTIFY_SOCKET": address} | (environment or {}),
         )
-    os.close(write_end)
-    with os.fdopen(read_end, "rb") as pipe:
-        answer = json.loads(pipe.read() or b"{}")
+        try:
+            wait(process)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise AssertionError(log.read_text()) from None
+    daemon = Daemon(process, cache_dir, log)
     try:
-        assert "pid" in answer, f"{answer} {log.read_text()}"
-        daemon = Daemon(process, cache_dir, log, answer)
         with contextlib.closing(daemon.client):
             yield daemon
     finally:
         if process.poll() is None:
-            with contextlib.suppress(KeyError, ProcessLookupError):
-                os.kill(answer["pid"], signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(daemon.pid, signal.SIGKILL)
             process.kill()
             process.wait()
+
+
+@contextmanager
+def _readiness() -> Iterator[tuple[str, Callable[[subprocess.Popen[bytes]], None]]]:
+    """What systemd is to a daemon: an address to be told READY=1, and a function that waits for it, or for an early end."""
+    name = f"gcs-prefetchd-{os.getpid()}-{time.monotonic_ns()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(f"\0{name}")
+
+        def wait(process: subprocess.Popen[bytes]) -> None:
+            ended = os.pidfd_open(process.pid)
+            try:
+                readable, _, _ = select.select([told.fileno(), ended], [], [], START_S)
+                assert told.fileno() in readable, "the daemon ended before it was ready, or never was"
+            finally:
+                os.close(ended)
+
+        yield f"@{name}", wait
 
 
 @contextmanager

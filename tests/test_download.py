@@ -63,7 +63,7 @@ async def test_an_object_of_any_size_arrives_whole_and_stamped(size_bytes: int, 
 @pytest.mark.parametrize(
     "fault", [Cut(1_500_000), Reset(1_500_000), FlippedByte(10), Cut(10), Cut(BUFFER_BYTES + 5, "chunked")]
 )
-async def test_an_attempt_that_fails_starts_again_from_the_first_byte(fault: Cut, gcs: GCSServer, tmp_path: Path) -> None:
+async def test_after_attempts_that_failed_the_file_is_whole(fault: Cut, gcs: GCSServer, tmp_path: Path) -> None:
     data = content(1, 3 * BUFFER_BYTES)
     gcs.put(BUCKET, "a.jpg", data)
     gcs.faults.add(fault, requests={1, 2})
@@ -151,7 +151,7 @@ async def test_an_object_that_does_not_exist_leaves_nothing(cache: Cache, gcs: G
 
 async def test_a_download_that_gives_up_leaves_nothing(gcs: GCSServer, tmp_path: Path) -> None:
     gcs.put(BUCKET, "a.jpg", content(1, 3 * BUFFER_BYTES))
-    gcs.faults.add(Cut(2 * BUFFER_BYTES))
+    gcs.faults.add(Cut(2 * BUFFER_BYTES, "close"))
     async with opened(tmp_path / "cache", 10 * BUFFER_BYTES) as cache:
         with pytest.raises(OriginUnavailableError):
             await fetch(cache, gcs, "a.jpg", deadline_s=0.5)

@@ -25,8 +25,9 @@ from fault_support import LINE, Daemon, Tally, faulted_daemon
 from gcs_prefetchd.client import DaemonClient
 from gcs_prefetchd.credentials import Access
 from gcs_prefetchd.errors import DaemonUnavailableError, ManifestError, PrefetchdError, ProtocolError
+from gcs_prefetchd.layout import Layout
 from gcs_prefetchd.listing import list_manifest, newest_manifest, remove_old_manifests
-from gcs_prefetchd.manifest import Layout, Manifest, build_manifest, load_manifest
+from gcs_prefetchd.manifest import Manifest, build_manifest, load_manifest
 from gcs_prefetchd.names import DataRoot, ObjectName, cache_path
 from gcs_prefetchd.order import order_digest, plan_order
 from gcs_prefetchd.origin import Origin
@@ -420,6 +421,7 @@ def test_whatever_an_object_answers_it_is_the_object_or_an_error_that_names_it(b
                 await origin.read(name)
             assert len(str(caught.value)) < 1500
             gcs.faults.clear()
-            assert (await origin.read(name))[1] == b"right"
+            async with Origin(Access(gcs.url, anonymous=True), deadline_s=10.0) as patient:
+                assert (await patient.read(name))[1] == b"right"
 
     asyncio.run(check())

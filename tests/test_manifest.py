@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gcs_prefetchd.errors import ManifestError, SettingsError
-from gcs_prefetchd.manifest import Ids, Layout, Manifest, ObjectVersion, build_manifest, load_manifest
+from gcs_prefetchd.layout import Layout
+from gcs_prefetchd.manifest import Ids, Manifest, ObjectVersion, build_manifest, load_manifest
 from gcs_prefetchd.names import DataRoot, ObjectName
 
 ROOT = DataRoot.parse("gs://pictures/train")

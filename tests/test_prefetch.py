@@ -12,8 +12,9 @@ import pytest
 from cache_support import slots_of
 from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.fetcher import Fetcher
+from gcs_prefetchd.layout import Layout
 from gcs_prefetchd.listing import list_manifest
-from gcs_prefetchd.manifest import Layout, Manifest, ObjectVersion
+from gcs_prefetchd.manifest import Manifest, ObjectVersion
 from gcs_prefetchd.names import DataRoot, ObjectName, cache_path
 from gcs_prefetchd.order import epoch_order
 from gcs_prefetchd.origin import Access, Origin

@@ -28,8 +28,9 @@ from gcs_prefetchd.cli import app
 from gcs_prefetchd.control import Control, control_app
 from gcs_prefetchd.directory import MARKER, CacheDirectory
 from gcs_prefetchd.http import statistics_app
+from gcs_prefetchd.layout import Layout
 from gcs_prefetchd.limit import WHYS
-from gcs_prefetchd.manifest import Layout, Manifest, ObjectVersion, build_manifest
+from gcs_prefetchd.manifest import Manifest, ObjectVersion, build_manifest
 from gcs_prefetchd.names import DataRoot, cache_path, parse_object_uri
 from gcs_prefetchd.readers import WAITS
 from gcs_prefetchd.registry import LARGEST_SPARE, LONGEST_WINDOW, SPARE_ITEMS
@@ -57,6 +58,7 @@ LAYERS = [
     "gcs_prefetchd.order",
     "gcs_prefetchd.stamp",
     "gcs_prefetchd.ids",
+    "gcs_prefetchd.layout",
     "gcs_prefetchd.manifest",
     "gcs_prefetchd.protocol",
     "gcs_prefetchd.client",
@@ -89,6 +91,7 @@ LAYERS = [
     "gcs_prefetchd.backoff",
     "gcs_prefetchd.answers",
     "gcs_prefetchd.ranges",
+    "gcs_prefetchd.resume",
     "gcs_prefetchd.pages",
     "gcs_prefetchd.tokens",
     "gcs_prefetchd.credentials",
@@ -99,6 +102,8 @@ LAYERS = [
     "gcs_prefetchd.slots",
     "gcs_prefetchd.tuning",
     "gcs_prefetchd.tries",
+    "gcs_prefetchd.connection",
+    "gcs_prefetchd.connections",
     "gcs_prefetchd.origin",
     "gcs_prefetchd.listing",
     "gcs_prefetchd.download",
@@ -117,7 +122,7 @@ LAYERS = [
     "gcs_prefetchd.cli",
     "gcs_prefetchd.__main__",
 ]
-FOR_READERS = {"errors", "names", "order", "stamp", "manifest", "protocol", "client", "malloc"}
+FOR_READERS = {"errors", "names", "order", "stamp", "layout", "manifest", "protocol", "client", "malloc"}
 ASYNC_READER = "gcs_dataset.downloads"  # loads aiohttp, so nothing may import it before it is needed
 FOR_THE_ASYNC_READER = FOR_READERS | {"origin", "credentials"}
 
@@ -317,7 +322,7 @@ def test_documented_flags_exist_and_no_flag_is_undocumented() -> None:
     documented = {code(row[3]) for row in table(section("configuration.md", "## Settings"))}
     others = table(section("configuration.md", "## Flags of `start` that are no settings"))
     documented |= {code(row[0]).split(" ")[0] for row in others}
-    assert documented == flags_of("start") - {"--ready-fd", "--help"}
+    assert documented == flags_of("start") - {"--help"}
 
 
 def test_the_example_file_is_a_configuration(tmp_path: Path) -> None:

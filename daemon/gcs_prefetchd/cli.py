@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from gcs_prefetchd import __version__
-from gcs_prefetchd.background import start_in_background, tell_starter, wait_for_end
+from gcs_prefetchd.background import Background, go_on_in_background, tell_starter, wait_for_end
 from gcs_prefetchd.client import DaemonClient, read_daemon_file
 from gcs_prefetchd.errors import DaemonUnavailableError, PrefetchdError, ProtocolError, SettingsError
 from gcs_prefetchd.logs import log_to
@@ -61,7 +61,6 @@ def start(
     check_config: Annotated[
         bool, typer.Option("--check-config", help="Say which settings are in force, and start nothing.")
     ] = False,
-    ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Start the daemon; returns when it is ready and says where its statistics are."""
     flags: dict[str, object] = {
@@ -74,20 +73,25 @@ def start(
         "credentials": credentials,
         "http": http,
     }
+    pipe = None
     try:
         settings = load_settings(flags | _named_settings(setting or [], "--set "), config)
         if check_config:
             check_against_disk(settings)
             _show_settings(settings)
         elif foreground:
-            _run(settings, ready_fd)
+            _run(settings)
         else:
             check_against_disk(settings)
-            _say_ready(start_in_background(sys.argv[1:], settings.stop_deadline_s), settings)
+            if isinstance(started := go_on_in_background(), Background):
+                _say_ready(started.wait_until_ready(), settings)
+            else:
+                pipe = started
+                _run(settings, pipe)
     except SettingsError as exc:
-        _fail(exc, EXIT_BAD_SETTING, ready_fd)
+        _fail(exc, EXIT_BAD_SETTING, pipe)
     except PrefetchdError as exc:
-        _fail(exc, EXIT_FAILED, ready_fd)
+        _fail(exc, EXIT_FAILED, pipe)
 
 
 @app.command()
@@ -167,7 +171,7 @@ def version() -> None:
     print(__version__)
 
 
-def _run(settings: Settings, ready_fd: int | None) -> None:
+def _run(settings: Settings, pipe: int | None = None) -> None:
     # Loaded only here: the other commands, and whoever waits for the daemon to be ready, answer in half the time.
     import uvloop
 
@@ -177,14 +181,14 @@ def _run(settings: Settings, ready_fd: int | None) -> None:
     os.umask(0o027)  # the group reads the cache, nobody else does
     keep_freed_memory()
     log_to(None, settings.log_level)
-    in_background = ready_fd is not None
+    in_background = pipe is not None
     log_file = settings.log_file or (settings.cache_dir / "daemon.log" if in_background else None)
 
     def on_claimed() -> None:
         log_to(log_file, settings.log_level)
 
     def on_ready(started: Started) -> None:
-        tell_starter(ready_fd, {"pid": started.pid, "http": started.http})
+        tell_starter(pipe, {"pid": started.pid, "http": started.http})
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(settings, on_claimed, on_ready))
@@ -239,9 +243,9 @@ def _show_facts(facts: Mapping[str, str]) -> None:
         print(f"{name:<14}{value}")
 
 
-def _fail(error: PrefetchdError, status: int, ready_fd: int | None = None) -> NoReturn:
+def _fail(error: PrefetchdError, status: int, pipe: int | None = None) -> NoReturn:
     text = " ".join(str(error).split())
-    if ready_fd is None:
+    if pipe is None:
         print(f"gcs-prefetchd: {text}", file=sys.stderr)
-    tell_starter(ready_fd, {"error": text, "status": status})
+    tell_starter(pipe, {"error": text, "status": status})
     raise typer.Exit(status)

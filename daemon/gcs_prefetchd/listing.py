@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 from gcs_prefetchd.errors import ItemError, ManifestError
-from gcs_prefetchd.manifest import Layout, Listing, Manifest, is_digest, is_left_behind, load_manifest
+from gcs_prefetchd.layout import Layout
+from gcs_prefetchd.manifest import Listing, Manifest, is_digest, is_left_behind, load_manifest
 from gcs_prefetchd.names import DataRoot
 from gcs_prefetchd.origin import Origin
 
