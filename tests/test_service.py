@@ -86,6 +86,7 @@ async def test_a_start_without_gcs_serves_what_was_cached(gcs: GCSServer, tmp_pa
         await service.prefetcher.settled()
     gcs.faults.add(Status(503), kind=Kind.LIST)
     async with running(settings) as service:
+        await service.cache.whole()
         assert len(service.cache) == 6
         with closing(DaemonClient(settings.cache_dir)) as client:
             assert (await asyncio.to_thread(client.manifest, DATA_ROOT)).items == 3
