@@ -318,4 +318,4 @@ def test_whatever_happens_in_many_rows_reads_give_what_the_model_allows(tally: T
         pass
 
     Counted.tally = tally
-    run_state_machine_as_test(Counted, settings=settings(IN_ROWS, max_examples=60, database=None))
+    run_state_machine_as_test(Counted, settings=settings(IN_ROWS, max_examples=40, database=None))
