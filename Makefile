@@ -33,8 +33,10 @@ demo: $(INSTALLED) ## Train a small network through a real daemon from a local G
 test: $(INSTALLED) ## Run every test
 	$(BIN)/python -m pytest
 
-torture: $(INSTALLED) ## Run the long loops over faults and print what they came to, for docs/reliability.md
-	$(BIN)/python -m pytest -m torture
+# The second runs also where the first has failed.
+torture: $(INSTALLED) ## Run the long loops over faults and a soak, and print what they came to, for docs/reliability.md
+	$(BIN)/python -m pytest -m torture; \
+	    status=$$?; $(BIN)/python bench/soak.py --minutes 3 && exit $$status
 
 check: $(INSTALLED) ## Check format, lint and types; change nothing
 	$(BIN)/ruff format --check $(SOURCES)

@@ -155,16 +155,21 @@ def _row(key: str, used_s: float, value: str) -> dict[str, str | float]:
 def _open(folder: Path) -> sqlite3.Connection:
     """A connection of our own to a database that diskcache has made or found good."""
     _raise_if_locked(folder)
-    diskcache.Cache(
-        str(folder),
-        eviction_policy="none",
-        cull_limit=0,
-        size_limit=NEVER,
-        disk_min_file_size=NEVER,
-        statistics=0,
-        tag_index=0,
-        timeout=LOCKED_FOR_S,
-    ).close()
+    try:
+        diskcache.Cache(
+            str(folder),
+            eviction_policy="none",
+            cull_limit=0,
+            size_limit=NEVER,
+            disk_min_file_size=NEVER,
+            statistics=0,
+            tag_index=0,
+            timeout=LOCKED_FOR_S,
+        ).close()
+    except INDEX_ERRORS:
+        raise
+    except Exception as exc:  # damaged rows of its own settings bring out anything in it
+        raise sqlite3.DatabaseError(f"{type(exc).__name__}: {exc}") from exc
     rows = sqlite3.connect(folder / diskcache.core.DBNAME, timeout=LOCKED_FOR_S, isolation_level=None)
     try:
         rows.execute(f"PRAGMA cache_size = -{PAGES_KIB}")

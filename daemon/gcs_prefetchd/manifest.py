@@ -136,12 +136,6 @@ class Manifest:
         item = self.ids.find(match[0])
         return None if item is None else (item, match[1])
 
-    def changed_since(self, before: "Manifest") -> Iterator[ObjectVersion]:
-        """The objects whose generation is not what it was in an earlier manifest; new ones are not among them."""
-        items, earlier = self.ids.common_with(before.ids)
-        for row, part in zip(*np.nonzero(self.generation[items] != before.generation[earlier]), strict=True):
-            yield self.version(int(items[row]), int(part))
-
     def save(self, manifests: Path) -> Path:
         """Write it to `manifests/<digest>/` under a temporary name first; returns the folder, which is then the newest."""
         folder = manifests / self.digest

@@ -303,7 +303,7 @@ class Origin:
             raise self._refusal(exc.status, exc.headers or {}, body, headers, pinned=False) from None
         except aiohttp.ClientError:
             raise  # before ValueError, of which a certificate that is refused is one
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UnfitAnswerError("listing", "the page is not JSON") from None
         return parse_page(page)
 

@@ -11,7 +11,6 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.http import statistics_app
 from gcs_prefetchd.listing import list_manifest, newest_manifest, remove_old_manifests
 from gcs_prefetchd.malloc import return_freed_memory
-from gcs_prefetchd.manifest import Manifest, ObjectVersion, is_digest, load_manifest
+from gcs_prefetchd.manifest import Manifest, is_digest, load_manifest
 from gcs_prefetchd.names import DataRoot, cache_path
 from gcs_prefetchd.notify import ping_watchdog, tell_systemd
 from gcs_prefetchd.origin import Origin
@@ -132,6 +131,7 @@ class Service:
         self._stop = stop
         # Two listings that are numbered at once would give the same numbers to different items.
         self._numbering = asyncio.Lock()
+        self._listing = asyncio.Lock()  # of two listings the one that began first must not come last
         self._ready = False
         self._failed: BaseException | None = None
 
@@ -188,13 +188,22 @@ class Service:
         await self._take(await list_manifest(self.origin, root, self.settings.layout))
         return self.settings.relist_s
 
-    async def _relist(self, root: DataRoot, wait_s: float) -> None:
+    async def relist(self, root: DataRoot) -> None:
+        """List a data root now, once all that is here is known; raises what `list_manifest` raises, and the last one stays."""
         await self.cache.whole()  # what has changed in the bucket must be known to be here to be dropped
+        async with self._listing:
+            await self._take(await list_manifest(self.origin, root, self.settings.layout))
+            await self._drop_outdated()
+
+    async def _relist(self, root: DataRoot, wait_s: float) -> None:
+        await self.cache.whole()
+        if wait_s:  # listed at the start, before anybody knew what is here
+            await self._drop_outdated()
         while True:
             await asyncio.sleep(wait_s)
             wait_s = self.settings.relist_s
             try:
-                await self._take(await list_manifest(self.origin, root, self.settings.layout))
+                await self.relist(root)
             except PrefetchdError as exc:
                 # What cannot be listed now is still cached: an origin out of reach removes nothing.
                 wait_s = min(wait_s, RELIST_AFTER_FAILURE_S)
@@ -206,8 +215,7 @@ class Service:
             return
         await asyncio.to_thread(self._save, manifest)
         await self._put_in_force(manifest)
-        changed = 0 if before is None else await self._drop_changed(manifest.changed_since(before))
-        log.info("%s: %d items, %d objects changed", manifest.data_root.uri, len(manifest), changed)
+        log.info("%s: %d items", manifest.data_root.uri, len(manifest))
 
     def _save(self, manifest: Manifest) -> None:
         try:
@@ -219,17 +227,36 @@ class Service:
                 f"{manifest.data_root.uri}: its listing cannot be kept: {exc.strerror or exc} ({self.directory.manifests})"
             ) from exc
 
-    async def _drop_changed(self, versions: Iterator[ObjectVersion]) -> int:
-        """Drop what is here in another generation; returns how many objects there were to look at."""
-        changed = 0
-        while some := await asyncio.to_thread(lambda: list(islice(versions, ADOPTED_AT_A_TIME))):
-            for version in some:
-                path = cache_path(version.name.bucket, version.name.name)
-                stamp = self.cache.stamp(path)
-                if stamp is not None and stamp.generation != version.generation:
-                    await self.cache.drop(path)
-            changed += len(some)
-        return changed
+    async def _drop_outdated(self) -> None:
+        """Drop what is here in another generation than is listed, once what is under way has come, too.
+
+        All of it is looked at and not only what this listing changed: objects go from the bucket and come back, and a daemon
+        may end before it has dropped what its last listing told. That takes a thread about 12 s for a million.
+        """
+        under_way = self.fetcher.under_way
+        dropped = 0
+        for page in self.cache.pages():
+            dropped += await self._drop_where_outdated(page)
+        if under_way:
+            await asyncio.wait(under_way.values())
+            dropped += await self._drop_where_outdated(under_way)
+        if dropped:
+            log.info("%d objects dropped that have changed in the bucket", dropped)
+
+    async def _drop_where_outdated(self, paths: Iterable[str]) -> int:
+        dropped = 0
+        for path, generation in await asyncio.to_thread(self._listed, paths):
+            stamp = self.cache.stamp(path)
+            if stamp is not None and stamp.generation != generation:
+                await self.cache.drop(path)
+                dropped += 1
+        return dropped
+
+    def _listed(self, paths: Iterable[str]) -> list[tuple[str, int]]:
+        """The generations that the newest listings name. For a thread."""
+        names = ((path, self.cache.name_at(path)) for path in paths)
+        versions = ((path, self.registry.version(name)) for path, name in names if name is not None)
+        return [(path, version.generation) for path, version in versions if version is not None]
 
     async def _recall(self, data_root: str, digest: str) -> None:
         """Have the listing that a plan names, where only an earlier daemon had it in memory.

@@ -171,7 +171,8 @@ def _may_pass(exc: Exception) -> bool:
         | requests.RequestException
         | urllib3.exceptions.HTTPError
         | http.client.HTTPException
-        | OSError,
+        | OSError
+        | ValueError,  # of a header of hashes that is none
     )
 
 
