@@ -105,7 +105,8 @@ class Daemon:
 
     def kill(self) -> None:
         """SIGKILL, and wait for the end."""
-        os.kill(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.kill(self.pid, signal.SIGKILL)
         self.process.wait()
 
     def stop(self) -> None:
@@ -153,6 +154,13 @@ def faulted_daemon(
                 os.kill(daemon.pid, signal.SIGKILL)
             process.kill()
             process.wait()
+
+
+def wait_for(what: Callable[[], object], within_s: float = SETTLE_S) -> None:
+    """Ask again and again until it is so."""
+    until_s = time.monotonic() + within_s
+    while not what():
+        assert time.monotonic() < until_s, f"not so after {within_s:g} s"
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from gcs_prefetchd.index import INDEX_ERRORS, Index, Record
 from gcs_prefetchd.indexer import IndexWriter
 from gcs_prefetchd.names import ObjectName, name_of
 from gcs_prefetchd.sizes import format_size
-from gcs_prefetchd.stamp import Stamp, read_checked
+from gcs_prefetchd.stamp import Stamp, is_whole
 from gcs_prefetchd.stock import load_index
 from gcs_prefetchd.tree import find_each, find_files, read_object_name, unlink_all
 
@@ -217,10 +217,13 @@ class Cache:
             self._settle(comparison, filter(None, await self._find([path])))
 
     async def verify(self, path: str) -> bool:
-        """Read the object's file whole and compare it with its stamp; a damaged one is dropped and counted."""
+        """Read the object's file whole and compare it with its stamp; a damaged one is dropped and counted.
+
+        One that cannot be looked at stays: whoever asks will see.
+        """
         while (stamp := self._contents.entries.get(path)) is not None:
             with self._contents.watching(path) as is_same:
-                if await self.disk.call(read_checked, self.directory.objects, path, stamp) is not None:
+                if await self.disk.call(is_whole, self.directory.objects, path, stamp):
                     return True
                 if not is_same():
                     continue  # it was dropped meanwhile, or has been published anew

@@ -98,9 +98,10 @@ class Control:
             if root is None:
                 return f"{uri}: not within a data root that this daemon serves"
             await self.prefetcher.demand(name)
-        except PrefetchdError as exc:
-            log.warning("demand: %s", exc)
-            return str(exc)
+        except Exception as exc:  # whatever it is, it must not take the other objects' answers with it
+            why = str(exc) if isinstance(exc, PrefetchdError) else f"{uri}: {exc!r}"
+            log.warning("demand: %s", why)
+            return why
         return ""
 
 

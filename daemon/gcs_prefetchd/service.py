@@ -79,7 +79,9 @@ async def serve(settings: Settings, on_claimed: Callable[[], None], on_ready: Ca
             tell_systemd("STOPPING=1")
             log.info("stopping")
         finally:
-            await _close_in_time(stack, settings.stop_deadline_s)
+            # A timer and no timeout: the first part that hangs would use that up, and the next could hang for ever.
+            asyncio.get_running_loop().call_later(settings.stop_deadline_s, _end_as_if_killed, settings.stop_deadline_s)
+            await stack.aclose()
 
 
 async def _unless(stopping: asyncio.Event, starting: Coroutine[Any, Any, Started]) -> Started | None:
@@ -93,13 +95,9 @@ async def _unless(stopping: asyncio.Event, starting: Coroutine[Any, Any, Started
     return None if start.cancelled() else start.result()
 
 
-async def _close_in_time(stack: AsyncExitStack, deadline_s: float) -> None:
-    try:
-        async with asyncio.timeout(deadline_s):
-            await stack.aclose()
-    except TimeoutError:
-        log.error("still busy %g s after the stop; ended as if killed, which the cache survives", deadline_s)
-        os._exit(1)
+def _end_as_if_killed(deadline_s: float) -> None:
+    log.error("still busy %g s after the stop; ended as if killed, which the cache survives", deadline_s)
+    os._exit(1)
 
 
 class Service:

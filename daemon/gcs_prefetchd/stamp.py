@@ -6,6 +6,7 @@ read against it: a truncated, flipped, edited or emptied file is a miss, never w
 moved to another object's path.
 """
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from pathlib import Path
 
 import google_crc32c
 
-__all__ = ["OPEN_FLAGS", "Stamp", "crc32c_of", "read_checked", "read_stamp", "write_stamp"]
+__all__ = ["OPEN_FLAGS", "Stamp", "crc32c_of", "is_whole", "read_checked", "read_stamp", "write_stamp"]
 
 ATTRIBUTE = "user.gcs.object"
 # A planted FIFO or device must not hang the reader, a planted link must not lead it elsewhere.
 OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+WANT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of what we need ourselves: they say nothing of the file
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +69,25 @@ def read_stamp(file: int | Path | str, path: str) -> Stamp | None:
 def read_checked(objects: Path | str, path: str, expected: Stamp | None = None) -> bytes | None:
     """The bytes of the file at `objects/path` if they are those of its stamp (and of `expected`, where given), else None."""
     try:
-        file = os.open(f"{objects}/{path}", OPEN_FLAGS)
+        return _open_and_read(objects, path, expected)
     except (OSError, ValueError):
         return None
+
+
+def is_whole(objects: Path | str, path: str, expected: Stamp) -> bool:
+    """Whether `read_checked` brings the bytes. A file that cannot be looked at for want of descriptors or memory may be whole."""
+    try:
+        return _open_and_read(objects, path, expected) is not None
+    except MemoryError:
+        return True
+    except OSError as exc:
+        return exc.errno in WANT
+
+
+def _open_and_read(objects: Path | str, path: str, expected: Stamp | None) -> bytes | None:
+    file = os.open(f"{objects}/{path}", OPEN_FLAGS)
     try:
         return _read_checked(file, path, expected)
-    except OSError:
-        return None
     finally:
         os.close(file)
 
