@@ -113,6 +113,7 @@ LAYERS = [
     "gcs_prefetchd.http",
     "gcs_prefetchd.control",
     "gcs_prefetchd.notify",
+    "gcs_prefetchd.listen",
     "gcs_prefetchd.service",
     "gcs_prefetchd.background",
     "gcs_prefetchd.cli",

@@ -5,6 +5,7 @@ import errno
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import uuid
@@ -15,8 +16,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
-
 from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.client import short_address
 from gcs_prefetchd.control import Control, control_app
@@ -25,6 +24,7 @@ from gcs_prefetchd.directory import CacheDirectory
 from gcs_prefetchd.errors import ManifestError, PrefetchdError, StartError
 from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.http import statistics_app
+from gcs_prefetchd.listen import Bounds, listen
 from gcs_prefetchd.listing import list_manifest, newest_manifest, remove_old_manifests
 from gcs_prefetchd.malloc import return_freed_memory
 from gcs_prefetchd.manifest import Manifest, ObjectVersion, is_digest, load_manifest
@@ -44,8 +44,10 @@ __all__ = ["Service", "Started", "serve"]
 
 log = logging.getLogger(__name__)
 
-# Half-sent requests and idle connections are bounded by this alone; aiohttp's default is an hour.
-KEEPALIVE_S = 75.0
+# Anyone on the node may come for the statistics, and what asks for them asks again or comes anew.
+STATISTICS_BOUNDS = Bounds(connections=128, idle_s=10.0)
+MOST_READERS = 4096  # two connections for each process of a job
+READERS_IDLE_S = 75.0
 RELIST_AFTER_FAILURE_S = 60.0
 ADOPTED_AT_A_TIME = 2000  # a few milliseconds, then others have their turn
 
@@ -304,15 +306,15 @@ class Service:
 
     async def _open_http(self, stack: AsyncExitStack) -> str:
         host, port = self.settings.http_address
-        runner = await _runner(stack, statistics_app(self.statistics, lambda: self._ready))
+        app = statistics_app(self.statistics, lambda: self._ready)
         try:
-            await web.TCPSite(runner, host, port).start()
+            listener = await listen(stack, app, STATISTICS_BOUNDS, host=host, port=port)
         except OSError as exc:
             reason = "the port is in use" if exc.errno == errno.EADDRINUSE else (exc.strerror or str(exc))
             raise StartError(
                 f"setting http: {host}:{port}: {reason}; choose another with --http HOST:PORT, port 0 for any"
             ) from None
-        bound_host, bound_port = runner.addresses[0][:2]
+        bound_host, bound_port = listener.sockets[0].getsockname()[:2]
         return f"http://{f'[{bound_host}]' if ':' in bound_host else bound_host}:{bound_port}"
 
     async def _open_socket(self, stack: AsyncExitStack) -> None:
@@ -335,8 +337,9 @@ class Service:
         with short_address(self.directory.socket) as address:
             listener.bind(address)
         self.directory.socket.chmod(0o660)
-        runner = await _runner(stack, control_app(control))
-        await web.SockSite(runner, listener, backlog=1024).start()
+        # Half of the descriptors are for files and for connections to GCS.
+        most = min(MOST_READERS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        await listen(stack, control_app(control), Bounds(most, READERS_IDLE_S), sock=listener, backlog=1024)
 
     def _about(self, url: str) -> dict[str, object]:
         return {
@@ -346,13 +349,6 @@ class Service:
             "socket": str(self.directory.socket),
             "data_roots": [root.uri for root in self.settings.roots],
         }
-
-
-async def _runner(stack: AsyncExitStack, app: web.Application) -> web.AppRunner:
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=1.0)
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    return runner
 
 
 @contextmanager
