@@ -197,13 +197,6 @@ def ext4_disk(point: Path, size_bytes: int = 32 << 20, image: Path | None = None
         subprocess.run(["umount", "-l", point], check=True)
 
 
-def wait_for(what: Callable[[], object], within_s: float = SETTLE_S) -> None:
-    """Ask again and again until it is so."""
-    until_s = time.monotonic() + within_s
-    while not what():
-        assert time.monotonic() < until_s, f"not so after {within_s:g} s"
-
-
 @contextmanager
 def promises(daemon: Daemon, good: str, data: bytes, *, entries_stay: bool = True) -> Iterator[None]:
     """Assert that the promises hold after the body as before it, and the bound all the while.

@@ -162,7 +162,7 @@ class Model(RuleBasedStateMachine):
     def relist(self) -> None:
         listed = dict(self.live)
         try:
-            self.run(self.service.relist(ROOT))
+            self.run(self.service.listings.relist(ROOT))
         except PrefetchdError:
             items = [f"train/{part}" for item in "abc" for part in (f"images/{item}.jpg", f"labels/{item}.png")]
             pairs = zip(items[::2], items[1::2], strict=True)

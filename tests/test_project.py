@@ -120,6 +120,8 @@ LAYERS = [
     "gcs_prefetchd.http",
     "gcs_prefetchd.control",
     "gcs_prefetchd.notify",
+    "gcs_prefetchd.listen",
+    "gcs_prefetchd.listings",
     "gcs_prefetchd.service",
     "gcs_prefetchd.background",
     "gcs_prefetchd.cli",
@@ -365,7 +367,7 @@ def service(tmp_path: Path, manifest: Manifest) -> Service:
 
 def control_of(service: Service) -> Control:
     parts = (service.cache, service.registry, service.prefetcher, service.statistics, service.tuning)
-    return Control(1, service.instance_id, service.settings.roots, *parts, service._recall, lambda: None)
+    return Control(1, service.instance_id, service.settings.roots, *parts, service.listings.recall, lambda: None)
 
 
 def endpoints(application: web.Application) -> set[str]:

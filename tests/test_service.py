@@ -116,9 +116,9 @@ async def test_an_object_that_was_gone_from_the_bucket_for_a_listing_is_dropped_
     async with running(make_settings(tmp_path / "cache", gcs.url)) as service:
         await service.prefetcher.settled()
         gcs.delete(BUCKET, CHANGED.name)
-        await service.relist(ROOT)
+        await service.listings.relist(ROOT)
         gcs.put(BUCKET, CHANGED.name, b"back")
-        await service.relist(ROOT)
+        await service.listings.relist(ROOT)
         await service.prefetcher.settled()
         assert read_checked(service.directory.objects, cache_path(CHANGED.bucket, CHANGED.name)) == b"back"
 
@@ -132,7 +132,7 @@ async def test_what_a_daemon_that_was_killed_had_not_dropped_yet_is_dropped_by_t
         gcs.put(BUCKET, CHANGED.name, b"relabelled")
         (await list_manifest(service.origin, ROOT, settings.layout)).save(service.directory.manifests)
     async with running(settings) as service:
-        await service.relist(ROOT)
+        await service.listings.relist(ROOT)
         await service.prefetcher.settled()
         assert read_checked(service.directory.objects, cache_path(CHANGED.bucket, CHANGED.name)) == b"relabelled"
     gcs.put(BUCKET, CHANGED.name, b"again")
@@ -154,7 +154,7 @@ async def test_what_is_under_way_while_the_data_root_is_listed_is_dropped_where_
         demanded = asyncio.create_task(service.prefetcher.demand(name))
         await gcs.wait_for(lambda counts: counts.open_media > 0)
         gcs.put(BUCKET, name.name, b"r" * 2000)  # no room for it beside its label
-        relisting = asyncio.create_task(service.relist(ROOT))
+        relisting = asyncio.create_task(service.listings.relist(ROOT))
         await asyncio.wait([relisting], timeout=0.5)  # one that did not wait for the download would have ended
         gcs.release()
         await demanded

@@ -61,7 +61,7 @@ class Cache:
         self.on_arrived: Callable[[str], None] = lambda path: None
         self.on_used: Callable[[str], None] = lambda path: None
         self.on_lost: Callable[[str], None] = lambda path: None
-        self.choose: Room = self._least_recent
+        self.choose: Room = lambda short_bytes: self._contents.least_recent(short_bytes, self.size_of)
         self._comparing = asyncio.Lock()
         self._unlinking: set[asyncio.Task[None]] = set()
         self._leaving: set[str] = set()
@@ -339,17 +339,6 @@ class Cache:
             complete = (self.is_whole or self._index.complete) and not self._writer.pending
             await self.disk.on_index(self._index.close, complete=complete)
         await self.disk.close()
-
-    def _least_recent(self, short_bytes: int) -> list[str] | None:
-        """Plain LRU: what is dropped as long as nobody knows better."""
-        victims = []
-        for path in chain.from_iterable(self.pages()):
-            if short_bytes <= 0:
-                break
-            if (size := self.size_of(path)) > 0:
-                victims.append(path)
-                short_bytes -= size
-        return victims if short_bytes <= 0 else None
 
     def _drop(self, victims: list[str]) -> None:
         victims = [path for path in victims if path in self._contents.entries and path not in self._arriving]

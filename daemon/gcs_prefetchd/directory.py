@@ -59,6 +59,7 @@ class CacheDirectory:
             self.path.mkdir(mode=0o750, parents=True, exist_ok=True)
             self._take_lock()
             self._mark()
+            self._close_to_others()
             for folder in (self.objects, self.index, self.manifests, self.tmp):
                 folder.mkdir(mode=0o750, exist_ok=True)
             self._check_links()
@@ -152,6 +153,17 @@ class CacheDirectory:
         marker = self.path / MARKER_NAME
         if not marker.is_file() or marker.read_bytes() != MARKER.encode():
             marker.write_text(MARKER)
+
+    def _close_to_others(self) -> None:
+        """Whoever may write here could put a socket of his own in the place of ours, and have readers read what he likes."""
+        mode = stat.S_IMODE(self.path.stat().st_mode)
+        if mode & stat.S_IWOTH:
+            try:
+                self.path.chmod(mode & ~stat.S_IWOTH)
+            except PermissionError:  # volumes of containers are root's, and nobody else may be there
+                log.warning(
+                    "cache directory %s: every user who reaches it may write there, and so deceive its readers", self.path
+                )
 
     def _lay_out_tmp(self) -> None:
         for leftover in self.tmp.iterdir():

@@ -5,29 +5,28 @@ import errno
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from aiohttp import web
 
 from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.client import short_address
 from gcs_prefetchd.control import Control, control_app
 from gcs_prefetchd.credentials import Access
 from gcs_prefetchd.directory import CacheDirectory
-from gcs_prefetchd.errors import CacheWriteError, ManifestError, PrefetchdError, StartError
+from gcs_prefetchd.errors import StartError
 from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.http import statistics_app
-from gcs_prefetchd.listing import list_manifest, newest_manifest, remove_old_manifests
+from gcs_prefetchd.listen import Bounds, listen
+from gcs_prefetchd.listings import Listings
 from gcs_prefetchd.malloc import return_freed_memory
-from gcs_prefetchd.manifest import Manifest, is_digest, load_manifest
-from gcs_prefetchd.names import DataRoot, cache_path
+from gcs_prefetchd.names import cache_path
 from gcs_prefetchd.notify import ping_watchdog, tell_systemd
 from gcs_prefetchd.origin import Origin
 from gcs_prefetchd.pace import Spread
@@ -43,10 +42,10 @@ __all__ = ["Service", "Started", "serve"]
 
 log = logging.getLogger(__name__)
 
-# Half-sent requests and idle connections are bounded by this alone; aiohttp's default is an hour.
-KEEPALIVE_S = 75.0
-RELIST_AFTER_FAILURE_S = 60.0
-ADOPTED_AT_A_TIME = 2000  # a few milliseconds, then others have their turn
+# Anyone on the node may come for the statistics, and what asks for them asks again or comes anew.
+STATISTICS_BOUNDS = Bounds(connections=128, idle_s=10.0)
+MOST_READERS = 4096  # two connections for each process of a job
+READERS_IDLE_S = 75.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +125,9 @@ class Service:
         self.statistics = Statistics(
             self.instance_id, self.cache, self.registry, self.fetcher, self.prefetcher, self.origin.traffic
         )
+        self.listings = Listings(settings, self.directory, self.origin, self.cache, self.registry, self.fetcher)
+        self.listings.on_adopted = self.prefetcher.wake
         self._stop = stop
-        # Two listings that are numbered at once would give the same numbers to different items.
-        self._numbering = asyncio.Lock()
-        self._listing = asyncio.Lock()  # of two listings the one that began first must not come last
         self._ready = False
         self._failed: BaseException | None = None
 
@@ -144,7 +142,7 @@ class Service:
             stack.push_async_callback(self.cache.close)
             await stack.enter_async_context(self.origin)
             stack.push_async_callback(self.fetcher.close)
-            relist_in_s = [await self._first_manifest(root) for root in self.settings.roots]
+            relist_in_s = [await self.listings.first(root) for root in self.settings.roots]
             with self._disk_errors():
                 self._make_folders()
                 url = await self._open_http(stack)
@@ -175,136 +173,10 @@ class Service:
                 first = cache_path(root.bucket, f"{root.folder}{folder}first")
                 (self.directory.objects / first).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
 
-    async def _first_manifest(self, root: DataRoot) -> float:
-        """Have a manifest of the data root; returns after how many seconds it is to be listed again."""
-        saved = await asyncio.to_thread(newest_manifest, self.directory.manifests, root, self.settings.layout)
-        if saved is not None:
-            await self._put_in_force(saved)
-            log.info("%s: %d items as listed before; being listed again", root.uri, len(saved))
-            return 0.0
-        log.info("%s: being listed", root.uri)
-        await self._take(await list_manifest(self.origin, root, self.settings.layout))
-        return self.settings.relist_s
-
-    async def relist(self, root: DataRoot) -> None:
-        """List a data root now, once all that is here is known; raises what `list_manifest` raises, and the last one stays."""
-        await self.cache.whole()  # what has changed in the bucket must be known to be here to be dropped
-        async with self._listing:
-            await self._take(await list_manifest(self.origin, root, self.settings.layout))
-            await self._drop_outdated()
-
-    async def _relist(self, root: DataRoot, wait_s: float) -> None:
-        await self.cache.whole()
-        if wait_s:  # listed at the start, before anybody knew what is here
-            await self._drop_outdated()
-        while True:
-            await asyncio.sleep(wait_s)
-            wait_s = self.settings.relist_s
-            try:
-                await self.relist(root)
-            except PrefetchdError as exc:
-                # What cannot be listed now is still cached: an origin out of reach removes nothing.
-                wait_s = min(wait_s, RELIST_AFTER_FAILURE_S)
-                log.warning("%s; the last listing stays in force, tried again in %.0f s", exc, wait_s)
-
-    async def _take(self, manifest: Manifest) -> None:
-        before = self.registry.manifest(manifest.data_root.uri)
-        if before is not None and before.digest == manifest.digest:
-            return
-        await asyncio.to_thread(self._save, manifest)
-        await self._put_in_force(manifest)
-        log.info("%s: %d items", manifest.data_root.uri, len(manifest))
-
-    def _save(self, manifest: Manifest) -> None:
-        try:
-            self.directory.check_ours()
-            manifest.save(self.directory.manifests)
-            remove_old_manifests(self.directory.manifests, manifest.data_root)
-        except OSError as exc:
-            raise CacheWriteError(
-                f"{manifest.data_root.uri}: its listing cannot be kept: {exc.strerror or exc} ({self.directory.manifests})"
-            ) from exc
-
-    async def _drop_outdated(self) -> None:
-        """Drop what is here in another generation than is listed, once what is under way has come, too.
-
-        All of it is looked at and not only what this listing changed: objects go from the bucket and come back, and a daemon
-        may end before it has dropped what its last listing told. That takes a thread about 12 s for a million.
-        """
-        under_way = self.fetcher.under_way
-        dropped = 0
-        for page in self.cache.pages():
-            dropped += await self._drop_where_outdated(page)
-        if under_way:
-            await asyncio.wait(under_way.values())
-            dropped += await self._drop_where_outdated(under_way)
-        if dropped:
-            log.info("%d objects dropped that have changed in the bucket", dropped)
-
-    async def _drop_where_outdated(self, paths: Iterable[str]) -> int:
-        dropped = 0
-        for path, generation in await asyncio.to_thread(self._listed, paths):
-            stamp = self.cache.stamp(path)
-            if stamp is not None and stamp.generation != generation:
-                await self.cache.drop(path)
-                dropped += 1
-        return dropped
-
-    def _listed(self, paths: Iterable[str]) -> list[tuple[str, int]]:
-        """The generations that the newest listings name. For a thread."""
-        names = ((path, self.cache.name_at(path)) for path in paths)
-        versions = ((path, self.registry.version(name)) for path, name in names if name is not None)
-        return [(path, version.generation) for path, version in versions if version is not None]
-
-    async def _recall(self, data_root: str, digest: str) -> None:
-        """Have the listing that a plan names, where only an earlier daemon had it in memory.
-
-        A job that began its epoch with it, or went back to it with a checkpoint, goes by it to the epoch's end.
-        """
-        newest = self.registry.manifest(data_root)
-        if newest is None or self.registry.has_listing(data_root, digest) or not is_digest(digest):
-            return
-        async with self._numbering:
-            if self.registry.has_listing(data_root, digest):
-                return  # the plans of all ranks come at once, and another one's was first
-            try:
-                manifest = await asyncio.to_thread(load_manifest, self.directory.manifests / digest)
-            except ManifestError:
-                return  # whoever sent the plan is told that there is no such listing
-            if (manifest.data_root, manifest.layout) != (newest.data_root, newest.layout):
-                return
-            self.registry.set_earlier_manifest(await asyncio.to_thread(self.registry.number, manifest))
-            log.info("%s: %d items as listed in %s, for a job that goes by it", data_root, len(manifest), digest)
-        await self._adopt_strangers()
-
-    async def _put_in_force(self, manifest: Manifest) -> None:
-        """Plan by this listing from now on, over what is here already."""
-        async with self._numbering:
-            self.registry.set_manifest(await asyncio.to_thread(self.registry.number, manifest))
-            catalog, in_use = self.registry.catalog(manifest.data_root.uri)
-            if superseded := catalog.superseded(in_use):
-                catalog.give_up(superseded, await asyncio.to_thread(catalog.remnant, superseded))
-        await self._adopt_strangers()
-
-    async def _adopt_strangers(self) -> None:
-        """Have the planner know which of what it knew as no item's are parts of items now."""
-        strangers = list(self.registry.planner.strangers)
-        await self._adopt(strangers[start : start + ADOPTED_AT_A_TIME] for start in range(0, len(strangers), ADOPTED_AT_A_TIME))
-
-    async def _adopt(self, pages: Iterable[list[str]]) -> None:
-        """Have the planner know of what is here, least recently used first."""
-        for page in pages:
-            # Not all at once: the garbage collector would look through a million places, and hold everything up for it.
-            for path, place in await asyncio.to_thread(self.registry.locate_all, page):
-                if self.cache.stamp(path) is not None and (place is not None or path not in self.registry.planner.strangers):
-                    self.registry.adopt(path, place)
-        self.registry.sort_anew()
-        self.prefetcher.wake()
-
     async def _prefetch(self) -> None:
         # What is here must be known first, or it would be fetched again.
         await self.cache.whole()
-        await self._adopt(self.cache.pages())
+        await self.listings.adopt(self.cache.pages())
         await asyncio.to_thread(return_freed_memory)  # of the lists that taking stock took
         await self.cache.shrink()
         await self.prefetcher.run()
@@ -326,7 +198,7 @@ class Service:
     async def _background(self, relist_in_s: list[float]) -> AsyncIterator[None]:
         jobs: list[Coroutine[Any, Any, None]] = [self._prefetch(), self._rescan(), self._watch(), ping_watchdog()]
         jobs += [self.read_ahead.run()] if self.read_ahead is not None else []
-        jobs += [self._relist(root, wait_s) for root, wait_s in zip(self.settings.roots, relist_in_s, strict=True)]
+        jobs += [self.listings.follow(root, wait_s) for root, wait_s in zip(self.settings.roots, relist_in_s, strict=True)]
         tasks = [asyncio.create_task(job) for job in jobs]
         for task in tasks:
             task.add_done_callback(self._job_ended)
@@ -346,15 +218,15 @@ class Service:
 
     async def _open_http(self, stack: AsyncExitStack) -> str:
         host, port = self.settings.http_address
-        runner = await _runner(stack, statistics_app(self.statistics, lambda: self._ready))
+        app = statistics_app(self.statistics, lambda: self._ready)
         try:
-            await web.TCPSite(runner, host, port).start()
+            listener = await listen(stack, app, STATISTICS_BOUNDS, host=host, port=port)
         except OSError as exc:
             reason = "the port is in use" if exc.errno == errno.EADDRINUSE else (exc.strerror or str(exc))
             raise StartError(
                 f"setting http: {host}:{port}: {reason}; choose another with --http HOST:PORT, port 0 for any"
             ) from None
-        bound_host, bound_port = runner.addresses[0][:2]
+        bound_host, bound_port = listener.sockets[0].getsockname()[:2]
         return f"http://{f'[{bound_host}]' if ':' in bound_host else bound_host}:{bound_port}"
 
     async def _open_socket(self, stack: AsyncExitStack) -> None:
@@ -367,7 +239,7 @@ class Service:
             self.prefetcher,
             self.statistics,
             self.tuning,
-            self._recall,
+            self.listings.recall,
             self._stop,
         )
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -375,8 +247,9 @@ class Service:
         with short_address(self.directory.socket) as address:
             listener.bind(address)
         self.directory.socket.chmod(0o660)
-        runner = await _runner(stack, control_app(control))
-        await web.SockSite(runner, listener, backlog=1024).start()
+        # Half of the descriptors are for files and for connections to GCS.
+        most = min(MOST_READERS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        await listen(stack, control_app(control), Bounds(most, READERS_IDLE_S), sock=listener, backlog=1024)
 
     def _about(self, url: str) -> dict[str, object]:
         return {
@@ -386,13 +259,6 @@ class Service:
             "socket": str(self.directory.socket),
             "data_roots": [root.uri for root in self.settings.roots],
         }
-
-
-async def _runner(stack: AsyncExitStack, app: web.Application) -> web.AppRunner:
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=1.0)
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    return runner
 
 
 @contextmanager
