@@ -26,7 +26,7 @@ class Contents:
         self._unchanged: dict[str, object] = {}
 
     def least_recent(self, short_bytes: int, size_of: Callable[[str], int]) -> list[str] | None:
-        """Plain LRU, what is dropped as long as nobody knows better: so many bytes by `size_of`, or None where there are not."""
+        """Plain LRU, as long as nobody knows better: so many bytes by `size_of`, or None where there are not."""
         victims = []
         for path in chain.from_iterable(self.entries.pages(LOOKED_AT_ONCE)):
             if short_bytes <= 0:
