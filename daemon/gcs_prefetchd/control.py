@@ -24,7 +24,7 @@ __all__ = ["Control", "control_app"]
 log = logging.getLogger(__name__)
 
 LARGEST_BODY = 256 << 20  # a plan of 64 million items
-BODY_S = 10.0  # a body comes from a process on this machine
+BODY_S = 5.0  # a body comes from a process on this machine
 LISTED_AT_MOST = 10_000
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -43,7 +43,7 @@ __all__ = ["Service", "Started", "serve"]
 log = logging.getLogger(__name__)
 
 # Anyone on the node may come for the statistics, and what asks for them asks again or comes anew.
-STATISTICS_BOUNDS = Bounds(connections=128, idle_s=10.0)
+STATISTICS_BOUNDS = Bounds(connections=128, idle_s=5.0)
 MOST_READERS = 4096  # two connections for each process of a job
 READERS_IDLE_S = 75.0
 
