@@ -171,8 +171,7 @@ def _may_pass(exc: Exception) -> bool:
         | requests.RequestException
         | urllib3.exceptions.HTTPError
         | http.client.HTTPException
-        | OSError
-        | ValueError,  # of a header of hashes that is none
+        | OSError,
     )
 
 
