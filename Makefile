@@ -33,8 +33,10 @@ demo: $(INSTALLED) ## Train a small network through a real daemon from a local G
 test: $(INSTALLED) ## Run every test
 	$(BIN)/python -m pytest
 
-torture: $(INSTALLED) ## Run the long loops over faults and print what they came to, for docs/reliability.md
-	$(BIN)/python -m pytest -m torture
+# The second runs also where the first has failed.
+torture: $(INSTALLED) ## Run the long loops over faults and a soak, and print what they came to, for docs/reliability.md
+	$(BIN)/python -m pytest -m torture; \
+	    status=$$?; $(BIN)/python bench/soak.py --minutes 3 && exit $$status
 
 check: $(INSTALLED) ## Check format, lint and types; change nothing
 	$(BIN)/ruff format --check $(SOURCES)
@@ -44,14 +46,14 @@ check: $(INSTALLED) ## Check format, lint and types; change nothing
 # A missed target does not keep the others from being measured. `bench/origin_traffic.py` without --quick takes 13 minutes,
 # `bench/restart.py` with a million objects 5.
 bench: $(INSTALLED) ## Measure: origin traffic, listing, fill, cold and warm epochs, waiting, restart; takes twelve minutes
-	-$(BIN)/python bench/origin_traffic.py --quick
-	-$(BIN)/python bench/listing.py
+	-$(BIN)/python bench/origin_traffic.py --quick --plot docs/origin-traffic-quick.png
+	-$(BIN)/python bench/listing.py --plot docs/listing.png
 	-$(BIN)/python bench/fill.py --plot docs/fill.png
 	-$(BIN)/python bench/cold.py --plot docs/cold.png
 	-$(BIN)/python bench/warm.py --plot docs/warm.png
 	-$(BIN)/python bench/stall.py --plot docs/stall.png
-	-$(BIN)/python bench/plan.py
-	-$(BIN)/python bench/restart.py --objects 200000
+	-$(BIN)/python bench/plan.py --plot docs/plan.png
+	-$(BIN)/python bench/restart.py --objects 200000 --plot docs/restart.png
 
 format: $(INSTALLED) ## Format the sources in place
 	$(BIN)/ruff format $(SOURCES)

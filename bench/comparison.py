@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["Row", "Target", "apart", "arguments", "finish"]
+__all__ = ["COLORS", "Row", "Target", "apart", "arguments", "command_line", "draw", "figure_of", "finish"]
 
 T = TypeVar("T")
 
@@ -60,13 +60,19 @@ class Row:
         return "ok" if is_met else "MISSED"
 
 
-def arguments(about: str | None, quick: str) -> argparse.Namespace:
-    """The command line that these benchmarks share: `json`, `quick`, `runs` and `plot`."""
+def command_line(about: str | None) -> argparse.ArgumentParser:
+    """What every benchmark's command line has: `json` and `plot`."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.add_argument("--plot", type=Path, help="write the picture here")
+    return parser
+
+
+def arguments(about: str | None, quick: str) -> argparse.Namespace:
+    """The command line of those that compare: `quick` and `runs`, too."""
+    parser = command_line(about)
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--runs", type=int, default=3, help="the medians are of so many (default 3)")
-    parser.add_argument("--plot", type=Path, help="write the picture here")
     return parser.parse_args()
 
 
@@ -77,7 +83,7 @@ def finish(title: str, rows: Sequence[Row], options: argparse.Namespace, plot: C
     else:
         _show(title, rows)
     if options.plot:
-        _draw(plot or (lambda axes: _ratios(axes, rows)), title, options.plot)
+        draw(plot or (lambda axes: _ratios(axes, rows)), title, options.plot)
     return int(any(row.verdict == "MISSED" for row in rows))
 
 
@@ -90,15 +96,16 @@ def apart(measure: Callable[[], T]) -> T:
 def _show(title: str, rows: Sequence[Row]) -> None:
     table = Table("", "", "ours", "reference", "", "unit", "ratio", "target", "", box=None, padding=(0, 2, 0, 0))
     for row in rows:
-        value = "not installed" if row.value is None else _figure(row.value)
-        ratio = "" if row.value is None else _figure(row.ratio)
+        value = "not installed" if row.value is None else figure_of(row.value)
+        ratio = "" if row.value is None else figure_of(row.ratio)
         target = "" if row.target is None else str(row.target)
         verdict = f"{row.verdict} {row.note}".strip()
-        table.add_row(row.what, row.setting, _figure(row.ours), value, row.reference, row.unit, ratio, target, verdict)
+        table.add_row(row.what, row.setting, figure_of(row.ours), value, row.reference, row.unit, ratio, target, verdict)
     Console(width=170).print(title, table)
 
 
-def _figure(value: float) -> str:
+def figure_of(value: float) -> str:
+    """A number as it is shown."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -118,7 +125,8 @@ def _ratios(axes: Any, rows: Sequence[Row]) -> None:
     axes.margins(x=0.15)
 
 
-def _draw(plot: Callable[[Any], None], title: str, file: Path) -> None:
+def draw(plot: Callable[[Any], None], title: str, file: Path) -> None:
+    """Write what `plot` draws onto its axes as a picture."""
     import matplotlib as mpl
 
     mpl.use("agg")

@@ -6,7 +6,6 @@ Against it stand the lower bound N - C + window for a shuffled order, exact offl
 two jobs, and the same daemon with policy=lru. All numbers are items (an image and its label), from epoch 2 on.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -14,11 +13,13 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from comparison import command_line, draw
 from gcs_prefetchd.client import DaemonClient
 from gcs_prefetchd.order import plan_order
 from offline import belady_hits, endless_misses
@@ -163,10 +164,8 @@ def gets_per_residence(endpoint: str, client: DaemonClient) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser = command_line(__doc__)
     parser.add_argument("--quick", action="store_true", help="three epochs, and caches of 25 and 50 %% only")
-    parser.add_argument("--plot", type=Path, help="write the picture here")
     parser.add_argument("--only", choices=["shuffled", "endless", "two_jobs", "slow_origin"], help="one kind of run")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gcs-prefetchd-bench-") as scratch:
@@ -179,7 +178,7 @@ def main() -> int:
     else:
         show(rows)
     if options.plot:
-        plot(rows, options.plot)
+        draw(lambda axes: plot(axes, rows), "Items fetched in each later epoch", options.plot)
     return 0 if all(row.ok for row in rows) else 1
 
 
@@ -210,14 +209,8 @@ def show(rows: list[Row]) -> None:
     Console(width=140).print(f"{ITEMS:,} items, sizes varying 4x, {LATENCY_MS:g} ms, {ITEMS_PER_S:g} items/s", table)
 
 
-def plot(rows: list[Row], file: Path) -> None:
+def plot(axes: Any, rows: list[Row]) -> None:
     """Items fetched an epoch against what the cache holds."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.5))
     for name, label in (("shuffled, LRU", "LRU"), ("shuffled", "by the plan"), ("endless", "by the plan, with replacement")):
         points = [(row.cache_share, row.value / ITEMS) for row in rows if row.name == name]
         axes.plot(*zip(*points, strict=True), marker="o", label=label)
@@ -226,8 +219,6 @@ def plot(rows: list[Row], file: Path) -> None:
         xlabel="cache holds, share of the dataset", ylabel="fetched each later epoch, share of the dataset", ylim=(0, 1.05)
     )
     axes.legend()
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,22 @@
 """What knowing the order costs: an epoch's order, a plan's registration, and the planner's time for each item that is read.
 
-    python bench/plan.py [--items 1000000] [--json]
+    python bench/plan.py [--items 1000000 10000000] [--json] [--plot FILE.png]
 
 One reader of a shuffled order, half of the items in the cache: it reports what it read, its window is filled, and for each
 item that comes another goes. No disk and no network: the planner's own time, of one thread, in the daemon's own code.
 """
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from gcs_prefetchd.manifest import Layout, Listing, Manifest, Objects
+from comparison import command_line
+from figures import Figure, finish
+from gcs_prefetchd.layout import Layout
+from gcs_prefetchd.manifest import Listing, Manifest, Objects
 from gcs_prefetchd.names import DataRoot, cache_path
 from gcs_prefetchd.order import epoch_order, order_digest
 from gcs_prefetchd.protocol import Plan
@@ -30,23 +28,10 @@ OBJECT_BYTES = 100_000
 AT_ONCE = 10_000
 READS, REPORTED_AT_ONCE = 100_000, 25
 WINDOW_ITEMS = 100
+ITEMS = [1_000_000, 10_000_000]
+LONGEST_STEP_MS, LARGEST_READ_US = 20.0, 5.0
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One figure, and what it should at most be; None where nothing is asked of it."""
-
-    what: str
-    value: float
-    unit: str
-    target: float | None = None
-
-    @property
-    def verdict(self) -> str:
-        """Whether the target was met."""
-        return "" if self.target is None else "met" if self.value <= self.target else "missed"
 
 
 def listing(items: int) -> Manifest:
@@ -122,7 +107,7 @@ class Node:
             self.registry.arrived(cache_path(version.name.bucket, version.name.name))
 
 
-def measure(items: int) -> list[Row]:
+def measure(items: int) -> list[Figure]:
     """All figures for so many items."""
     manifest = listing(items)
     order_s, _ = timed(lambda: epoch_order(1, 0, np.arange(items, dtype=np.uint32)))
@@ -137,11 +122,11 @@ def measure(items: int) -> list[Row]:
         slices.append(took_s)
     planner_us, read_us = (item_us(one, reader, min(READS, items // 4)) for one in (node.read_by_planner, node.read))
     return [
-        Row("an epoch's order", order_s, "s"),
-        Row("a plan worked out, in a thread", prepare_s, "s"),
-        Row("a plan put in force, longest step on the event loop", max(slices) * 1e3, "ms", 20.0),
-        Row("planner, for each item read", planner_us, "us", 5.0),
-        Row("with names, reports and places", read_us, "us"),
+        Figure(f"{items:,} items: an epoch's order", order_s, "s"),
+        Figure("a plan worked out, in a thread", prepare_s, "s"),
+        Figure(f"{items:,}: a plan put in force, longest step on the event loop", max(slices) * 1e3, "ms", LONGEST_STEP_MS),
+        Figure(f"{items:,}: planner, for each item read", planner_us, "us", LARGEST_READ_US),
+        Figure("with names, reports and places", read_us, "us"),
     ]
 
 
@@ -160,29 +145,13 @@ def timed(call: Callable[[], T]) -> tuple[float, T]:
     return time.thread_time() - began_s, result
 
 
-def show(items: int, rows: list[Row]) -> None:
-    """The table."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("what", "measured", "at most", ""):
-        table.add_column(column, justify="left" if column in ("what", "") else "right")
-    for row in rows:
-        target = "" if row.target is None else f"{row.target:g} {row.unit}"
-        table.add_row(row.what, f"{row.value:.3g} {row.unit}", target, row.verdict)
-    Console(width=140).print(f"{items:,} items, half of them in the cache, one reader", table)
-
-
 def main() -> int:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", type=int, default=1_000_000, help="how many (default 1,000,000)")
-    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser = command_line(__doc__)
+    parser.add_argument("--items", type=int, nargs="+", default=ITEMS, help="how many (default: 1 and 10 million)")
     options = parser.parse_args()
-    rows = measure(options.items)
-    if options.json:
-        print(json.dumps([asdict(row) for row in rows], indent=2))
-    else:
-        show(options.items, rows)
-    return 0 if all(row.verdict != "missed" for row in rows) else 1
+    figures = [figure for items in options.items for figure in measure(items)]
+    return finish("Knowing the order: half of the items in the cache, one reader", figures, options)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from gcs_dataset.plans import PlanSender
 from gcs_dataset.reports import ReadReporter, Reads
 from gcs_dataset.versions import Versions
 from gcs_prefetchd.client import DaemonClient
-from gcs_prefetchd.manifest import IMAGE_PATTERN, LABEL_PATTERN, Ids, Manifest
+from gcs_prefetchd.layout import IMAGE_PATTERN, LABEL_PATTERN
+from gcs_prefetchd.manifest import Ids, Manifest
 from gcs_prefetchd.names import path_of_uri
 from gcs_prefetchd.stamp import read_checked
 from rig import DATA_ROOT, server

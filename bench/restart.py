@@ -1,36 +1,35 @@
 """How soon a daemon that was killed serves a large cache again, and in how much memory.
 
-    restart.py [--objects 1000000] [--digits 7] [--folder DIR] [--json]
+    python bench/restart.py [--objects 1000000] [--digits 7] [--folder DIR] [--json] [--plot FILE.png]
 
 The cache is made as the daemon would have left it: stamped files, an index and a listing, in a folder of its own that is
 removed at the end; half of the objects are images, half their labels. A daemon takes it, is killed with SIGKILL, and is
 started again; GCS is out of reach all the time. `--digits` is how long the ids are.
 """
 
-import argparse
 import io
-import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
+from comparison import command_line
+from figures import Figure, finish
 from gcs_dataset.cached import CachedLoader
 from gcs_prefetchd.background import wait_for_end
 from gcs_prefetchd.client import DaemonClient, read_daemon_file
 from gcs_prefetchd.directory import CacheDirectory
 from gcs_prefetchd.index import Index, Record
-from gcs_prefetchd.manifest import Layout, Listing, Manifest, Objects
+from gcs_prefetchd.layout import Layout
+from gcs_prefetchd.manifest import Listing, Manifest, Objects
 from gcs_prefetchd.names import DataRoot, cache_path
 from gcs_prefetchd.order import order_digest, plan_order
 from gcs_prefetchd.protocol import Plan, pack
@@ -43,21 +42,6 @@ GENERATION = 1_795_251_185_968_152
 AT_ONCE = 5000
 DEADLINE_S = 240.0
 FIRST_HIT_S, WHOLE_S, RESIDENT_MB = 1.0, 60.0, 200.0
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One figure, and what it should at most be; None where nothing is asked of it."""
-
-    what: str
-    value: float
-    unit: str
-    target: float | None = None
-
-    @property
-    def verdict(self) -> str:
-        """Whether the target was met."""
-        return "" if self.target is None else "met" if self.value < self.target else "missed"
 
 
 def image_bytes(kind: str, mode: str) -> bytes:
@@ -180,57 +164,40 @@ def plan_s(client: DaemonClient, manifest: Manifest) -> float:
     return time.perf_counter() - started_s
 
 
-def measured(cache_dir: Path, manifest: Manifest) -> list[Row]:
+def measured(cache_dir: Path, manifest: Manifest) -> list[Figure]:
     """Start, kill, start again, and take the times and the memory of the second start."""
     objects = 2 * len(manifest)
     with killed(cache_dir), closing(DaemonClient(cache_dir)) as client:
         until_whole(client, objects)
     started_s = time.perf_counter()
-    rows = [Row("first hit of a reader, no daemon yet", hit_s(cache_dir, manifest, len(manifest) // 2), "s", FIRST_HIT_S)]
+    rows = [Figure("first hit of a reader, no daemon yet", hit_s(cache_dir, manifest, len(manifest) // 2), "s", FIRST_HIT_S)]
     with killed(cache_dir) as pid, closing(DaemonClient(cache_dir, timeout_s=120.0)) as client:
-        rows.append(Row("start has returned: the daemon is ready", time.perf_counter() - started_s, "s"))
+        rows.append(Figure("start has returned: the daemon is ready", time.perf_counter() - started_s, "s"))
         answer_s = demand_s(client, manifest, len(manifest) // 3)
-        rows.append(Row("first demand answered by the daemon", time.perf_counter() - started_s, "s", FIRST_HIT_S))
-        rows.append(Row("of that the daemon took", answer_s, "s"))
-        rows.append(Row("its longest answer while it took stock", until_whole(client, objects), "s"))
-        rows.append(Row("every object known and compared", time.perf_counter() - started_s, "s", WHOLE_S))
-        rows.append(Row("RSS then", memory_mb(pid, "VmRSS"), "MB", RESIDENT_MB))
-        rows.append(Row("plan of every item known to be here", plan_s(client, manifest), "s"))
-        rows.append(Row("RSS then", memory_mb(pid, "VmRSS"), "MB", RESIDENT_MB))
-        rows.append(Row("RSS at most", memory_mb(pid, "VmHWM"), "MB"))
+        rows.append(Figure("first demand answered by the daemon", time.perf_counter() - started_s, "s", FIRST_HIT_S))
+        rows.append(Figure("of that the daemon took", answer_s, "s"))
+        rows.append(Figure("its longest answer while it took stock", until_whole(client, objects), "s"))
+        rows.append(Figure("every object known and compared", time.perf_counter() - started_s, "s", WHOLE_S))
+        rows.append(Figure("RSS then", memory_mb(pid, "VmRSS"), "MB", RESIDENT_MB))
+        rows.append(Figure("plan of every item known to be here", plan_s(client, manifest), "s"))
+        rows.append(Figure("RSS then", memory_mb(pid, "VmRSS"), "MB", RESIDENT_MB))
+        rows.append(Figure("RSS at most", memory_mb(pid, "VmHWM"), "MB"))
     return rows
 
 
-def show(args: argparse.Namespace, rows: list[Row], made_s: float) -> None:
-    """Print the table, or JSON."""
-    if args.json:
-        about = {"objects": args.objects, "digits": args.digits, "made_s": made_s}
-        print(json.dumps({**about, "rows": [asdict(row) | {"verdict": row.verdict} for row in rows]}), flush=True)
-        return
-    table = Table(title=f"A killed daemon started again, {args.objects:,} objects (made in {made_s:.0f} s)")
-    for heading in ("", "measured", "target", "verdict"):
-        table.add_column(heading, justify="right" if heading in ("measured", "target") else "left")
-    for row in rows:
-        target = "" if row.target is None else f"< {row.target:g} {row.unit}"
-        table.add_row(row.what, f"{row.value:.3g} {row.unit}", target, row.verdict)
-    Console().print(table)
-
-
-def main() -> None:
+def main() -> int:
     """Make the cache, measure, and show."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--objects", type=int, default=1_000_000)
-    parser.add_argument("--digits", type=int, default=7)
+    parser = command_line(__doc__)
+    parser.add_argument("--objects", type=int, default=1_000_000, help="how many (default 1,000,000)")
+    parser.add_argument("--digits", type=int, default=7, help="of an item's id (default 7)")
     parser.add_argument("--folder", type=Path, help="where to make the cache; a temporary folder by default")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        begun_s = time.perf_counter()
-        manifest = make_cache(Path(folder) / "cache", args.objects // 2, args.digits)
-        made_s = time.perf_counter() - begun_s
-        rows = measured(Path(folder) / "cache", manifest)
-        show(args, rows, made_s)  # to remove a million files takes minutes
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        manifest = make_cache(Path(folder) / "cache", options.objects // 2, options.digits)
+        figures = measured(Path(folder) / "cache", manifest)
+        # Shown before all is removed, which takes minutes for a million files.
+        return finish(f"A killed daemon started again, {options.objects:,} objects", figures, options)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

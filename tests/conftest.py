@@ -13,6 +13,7 @@ from gcs_prefetchd.testing import GCSServer
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("tests", deadline=None)
+settings.register_profile("torture", deadline=None, max_examples=2000, database=None)
 settings.load_profile("tests")
 
 

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from gcs_prefetchd.manifest import Layout, Manifest, ObjectVersion, build_manifest
+from gcs_prefetchd.layout import Layout
+from gcs_prefetchd.manifest import Manifest, ObjectVersion, build_manifest
 from gcs_prefetchd.names import DataRoot, ObjectName, cache_path, parse_object_uri
 from gcs_prefetchd.protocol import FetchRequest, Plan, ReadReport, Status
 from gcs_prefetchd.stamp import Stamp, crc32c_of, write_stamp

@@ -710,7 +710,15 @@ def other_tables(directory: Path) -> None:
         index.executescript("DROP TABLE Cache; CREATE TABLE Cache (a, b)")
 
 
-@pytest.mark.parametrize("damage", [delete_index, delete_database, garbage, garbage_inside, empty, other_tables])
+def settings_without_names(directory: Path) -> None:
+    with rows(directory) as index:
+        index.executescript("DROP TABLE Settings; CREATE TABLE Settings (key, value); INSERT INTO Settings VALUES (NULL, 1)")
+
+
+DAMAGES = [delete_index, delete_database, garbage, garbage_inside, empty, other_tables, settings_without_names]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 async def test_a_lost_index_is_made_anew_from_the_files(damage: Callable[[Path], None], tmp_path: Path) -> None:
     async with opened(tmp_path / "cache") as cache:
         for i in range(100):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gcs_prefetchd import __version__
+from gcs_prefetchd.background import Starter
 from gcs_prefetchd.testing import ServingGCS, serving
 from support import BUCKET, DATA_ROOT, daemon_process, put_items, run_command, start_arguments
 
@@ -254,6 +255,16 @@ def test_the_daemon_survives_the_terminal_that_started_it(server: ServingGCS, tm
         pid = client.status().pid
         assert os.getsid(pid) == pid  # a session of its own: no hangup reaches it
         assert {Path(f"/proc/{pid}/fd/{fd}").readlink() for fd in (1, 2)} == {tmp_path / "cache/daemon.log"}
+
+
+def test_whoever_started_a_daemon_is_answered_once() -> None:
+    """What happens after it was ready is for the log: by then the descriptor may be another file's."""
+    read_end, write_end = os.pipe()
+    starter = Starter(write_end)
+    starter.tell({"pid": 1})
+    starter.tell({"error": "it failed later"})
+    with os.fdopen(read_end) as pipe:
+        assert pipe.read() == '{"pid": 1}'
 
 
 def test_the_version_is_told() -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from gcs_prefetchd.client import DaemonClient
 from gcs_prefetchd.errors import DaemonUnavailableError, ProtocolError
-from gcs_prefetchd.manifest import Layout, build_manifest, load_manifest
+from gcs_prefetchd.layout import Layout
+from gcs_prefetchd.manifest import build_manifest, load_manifest
 from gcs_prefetchd.protocol import Plan, ReadReport, pack
 from gcs_prefetchd.service import Service
 from gcs_prefetchd.stamp import read_checked

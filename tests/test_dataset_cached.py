@@ -31,7 +31,8 @@ from gcs_dataset import CachedLoader, ImageDataset, to_tensors
 from gcs_dataset.gcs import GCSLoader
 from gcs_dataset.versions import Versions
 from gcs_prefetchd.errors import InvalidNameError, ItemError, ObjectMissingError
-from gcs_prefetchd.manifest import Layout, ObjectVersion, build_manifest, load_manifest
+from gcs_prefetchd.layout import Layout
+from gcs_prefetchd.manifest import ObjectVersion, build_manifest, load_manifest
 from gcs_prefetchd.names import DataRoot, parse_object_uri
 from gcs_prefetchd.testing import Kind, ServingGCS
 

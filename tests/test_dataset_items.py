@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from gcs_dataset import consistent_train_test_split
 from gcs_dataset.items import Items, Selection, ids_of, warn_of_incomplete
 from gcs_prefetchd.errors import ItemError, SettingsError
-from gcs_prefetchd.manifest import Ids, Layout, ObjectVersion, build_manifest, load_manifest
+from gcs_prefetchd.layout import Layout
+from gcs_prefetchd.manifest import Ids, ObjectVersion, build_manifest, load_manifest
 from gcs_prefetchd.names import DataRoot, ObjectName
 
 

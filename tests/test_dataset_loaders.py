@@ -26,7 +26,7 @@ from gcs_dataset import (
 )
 from gcs_dataset.listing import list_manifest
 from gcs_prefetchd.errors import ItemError, ManifestError, ObjectMissingError, SettingsError
-from gcs_prefetchd.manifest import Layout
+from gcs_prefetchd.layout import Layout
 from gcs_prefetchd.names import DataRoot
 from gcs_prefetchd.order import epoch_order, plan_order
 from gcs_prefetchd.testing import Kind, ServingGCS

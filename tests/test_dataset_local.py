@@ -9,7 +9,7 @@ from dataset_support import number_of, write_local
 from gcs_dataset import list_items_local, pil_loader
 from gcs_dataset.local import list_pairs_local
 from gcs_prefetchd.errors import ItemError
-from gcs_prefetchd.manifest import Layout
+from gcs_prefetchd.layout import Layout
 
 
 def test_an_image_is_loaded_and_its_file_closed(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from gcs_dataset.listing import list_manifest
 from gcs_dataset.plans import PlanSender
 from gcs_prefetchd.client import DaemonClient
 from gcs_prefetchd.errors import ManifestError, SettingsError
-from gcs_prefetchd.manifest import Layout, Manifest, load_manifest
+from gcs_prefetchd.layout import Layout
+from gcs_prefetchd.manifest import Manifest, load_manifest
 from gcs_prefetchd.names import DataRoot
 from gcs_prefetchd.order import epoch_order
 from gcs_prefetchd.testing import Kind, ServingGCS

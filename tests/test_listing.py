@@ -12,8 +12,9 @@ import pytest
 
 from gcs_prefetchd.credentials import Access
 from gcs_prefetchd.errors import ItemError, ManifestError, ObjectMissingError, OriginUnavailableError
+from gcs_prefetchd.layout import Layout
 from gcs_prefetchd.listing import KEPT_PER_DATA_ROOT, list_manifest, newest_manifest, remove_old_manifests
-from gcs_prefetchd.manifest import Layout, Manifest, ObjectVersion, build_manifest, load_manifest
+from gcs_prefetchd.manifest import Manifest, ObjectVersion, build_manifest, load_manifest
 from gcs_prefetchd.names import DataRoot, ObjectName
 from gcs_prefetchd.origin import Origin
 from gcs_prefetchd.stamp import crc32c_of

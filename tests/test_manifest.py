@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gcs_prefetchd.errors import ManifestError, SettingsError
-from gcs_prefetchd.manifest import Ids, Layout, Manifest, ObjectVersion, build_manifest, load_manifest
+from gcs_prefetchd.layout import Layout
+from gcs_prefetchd.manifest import Ids, Manifest, ObjectVersion, build_manifest, load_manifest
 from gcs_prefetchd.names import DataRoot, ObjectName
 
 ROOT = DataRoot.parse("gs://pictures/train")
@@ -301,26 +302,6 @@ def test_find_knows_every_part_and_nothing_else() -> None:
     for name in ("train/images/x.jpg", "train/images/a.png", "images/a.jpg", "train/images/aa.jpg", "train/"):
         assert manifest.find(ObjectName("pictures", name)) is None
     assert manifest.find(ObjectName("drawings", "train/images/a.jpg")) is None
-
-
-def test_what_changed_are_the_parts_of_known_items_with_another_generation() -> None:
-    before = build(*items("a", "b", "gone"))
-    renewed = version("labels/b.png", generation=5000)
-    after = build(*[renewed if v.name == renewed.name else v for v in items("a", "b")], *items("new"))
-    changed = {v.name.uri for v in after.changed_since(before)}
-    assert changed == {"gs://pictures/train/labels/b.png"}
-    assert list(after.changed_since(after)) == []
-    assert next(after.changed_since(before)).generation == 5000
-
-
-@given(st.dictionaries(ids_text, st.integers(1, 3), max_size=12), st.dictionaries(ids_text, st.integers(1, 3), max_size=12))
-def test_what_changed_is_found_among_whatever_came_and_went(before: dict[str, int], after: dict[str, int]) -> None:
-    def listed(generations: dict[str, int]) -> Manifest:
-        return build(*(version(Layout().part_name(one, part), g + part) for one, g in generations.items() for part in (0, 1)))
-
-    changed = [v.name.name for v in listed(after).changed_since(listed(before))]
-    expected = sorted(one for one in before.keys() & after.keys() if before[one] != after[one])
-    assert changed == [ROOT.folder + Layout().part_name(one, part) for one in expected for part in (0, 1)]
 
 
 @given(st.sets(ids_text, max_size=20))

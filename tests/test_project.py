@@ -28,8 +28,9 @@ from gcs_prefetchd.cli import app
 from gcs_prefetchd.control import Control, control_app
 from gcs_prefetchd.directory import MARKER, CacheDirectory
 from gcs_prefetchd.http import statistics_app
+from gcs_prefetchd.layout import Layout
 from gcs_prefetchd.limit import WHYS
-from gcs_prefetchd.manifest import Layout, Manifest, ObjectVersion, build_manifest
+from gcs_prefetchd.manifest import Manifest, ObjectVersion, build_manifest
 from gcs_prefetchd.names import DataRoot, cache_path, parse_object_uri
 from gcs_prefetchd.readers import WAITS
 from gcs_prefetchd.registry import LARGEST_SPARE, LONGEST_WINDOW, SPARE_ITEMS
@@ -57,6 +58,7 @@ LAYERS = [
     "gcs_prefetchd.order",
     "gcs_prefetchd.stamp",
     "gcs_prefetchd.ids",
+    "gcs_prefetchd.layout",
     "gcs_prefetchd.manifest",
     "gcs_prefetchd.protocol",
     "gcs_prefetchd.client",
@@ -72,6 +74,7 @@ LAYERS = [
     "gcs_prefetchd.places",
     "gcs_prefetchd.readers",
     "gcs_prefetchd.registry",
+    "gcs_prefetchd.folders",
     "gcs_prefetchd.reporters",
     "gcs_prefetchd.directory",
     "gcs_prefetchd.batches",
@@ -89,7 +92,9 @@ LAYERS = [
     "gcs_prefetchd.cache",
     "gcs_prefetchd.backoff",
     "gcs_prefetchd.answers",
+    "gcs_prefetchd.bodies",
     "gcs_prefetchd.ranges",
+    "gcs_prefetchd.resume",
     "gcs_prefetchd.pages",
     "gcs_prefetchd.tokens",
     "gcs_prefetchd.credentials",
@@ -100,6 +105,8 @@ LAYERS = [
     "gcs_prefetchd.slots",
     "gcs_prefetchd.tuning",
     "gcs_prefetchd.tries",
+    "gcs_prefetchd.connection",
+    "gcs_prefetchd.connections",
     "gcs_prefetchd.origin",
     "gcs_prefetchd.listing",
     "gcs_prefetchd.download",
@@ -113,12 +120,14 @@ LAYERS = [
     "gcs_prefetchd.http",
     "gcs_prefetchd.control",
     "gcs_prefetchd.notify",
+    "gcs_prefetchd.listen",
+    "gcs_prefetchd.listings",
     "gcs_prefetchd.service",
     "gcs_prefetchd.background",
     "gcs_prefetchd.cli",
     "gcs_prefetchd.__main__",
 ]
-FOR_READERS = {"errors", "names", "order", "stamp", "manifest", "protocol", "client", "malloc"}
+FOR_READERS = {"errors", "names", "order", "stamp", "layout", "manifest", "protocol", "client", "malloc"}
 ASYNC_READER = "gcs_dataset.downloads"  # loads aiohttp, so nothing may import it before it is needed
 FOR_THE_ASYNC_READER = FOR_READERS | {"origin", "credentials"}
 
@@ -318,7 +327,7 @@ def test_documented_flags_exist_and_no_flag_is_undocumented() -> None:
     documented = {code(row[3]) for row in table(section("configuration.md", "## Settings"))}
     others = table(section("configuration.md", "## Flags of `start` that are no settings"))
     documented |= {code(row[0]).split(" ")[0] for row in others}
-    assert documented == flags_of("start") - {"--ready-fd", "--help"}
+    assert documented == flags_of("start") - {"--help"}
 
 
 def test_the_example_file_is_a_configuration(tmp_path: Path) -> None:
@@ -358,7 +367,7 @@ def service(tmp_path: Path, manifest: Manifest) -> Service:
 
 def control_of(service: Service) -> Control:
     parts = (service.cache, service.registry, service.prefetcher, service.statistics, service.tuning)
-    return Control(1, service.instance_id, service.settings.roots, *parts, service._recall, lambda: None)
+    return Control(1, service.instance_id, service.settings.roots, *parts, service.listings.recall, lambda: None)
 
 
 def endpoints(application: web.Application) -> set[str]:

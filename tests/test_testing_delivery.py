@@ -4,6 +4,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import AsyncIterator
+from typing import Literal
 
 import pytest
 import pytest_asyncio
@@ -20,6 +21,7 @@ from gcs_prefetchd.testing import (
     LongBody,
     MalformedHash,
     MissingHash,
+    Partial,
     Reset,
     Stall,
     Status,
@@ -69,6 +71,20 @@ async def test_a_status_comes_with_its_retry_after_and_body(server: GCSServer) -
     assert body == b"slow down"
 
 
+async def test_a_redirect_says_where_to(server: GCSServer) -> None:
+    head, _ = await exchange(server, Status(302, location="http://elsewhere/x"))
+    assert head.startswith("HTTP/1.1 302 ")
+    assert "Location: http://elsewhere/x\r\n" in head
+
+
+async def test_a_part_comes_unasked(server: GCSServer) -> None:
+    head, body = await exchange(server, Partial(10, 19))
+    assert head.startswith("HTTP/1.1 206 ")
+    assert "Content-Range: bytes 10-19/1000\r\n" in head
+    assert "Content-Length: 10\r\n" in head
+    assert body == DATA[10:20]
+
+
 async def test_a_cut_body_promises_more_than_it_sends(server: GCSServer) -> None:
     head, body = await exchange(server, Cut(after_bytes=10))
     assert "Content-Length: 1000" in head
@@ -81,9 +97,13 @@ async def test_a_cut_chunked_body_lacks_its_last_chunk(server: GCSServer) -> Non
     assert body == b"a\r\n0123456789\r\n"
 
 
-async def test_a_cut_body_without_any_framing_looks_whole(server: GCSServer) -> None:
+@pytest.mark.parametrize(("framing", "version"), [("close", "HTTP/1.1 "), ("http/1.0", "HTTP/1.0 ")])
+async def test_a_cut_body_without_any_framing_looks_whole(
+    server: GCSServer, framing: Literal["close", "http/1.0"], version: str
+) -> None:
     """The treacherous one: nothing tells the client that bytes are missing but size and hash."""
-    head, body = await exchange(server, Cut(after_bytes=10, framing="close"))
+    head, body = await exchange(server, Cut(after_bytes=10, framing=framing))
+    assert head.startswith(version)
     assert "Content-Length: " not in head
     assert "Transfer-Encoding" not in head
     assert body == DATA[:10]

@@ -79,6 +79,7 @@ def test_a_rule_in_json_has_the_fields_of_its_fault() -> None:
         {"fault": "Cut", "after_bytes": "x"},
         {"fault": "Cut", "after_bytes": -1},
         {"fault": "Drip", "piece_bytes": 0},
+        {"fault": "Partial", "first": 2, "last": 1},
         {"fault": "Status", "status": 1000},
     ],
 )

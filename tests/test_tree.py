@@ -12,6 +12,7 @@ import pytest
 
 from cache_support import content, stamp_of
 from gcs_prefetchd.comparison import Found
+from gcs_prefetchd.folders import Folders
 from gcs_prefetchd.names import ObjectName
 from gcs_prefetchd.stamp import Stamp, read_checked, read_stamp
 from gcs_prefetchd.tree import find_each, find_files, publish, read_object_name, unlink_all
@@ -31,7 +32,7 @@ def published(objects: Path, path: str, data: bytes, generation: int = 1, stamp:
     with unfinished.open("wb") as file:
         file.write(data)
         file.flush()
-        publish(file.fileno(), str(unfinished), objects, path, stamp or stamp_of(data, generation), None)
+        publish(file.fileno(), str(unfinished), Folders(objects), path, stamp or stamp_of(data, generation), None)
     return objects / path
 
 
@@ -101,14 +102,14 @@ def test_a_reader_that_has_a_file_open_keeps_its_bytes(objects: Path) -> None:
     file = published(objects, "pictures/a.jpg", b"first")
     with file.open("rb") as stream:
         published(objects, "pictures/a.jpg", b"second")
-        unlink_all([str(file)])
+        unlink_all(Folders(objects), ["pictures/a.jpg"])
         assert stream.read() == b"first"
 
 
 def test_a_file_that_lies_under_a_hash_carries_its_name(objects: Path) -> None:
     unfinished = objects / "unfinished"
     with unfinished.open("wb") as file:
-        publish(file.fileno(), str(unfinished), objects, "pictures/%h/ab/abcd", stamp_of(b""), OBJECT)
+        publish(file.fileno(), str(unfinished), Folders(objects), "pictures/%h/ab/abcd", stamp_of(b""), OBJECT)
 
     assert os.getxattr(objects / "pictures/%h/ab/abcd", "user.gcs.name") == b"gs://pictures/a.jpg"
     assert read_object_name(objects / "pictures/%h/ab/abcd") == OBJECT
@@ -149,15 +150,15 @@ def test_publishing_over_a_link_replaces_the_link_and_not_what_it_points_to(obje
 
 def test_what_is_there_is_unlinked_and_what_is_not_is_passed_over(objects: Path) -> None:
     file = published(objects, "pictures/a.jpg", b"x")
-    unlink_all([f"{objects}/absent", f"{file}/below-a-file", str(file)])
+    assert unlink_all(Folders(objects), ["absent", "pictures/a.jpg/below-a-file", "pictures/a.jpg"]) == {}
     assert not file.exists()
 
 
 def test_what_cannot_be_unlinked_is_logged_and_the_rest_goes(objects: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = published(objects, "pictures/a.jpg", b"x")
-    unlink_all([f"{objects}/pictures", str(file)])
+    assert unlink_all(Folders(objects), ["pictures", "pictures/a.jpg"]) == {"pictures": "Is a directory"}
     assert not file.exists()
-    assert f"cached {objects}/pictures: cannot be unlinked: Is a directory" in caplog.text
+    assert "cached pictures and 0 others: cannot be unlinked: Is a directory" in caplog.text
 
 
 # Walking
@@ -186,7 +187,7 @@ def test_what_is_none_of_ours_has_no_stamp_and_what_is_no_file_is_not_found(obje
     found = [Found("bare", 1, None), Found("same", 1, stamp_of(b"x")), Found("short", 0, stamp_of(b"x"))]
     assert found_in(objects) == found
     paths = ["bare", "linked", "pipe", "same", "short", "absent", "same/below"]
-    assert [one for one in find_each(objects, paths) if one is not None] == found
+    assert [one for one in find_each(Folders(objects), paths) if one is not None] == found
 
 
 def test_folders_behind_a_link_are_not_looked_into(objects: Path) -> None:
@@ -205,7 +206,7 @@ def test_files_that_vanish_while_they_are_looked_at_are_no_error(objects: Path) 
 
     def churn() -> None:
         while not stop.is_set():
-            unlink_all([f"{objects}/{path}" for path in known])
+            unlink_all(Folders(objects), known)
             for path in known:
                 published(objects, path, b"x")
 

@@ -4,50 +4,76 @@ import json
 import os
 import select
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from gcs_prefetchd.errors import DaemonUnavailableError, SettingsError, StartError
 
-__all__ = ["start_in_background", "tell_starter", "wait_for_end"]
+__all__ = ["Background", "Starter", "go_on_in_background", "wait_for_end"]
 
 STOP_PATIENCE_S = 660.0  # more than the longest stop_deadline_s
 
 
-def start_in_background(arguments: list[str], stop_deadline_s: float) -> dict[str, Any]:
-    """Run `gcs-prefetchd ARGUMENTS --foreground` detached and return what it says once it is ready.
+@dataclass(frozen=True, slots=True)
+class Background:
+    """A daemon that was forked off: its process, and the pipe on which it will say that it is ready, or why not."""
 
-    Raises SettingsError or StartError with the daemon's own words where it could not start.
+    pid: int
+    pipe: int
+
+    def wait_until_ready(self) -> dict[str, Any]:
+        """What it says; raises SettingsError or StartError with its own words where it could not start."""
+        try:
+            with os.fdopen(self.pipe, "rb") as pipe:
+                answer = json.loads(pipe.read() or b"{}")
+        except KeyboardInterrupt:
+            os.kill(self.pid, signal.SIGTERM)
+            os.waitpid(self.pid, 0)
+            raise
+        if "error" in answer:
+            raise (SettingsError if answer["status"] == 2 else StartError)(answer["error"])
+        if "pid" not in answer:
+            status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            raise StartError(f"the daemon ended before it was ready, with status {status}")
+        return dict(answer)
+
+
+class Starter:
+    """Whoever started us and waits at the other end of a pipe; nobody does where there is none."""
+
+    def __init__(self, pipe: int | None = None) -> None:
+        self.waits = pipe is not None
+        self._pipe = pipe
+
+    def tell(self, answer: dict[str, Any]) -> None:
+        """Answer, once: a daemon that fails after it was ready has nobody left to tell."""
+        if self._pipe is not None:
+            pipe, self._pipe = self._pipe, None
+            with os.fdopen(pipe, "wb") as file:
+                file.write(json.dumps(answer).encode())
+
+
+def go_on_in_background() -> Background | Starter:
+    """Fork: this process gets a `Background`, and the other one, which outlives it, its `Starter`.
+
+    A second interpreter would have everything to import again, which takes half as long as the start itself. So call it while
+    there is one thread, and nothing is open.
     """
     read_end, write_end = os.pipe()
-    command = [sys.executable, "-m", "gcs_prefetchd", *arguments, "--foreground", "--ready-fd", str(write_end)]
-    daemon = subprocess.Popen(  # noqa: S603  # our own module, with the arguments we were given
-        command, stdin=subprocess.DEVNULL, pass_fds=[write_end], start_new_session=True
-    )
-    os.close(write_end)
-    try:
-        with os.fdopen(read_end, "rb") as pipe:
-            answer = json.loads(pipe.read() or b"{}")
-    except KeyboardInterrupt:
-        daemon.send_signal(signal.SIGTERM)
-        daemon.wait(stop_deadline_s + 1)
-        raise
-    if "error" in answer:
-        raise (SettingsError if answer["status"] == 2 else StartError)(answer["error"])
-    if "pid" not in answer:
-        raise StartError(f"the daemon ended before it was ready, with status {daemon.wait()}")
-    daemon.returncode = 0  # it lives on; this only tells Popen that nobody will wait for it
-    return dict(answer)
-
-
-def tell_starter(ready_fd: int | None, answer: dict[str, Any]) -> None:
-    """Answer whoever started us, once; nothing happens where nobody waits."""
-    if ready_fd is not None:
-        with os.fdopen(ready_fd, "wb") as pipe:
-            pipe.write(json.dumps(answer).encode())
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        os.close(write_end)
+        return Background(pid, read_end)
+    os.close(read_end)
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return Starter(write_end)
 
 
 @contextmanager

@@ -15,11 +15,14 @@ _Call = tuple[Callable[[], object], asyncio.Future[None]]
 class Batches:
     """Calls in the order in which they came, in a thread named `name`. Nothing is begun before the first; `close` ends it.
 
+    `begin` is called in that thread before each batch.
+
     For files that are made and unlinked in few folders: the kernel lets one thread at a time into a folder, and those that
     wait there burn their processor. To hand a call over takes a third of what it takes itself, so many go together.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, begin: Callable[[], None] = lambda: None) -> None:
+        self._begin = begin
         self._thread = ThreadPoolExecutor(1, name)
         self._waiting: list[_Call] = []
         self._busy = False
@@ -44,6 +47,7 @@ class Batches:
 
     def _run(self, batch: list[_Call], loop: asyncio.AbstractEventLoop) -> None:
         outcomes: list[BaseException | None] = []
+        self._begin()
         for call, _ in batch:
             try:
                 call()

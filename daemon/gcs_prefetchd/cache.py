@@ -8,9 +8,8 @@ file. Until it knows what is here it gives no room, so that the bound holds; wha
 """
 
 import asyncio
-import functools
+import contextlib
 import logging
-import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from itertools import chain
 from typing import Any
@@ -19,8 +18,9 @@ from gcs_prefetchd.audit import disagreements
 from gcs_prefetchd.comparison import Comparison, Found
 from gcs_prefetchd.contents import Contents
 from gcs_prefetchd.directory import CacheDirectory
-from gcs_prefetchd.disk import Disk
-from gcs_prefetchd.errors import CacheFullError
+from gcs_prefetchd.disk import Disk, free_bytes
+from gcs_prefetchd.errors import CacheFullError, CacheWriteError
+from gcs_prefetchd.folders import Folders
 from gcs_prefetchd.index import INDEX_ERRORS, Index, Record
 from gcs_prefetchd.indexer import IndexWriter
 from gcs_prefetchd.names import ObjectName, name_of
@@ -50,16 +50,18 @@ class Cache:
 
     def __init__(self, directory: CacheDirectory, limit_bytes: int, min_free_bytes: int = 0) -> None:
         self.directory = directory
-        self.disk = Disk()
+        self.folders = Folders(directory.objects, directory.check_ours)
+        self.disk = Disk(self.folders.forget)
         self.limit_bytes = limit_bytes
         self.min_free_bytes = min_free_bytes
         self.evictions = 0
         self.damaged = 0
         self.reserved_bytes = 0
+        self.landed_bytes = 0  # of the reserved ones, those that are on the disk already
         self.on_arrived: Callable[[str], None] = lambda path: None
         self.on_used: Callable[[str], None] = lambda path: None
         self.on_lost: Callable[[str], None] = lambda path: None
-        self.choose: Room = self._least_recent
+        self.choose: Room = lambda short_bytes: self._contents.least_recent(short_bytes, self.size_of)
         self._comparing = asyncio.Lock()
         self._unlinking: set[asyncio.Task[None]] = set()
         self._leaving: set[str] = set()
@@ -143,22 +145,24 @@ class Cache:
         """Set room aside, dropping what `room` says (`choose` where none is given); returns when the room is there, after a
         start not before the cache is whole.
 
-        Raises CacheFullError, with nothing dropped, where that is impossible. The caller calls `release`.
+        Raises CacheFullError, with nothing dropped, where there is none, or CacheWriteError. The caller calls `release`.
         """
         await self.whole()
         while self._unlinking and self._under_floor(size_bytes) > max(0, self._over_limit(size_bytes)):
             await asyncio.wait(self._unlinking)  # what goes already may be enough; the disk tells when it has gone
         short_bytes = self._short_of(size_bytes)
-        if short_bytes > 0:
-            victims = (room or self.choose)(short_bytes)
-            if victims is None:
-                raise CacheFullError(self._no_room_for(size_bytes))
-            self._drop(victims)
+        victims = (room or self.choose)(short_bytes) if short_bytes > 0 else []
+        if victims is None:
+            raise CacheFullError(self._no_room_for(size_bytes))
+        self._drop(victims)
         self.reserved_bytes += size_bytes
         try:
             if self._unlinking:  # bytes that another reservation frees may be the ones we count on
                 await asyncio.wait(self._unlinking)
-        except asyncio.CancelledError:
+            stuck = [path for path in victims if path in self._contents.entries]
+            if stuck and self._short_of(0) > 0:
+                raise CacheWriteError(f"no room for {format_size(size_bytes)}: {stuck[0]} cannot be unlinked")
+        except BaseException:
             self.release(size_bytes)
             raise
 
@@ -200,18 +204,17 @@ class Cache:
     async def look_after(self, path: str) -> None:
         """Something may have happened to the file: forget it if it is gone."""
         if path in self._contents.entries:
-            with self._contents.watching(path) as is_same:
-                if not await self.disk.call((self.directory.objects / path).exists) and is_same():
+            with self._contents.watching(path) as is_same, contextlib.suppress(OSError):
+                if await self._find([path]) == [None] and is_same():
                     self.forget(path)
 
     async def look_for(self, path: str) -> None:
         """Somebody wants the object: where the cache is not whole yet, see whether its file is here."""
         if self.is_whole or path in self._contents.entries:
             return
-        with self._contents.changes(self._leaving) as changed:
+        with self._contents.changes(self._leaving) as changed, contextlib.suppress(OSError):
             comparison = Comparison(self._contents.entries, changed, self._arriving)
-            found = await self.disk.call(find_each, self.directory.objects, [path])
-            self._settle(comparison, filter(None, found))
+            self._settle(comparison, filter(None, await self._find([path])))
 
     async def verify(self, path: str) -> bool:
         """Read the object's file whole and compare it with its stamp; a damaged one is dropped and counted.
@@ -232,7 +235,11 @@ class Cache:
 
     async def shrink(self) -> None:
         """Drop the least recently used until the bound and the floor hold again."""
-        short_bytes = self._short_of(0)
+        try:
+            short_bytes = self._short_of(0)
+        except CacheWriteError as exc:
+            log.warning("%s", exc)
+            return
         if short_bytes > 0:
             self._drop(self.choose(min(short_bytes, self.bytes)) or [])
             if self._unlinking:
@@ -301,10 +308,13 @@ class Cache:
             while page := await self.disk.call(next, pages, NOTHING):
                 adopted += self._settle(comparison, page)
             for paths in comparison.unseen(AT_A_TIME):
-                for path in comparison.gone(paths, await self.disk.call(find_each, self.directory.objects, paths)):
+                for path in comparison.gone(paths, await self._find(paths)):
                     self.forget(path)
                     gone += 1
         return adopted, gone
+
+    async def _find(self, paths: list[str]) -> list[Found | None]:
+        return await self.disk.call(find_each, Folders(self.directory.objects, self.directory.check_ours), paths)
 
     def _settle(self, comparison: Comparison, page: Iterable[Found]) -> int:
         """Take over what some files differ in from what is held; returns how many are new."""
@@ -330,17 +340,6 @@ class Cache:
             await self.disk.on_index(self._index.close, complete=complete)
         await self.disk.close()
 
-    def _least_recent(self, short_bytes: int) -> list[str] | None:
-        """Plain LRU: what is dropped as long as nobody knows better."""
-        victims = []
-        for path in chain.from_iterable(self.pages()):
-            if short_bytes <= 0:
-                break
-            if (size := self.size_of(path)) > 0:
-                victims.append(path)
-                short_bytes -= size
-        return victims if short_bytes <= 0 else None
-
     def _drop(self, victims: list[str]) -> None:
         victims = [path for path in victims if path in self._contents.entries and path not in self._arriving]
         self.evictions += len(victims)
@@ -356,8 +355,8 @@ class Cache:
     def _under_floor(self, size_bytes: int) -> int:
         if not self.min_free_bytes:
             return -self.limit_bytes
-        about = os.statvfs(self.directory.objects)
-        return self.min_free_bytes + self.reserved_bytes + size_bytes - about.f_bavail * about.f_frsize
+        to_come = self.reserved_bytes - self.landed_bytes + size_bytes
+        return self.min_free_bytes + to_come - free_bytes(self.directory.objects)
 
     def _no_room_for(self, size_bytes: int) -> str:
         if size_bytes > self.limit_bytes:
@@ -369,17 +368,22 @@ class Cache:
         )
 
     def _unlink(self, paths: list[str]) -> None:
+        stamps = {path: self._contents.entries.get(path) for path in paths}
         for path in paths:
             self.forget(path)
         if paths:
             self._leaving.update(paths)
-            _kept(asyncio.create_task(self._unlink_files(paths), name="unlink"), self._unlinking)
+            _kept(asyncio.create_task(self._unlink_files(stamps), name="unlink"), self._unlinking)
 
-    async def _unlink_files(self, paths: list[str]) -> None:
+    async def _unlink_files(self, stamps: dict[str, Stamp | None]) -> None:
+        stuck: dict[str, str] = {}
         try:
-            await self.disk.in_turn(functools.partial(unlink_all, [f"{self.directory.objects}/{path}" for path in paths]))
+            await self.disk.in_turn(lambda: stuck.update(unlink_all(self.folders, stamps)))
         finally:
-            self._leaving.difference_update(paths)
+            self._leaving.difference_update(stamps)
+        for path in stuck:  # it is on the disk still, and counts
+            if (stamp := stamps[path]) is not None:
+                self.admit(path, stamp)
 
 
 def _kept(task: asyncio.Task[None], tasks: set[asyncio.Task[None]]) -> asyncio.Task[None]:

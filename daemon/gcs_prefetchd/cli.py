@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from gcs_prefetchd import __version__
-from gcs_prefetchd.background import start_in_background, tell_starter, wait_for_end
+from gcs_prefetchd.background import Background, Starter, go_on_in_background, wait_for_end
 from gcs_prefetchd.client import DaemonClient, read_daemon_file
 from gcs_prefetchd.errors import DaemonUnavailableError, PrefetchdError, ProtocolError, SettingsError
 from gcs_prefetchd.logs import log_to
@@ -24,6 +24,7 @@ __all__ = ["main"]
 
 EXIT_FAILED = 1
 EXIT_BAD_SETTING = 2
+NOBODY = Starter(None)
 
 app = typer.Typer(
     help="Prefetch a training job's images from Google Cloud Storage into a local cache, in the order the job will read them.",
@@ -61,7 +62,6 @@ def start(
     check_config: Annotated[
         bool, typer.Option("--check-config", help="Say which settings are in force, and start nothing.")
     ] = False,
-    ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Start the daemon; returns when it is ready and says where its statistics are."""
     flags: dict[str, object] = {
@@ -74,20 +74,25 @@ def start(
         "credentials": credentials,
         "http": http,
     }
+    starter = Starter()
     try:
         settings = load_settings(flags | _named_settings(setting or [], "--set "), config)
         if check_config:
             check_against_disk(settings)
             _show_settings(settings)
         elif foreground:
-            _run(settings, ready_fd)
+            _run(settings, starter)
         else:
             check_against_disk(settings)
-            _say_ready(start_in_background(sys.argv[1:], settings.stop_deadline_s), settings)
+            if isinstance(started := go_on_in_background(), Background):
+                _say_ready(started.wait_until_ready(), settings)
+            else:
+                starter = started
+                _run(settings, starter)
     except SettingsError as exc:
-        _fail(exc, EXIT_BAD_SETTING, ready_fd)
+        _fail(exc, EXIT_BAD_SETTING, starter)
     except PrefetchdError as exc:
-        _fail(exc, EXIT_FAILED, ready_fd)
+        _fail(exc, EXIT_FAILED, starter)
 
 
 @app.command()
@@ -167,7 +172,7 @@ def version() -> None:
     print(__version__)
 
 
-def _run(settings: Settings, ready_fd: int | None) -> None:
+def _run(settings: Settings, starter: Starter) -> None:
     # Loaded only here: the other commands, and whoever waits for the daemon to be ready, answer in half the time.
     import uvloop
 
@@ -177,14 +182,13 @@ def _run(settings: Settings, ready_fd: int | None) -> None:
     os.umask(0o027)  # the group reads the cache, nobody else does
     keep_freed_memory()
     log_to(None, settings.log_level)
-    in_background = ready_fd is not None
-    log_file = settings.log_file or (settings.cache_dir / "daemon.log" if in_background else None)
+    log_file = settings.log_file or (settings.cache_dir / "daemon.log" if starter.waits else None)
 
     def on_claimed() -> None:
         log_to(log_file, settings.log_level)
 
     def on_ready(started: Started) -> None:
-        tell_starter(ready_fd, {"pid": started.pid, "http": started.http})
+        starter.tell({"pid": started.pid, "http": started.http})
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(settings, on_claimed, on_ready))
@@ -239,9 +243,9 @@ def _show_facts(facts: Mapping[str, str]) -> None:
         print(f"{name:<14}{value}")
 
 
-def _fail(error: PrefetchdError, status: int, ready_fd: int | None = None) -> NoReturn:
+def _fail(error: PrefetchdError, status: int, starter: Starter = NOBODY) -> NoReturn:
     text = " ".join(str(error).split())
-    if ready_fd is None:
+    if not starter.waits:
         print(f"gcs-prefetchd: {text}", file=sys.stderr)
-    tell_starter(ready_fd, {"error": text, "status": status})
+    starter.tell({"error": text, "status": status})
     raise typer.Exit(status)

@@ -33,7 +33,7 @@ def read_daemon_file(cache_dir: Path) -> dict[str, object]:
         content = json.loads(path.read_bytes())
     except OSError as exc:
         raise DaemonUnavailableError(f"{path}: {exc.strerror}; is a daemon running for this directory?") from exc
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise DaemonUnavailableError(f"{path}: not JSON") from exc
     if not isinstance(content, dict):
         raise DaemonUnavailableError(f"{path}: not a JSON object")

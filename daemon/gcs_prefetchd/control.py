@@ -24,6 +24,7 @@ __all__ = ["Control", "control_app"]
 log = logging.getLogger(__name__)
 
 LARGEST_BODY = 256 << 20  # a plan of 64 million items
+BODY_S = 5.0  # a body comes from a process on this machine
 LISTED_AT_MOST = 10_000
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -145,10 +146,10 @@ class _Handlers:
         return _json(self.control.manifest(request.query.get("data_root", "")).to_json())
 
     async def fetch(self, request: web.Request) -> web.Response:
-        return _json((await self.control.fetch(FetchRequest.from_json(await request.read()))).to_json())
+        return _json((await self.control.fetch(FetchRequest.from_json(await _body(request)))).to_json())
 
     async def plan(self, request: web.Request) -> web.Response:
-        await self.control.add_plan(await request.read())
+        await self.control.add_plan(await _body(request))
         return _json("{}")
 
     async def lease(self, request: web.Request) -> web.Response:
@@ -169,7 +170,7 @@ class _Handlers:
                 lease.set_result(None)
 
     async def reads(self, request: web.Request) -> web.Response:
-        self.control.note_reads(ReadReport.from_json(await request.read()))
+        self.control.note_reads(ReadReport.from_json(await _body(request)))
         return _json("{}")
 
     async def objects(self, request: web.Request) -> web.Response:
@@ -189,7 +190,7 @@ class _Handlers:
         return web.json_response(self.control.tuning.values())
 
     async def change_settings(self, request: web.Request) -> web.Response:
-        return web.json_response(self.control.tuning.change(await request.read()))
+        return web.json_response(self.control.tuning.change(await _body(request)))
 
     async def stop(self, _: web.Request) -> web.Response:
         self.control.stop()
@@ -202,6 +203,18 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except (ProtocolError, InvalidNameError) as exc:
         return web.Response(status=400, text=f"{exc}\n")
+
+
+async def _body(request: web.Request) -> bytes:
+    if (announced := request.content_length or 0) > LARGEST_BODY:  # aiohttp would wait until so much has come
+        raise web.HTTPRequestEntityTooLarge(LARGEST_BODY, announced)
+    try:
+        async with asyncio.timeout(BODY_S):
+            return await request.read()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(text=f"the body did not come within {BODY_S:g} s\n") from None
+    except web.RequestPayloadError as exc:
+        raise ProtocolError(f"the body is no HTTP: {' '.join(str(exc).split())[:200]}") from None
 
 
 def _json(text: str) -> web.Response:

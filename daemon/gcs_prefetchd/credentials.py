@@ -13,7 +13,7 @@ from gcloud.aio.auth import Token
 
 from gcs_prefetchd.errors import CredentialsError
 
-__all__ = ["Access", "make_token"]
+__all__ = ["Access", "key_token", "make_token"]
 
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
 METADATA_ANSWERS_WITHIN_S = 3.0
@@ -46,13 +46,20 @@ async def make_token(access: Access, session: aiohttp.ClientSession) -> Token | 
     """
     if access.anonymous:
         return None
-    path = _key_file(access)
-    if path is not None:
-        _check_key_file(path)
-        return Token(service_file=str(path), session=session, scopes=[SCOPE])  # type: ignore[arg-type]  # typed for requests
-    token = Token(session=session, scopes=[SCOPE])  # type: ignore[arg-type]
-    await _ask_metadata_server(token, session)
+    token = key_token(access, session)
+    if token is None:
+        token = Token(session=session, scopes=[SCOPE])  # type: ignore[arg-type]  # typed for requests
+        await _ask_metadata_server(token, session)
     return token
+
+
+def key_token(access: Access, session: aiohttp.ClientSession) -> Token | None:
+    """What the key file, as it is now, signs with; None where there is none. Raises CredentialsError."""
+    path = _key_file(access)
+    if path is None:
+        return None
+    _check_key_file(path)
+    return Token(service_file=str(path), session=session, scopes=[SCOPE])  # type: ignore[arg-type]
 
 
 def _key_file(access: Access) -> Path | None:

@@ -2,9 +2,11 @@
 
 import array
 import contextlib
+import errno
 import fcntl
 import itertools
 import json
+import logging
 import os
 import shutil
 import stat
@@ -12,8 +14,11 @@ import uuid
 from pathlib import Path
 
 from gcs_prefetchd.errors import CacheDirectoryError, CacheHeldError
+from gcs_prefetchd.folders import make_folder
 
 __all__ = ["CacheDirectory"]
+
+log = logging.getLogger(__name__)
 
 # https://bford.info/cachedir/: programs that make backups know the first line and pass the directory over.
 MARKER_NAME = "CACHEDIR.TAG"
@@ -45,6 +50,7 @@ class CacheDirectory:
         self.socket = path / "daemon.sock"
         self._lock: int | None = None
         self._numbers = itertools.count()
+        self._strays: set[str] = set()
 
     def claim(self) -> None:
         """Take the directory, making it where it does not exist, and remove what a crashed daemon left in `tmp/`."""
@@ -53,8 +59,10 @@ class CacheDirectory:
             self.path.mkdir(mode=0o750, parents=True, exist_ok=True)
             self._take_lock()
             self._mark()
+            self._close_to_others()
             for folder in (self.objects, self.index, self.manifests, self.tmp):
                 folder.mkdir(mode=0o750, exist_ok=True)
+            self._check_links()
             self._clear_socket()
             self._check_attributes()
             self._lay_out_tmp()
@@ -71,6 +79,33 @@ class CacheDirectory:
         number = next(self._numbers)
         return f"{self.tmp}/{number % TMP_FOLDERS:02x}/{number:x}"
 
+    def open_temporary(self, file: str) -> int:
+        """Make a file of `temporary` and open it; its folder, too, where somebody has tidied it away."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        if self._strays:
+            self._sweep()
+        try:
+            return os.open(file, flags, 0o640)
+        except FileNotFoundError:
+            self.check_ours()
+            make_folder(Path(file).parent)
+            return os.open(file, flags, 0o640)
+
+    def discard_temporary(self, file: str) -> None:
+        """Remove a file of `temporary`. Where that fails its bytes go at least, and the file when the next one comes."""
+        self._strays.add(file)
+        self._sweep()
+
+    def check_ours(self) -> None:
+        """Raise OSError where the directory has been moved, removed or replaced: what lies in its place is not ours."""
+        assert self._lock is not None, "the directory is not claimed"
+        try:
+            is_ours = os.path.samestat((self.path / "lock").stat(), os.fstat(self._lock))
+        except (FileNotFoundError, NotADirectoryError):
+            is_ours = False
+        if not is_ours:
+            raise OSError(errno.ESTALE, "The cache directory has been moved, removed or replaced", str(self.path))
+
     def announce(self, content: dict[str, object]) -> None:
         """Write `daemon.json`, whole or not at all."""
         unfinished = self.tmp / f"daemon.json.{uuid.uuid4().hex}"
@@ -80,8 +115,12 @@ class CacheDirectory:
 
     def withdraw(self) -> None:
         """Remove `daemon.json` and the socket: nobody is here any more."""
-        self.daemon_file.unlink(missing_ok=True)
-        self.socket.unlink(missing_ok=True)
+        try:
+            self.check_ours()
+            self.daemon_file.unlink(missing_ok=True)
+            self.socket.unlink(missing_ok=True)
+        except OSError as exc:
+            log.warning("cache directory %s: daemon.json not removed: %s", self.path, exc.strerror)
 
     def close(self) -> None:
         """Let another daemon have the directory."""
@@ -114,6 +153,17 @@ class CacheDirectory:
         marker = self.path / MARKER_NAME
         if not marker.is_file() or marker.read_bytes() != MARKER.encode():
             marker.write_text(MARKER)
+
+    def _close_to_others(self) -> None:
+        """Whoever may write here could put a socket of his own in the place of ours, and have readers read what he likes."""
+        mode = stat.S_IMODE(self.path.stat().st_mode)
+        if mode & stat.S_IWOTH:
+            try:
+                self.path.chmod(mode & ~stat.S_IWOTH)
+            except PermissionError:  # volumes of containers are root's, and nobody else may be there
+                log.warning(
+                    "cache directory %s: every user who reaches it may write there, and so deceive its readers", self.path
+                )
 
     def _lay_out_tmp(self) -> None:
         for leftover in self.tmp.iterdir():
@@ -154,12 +204,30 @@ class CacheDirectory:
                 raise CacheDirectoryError(f"cache directory {self.path}: {self.socket.name} is no socket; move it away")
             self.socket.unlink()
 
+    def _sweep(self) -> None:
+        for file in list(self._strays):
+            try:
+                Path(file).unlink(missing_ok=True)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.truncate(file, 0)
+            else:
+                self._strays.discard(file)
+
+    def _check_links(self) -> None:
+        """What is behind a link is somebody else's, and whatever lies in `tmp/` will be removed."""
+        for folder in (self.objects, self.manifests, self.tmp):
+            if folder.is_symlink():
+                raise CacheDirectoryError(f"cache directory {self.path}: {folder.name} is a symbolic link; remove it")
+
     def _check_attributes(self) -> None:
         probe = self.tmp / f"probe.{os.getpid()}"
         probe.touch()
         try:
             os.setxattr(probe, "user.gcs.object", b"probe")
-        except OSError:
+        except OSError as exc:
+            if exc.errno != errno.ENOTSUP:
+                raise
             raise CacheDirectoryError(
                 f"cache directory {self.path}: its file system has no user extended attributes; use ext4, xfs, btrfs or tmpfs"
             ) from None

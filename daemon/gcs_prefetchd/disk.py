@@ -2,13 +2,16 @@
 
 import asyncio
 import functools
+import os
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from gcs_prefetchd.batches import Batches
+from gcs_prefetchd.errors import CacheWriteError
 
-__all__ = ["DISK_THREADS", "Disk"]
+__all__ = ["DISK_THREADS", "Disk", "free_bytes"]
 
 DISK_THREADS = 8
 
@@ -17,11 +20,14 @@ T = TypeVar("T")
 
 
 class Disk:
-    """Threads that read, one that makes and removes files, one that has the index. No thread begins before its first call."""
+    """Threads that read, one that makes and removes files, one that has the index. No thread begins before its first call.
 
-    def __init__(self) -> None:
+    `begin` is called before each batch of what makes and removes files, by the thread that does.
+    """
+
+    def __init__(self, begin: Callable[[], None]) -> None:
         self._any = ThreadPoolExecutor(DISK_THREADS, "disk")
-        self._files = Batches("files")
+        self._files = Batches("files", begin)
         self._index = ThreadPoolExecutor(1, "index")
 
     async def call(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -41,6 +47,15 @@ class Disk:
         # Not here: a thread that is stuck in the disk must not stop the loop, and with it the deadline for stopping.
         for end in (self._files.close, self._any.shutdown, self._index.shutdown):
             await asyncio.to_thread(end)
+
+
+def free_bytes(folder: Path) -> int:
+    """What can still be written to the folder's disk; raises CacheWriteError where that cannot be told."""
+    try:
+        about = os.statvfs(folder)
+    except OSError as exc:
+        raise CacheWriteError(f"{exc.strerror} ({exc.filename})") from exc
+    return about.f_bavail * about.f_frsize
 
 
 async def _run(threads: Executor, call: Callable[[], T]) -> T:

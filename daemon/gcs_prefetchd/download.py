@@ -1,6 +1,7 @@
 """One object on its way from GCS into the cache: room reserved, bytes in `tmp/`, then stamped and renamed."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from functools import partial
@@ -8,11 +9,11 @@ from types import TracebackType
 from typing import Self
 
 from gcs_prefetchd.cache import Cache, Room
-from gcs_prefetchd.errors import CacheWriteError
+from gcs_prefetchd.errors import CacheFullError, CacheWriteError
 from gcs_prefetchd.manifest import ObjectVersion
 from gcs_prefetchd.names import ObjectName, cache_path, name_of
 from gcs_prefetchd.stamp import Stamp
-from gcs_prefetchd.tree import publish, unlink_all
+from gcs_prefetchd.tree import publish
 
 __all__ = ["Download"]
 
@@ -36,7 +37,7 @@ class Download:
         self._unfinished = cache.directory.temporary()
         self._chunks: list[bytes] = []
         self._buffered = 0
-        self._reserved_bytes = 0
+        self._reserved_bytes = self._landed_bytes = 0
         self._expected = False
         # What follows belongs to the disk's thread, which does one thing after another, from the first byte there on.
         self._on_its_way = False
@@ -60,9 +61,13 @@ class Download:
         self._buffered = 0
         if self._on_its_way:
             await self._on_disk(self._truncate)
+            self._land(-self._landed_bytes)
         if version.size != self._reserved_bytes:
             self._release()
-            await self._cache.reserve(version.size, self._room)
+            try:
+                await self._cache.reserve(version.size, self._room)
+            except (CacheFullError, CacheWriteError) as exc:
+                raise type(exc)(f"cache {self._name.uri}: {exc}") from exc
             self._reserved_bytes = version.size
 
     async def write(self, chunk: bytes) -> None:
@@ -70,8 +75,9 @@ class Download:
         self._chunks.append(chunk)
         self._buffered += len(chunk)
         if self._buffered >= BUFFER_BYTES:
-            chunks, self._chunks, self._buffered = self._chunks, [], 0
+            chunks, self._chunks, size_bytes, self._buffered = self._chunks, [], self._buffered, 0
             await self._on_disk(partial(self._append, chunks))
+            self._land(size_bytes)
 
     async def publish(self, version: ObjectVersion) -> None:
         """Give the file its final name. `version` is what the bytes were checked to be."""
@@ -102,13 +108,18 @@ class Download:
             self._cache.give_up(self._path)
         self._release()
 
+    def _land(self, size_bytes: int) -> None:
+        self._landed_bytes += size_bytes
+        self._cache.landed_bytes += size_bytes
+
     def _release(self) -> None:
+        self._land(-self._landed_bytes)
         self._cache.release(self._reserved_bytes)
         self._reserved_bytes = 0
 
     def _append(self, chunks: list[bytes]) -> None:
         if self._file is None:
-            self._file = os.open(self._unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+            self._file = self._cache.directory.open_temporary(self._unfinished)
         _write_all(self._file, chunks)
 
     def _truncate(self) -> None:
@@ -120,19 +131,20 @@ class Download:
         self._append(self._chunks)
         assert self._file is not None
         hashed_name = self._name if name_of(self._path) is None else None
-        publish(self._file, self._unfinished, self._cache.directory.objects, self._path, stamp, hashed_name)
+        publish(self._file, self._unfinished, self._cache.folders, self._path, stamp, hashed_name)
         self._published = stamp
         self._close()
 
     def _discard(self) -> None:
         self._close()
         if self._published is None:
-            unlink_all([self._unfinished])
+            self._cache.directory.discard_temporary(self._unfinished)
 
     def _close(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        file, self._file = self._file, None  # closed once, whatever happens: its number may be another file's by then
+        if file is not None:
+            with contextlib.suppress(OSError):  # bytes that have not reached the disk are a miss to whoever reads them
+                os.close(file)
 
     async def _on_disk(self, call: Callable[[], None]) -> None:
         self._on_its_way = True

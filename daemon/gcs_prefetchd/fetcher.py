@@ -66,6 +66,11 @@ class Fetcher:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    @property
+    def under_way(self) -> dict[str, asyncio.Task[None]]:
+        """Where what is being downloaded will lie, each with its task, which is not to be cancelled."""
+        return {path: job.task for path, job in self._under_way.items()}
+
     def is_cached(self, version: ObjectVersion) -> bool:
         """Whether this generation of the object is in the cache."""
         stamp = self._cache.stamp(cache_path(version.name.bucket, version.name.name))

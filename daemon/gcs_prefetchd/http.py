@@ -34,6 +34,7 @@ def statistics_app(statistics: Statistics, is_ready: Callable[[], bool]) -> web.
         return web.Response(text="ready\n") if is_ready() else web.Response(status=503, text="starting or stopping\n")
 
     app = web.Application(middlewares=[_local_only], client_max_size=1024)
+    app.on_response_prepare.append(_add_headers)
     app.add_routes(
         [
             web.get("/", page),
@@ -53,10 +54,15 @@ async def _local_only(request: web.Request, handler: Handler) -> web.StreamRespo
         raise web.HTTPForbidden(text="requests from web pages are refused\n")
     if not _is_own_host(request.host):
         raise web.HTTPForbidden(text=f"unknown host {request.host[:100]!r}: use an address or this machine's name\n")
-    response = await handler(request)
+    return await handler(request)
+
+
+async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
+    """To refusals as well: no browser may keep or reinterpret them, nor show the page within another one."""
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Content-Type-Options"] = "nosniff"
-    return response
+    response.headers["X-Frame-Options"] = "DENY"
+    response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
 
 
 def _is_own_host(host: str) -> bool:

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 NEVER = 2**62
 COMPLETE = "complete"  # a row that is there while nobody has the index open; no path in the cache is without a slash
 INDEX_ERRORS = (sqlite3.Error, OSError, diskcache.Timeout)
+DISK_IS_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
 LOCKED_FOR_S = 1.0  # an index that another process holds must not stop the daemon; its changes wait for the next tick
 PAGES_KIB = 4096  # of the database that SQLite keeps in memory; diskcache would keep 32 MiB and map 64 MiB
 
@@ -78,13 +79,16 @@ class Index:
             self.complete = values == [(COMPLETE,)]
             self._rows.execute(DELETE, (COMPLETE,))
         except INDEX_ERRORS as exc:
+            if getattr(exc, "sqlite_errorcode", None) in DISK_IS_FULL:  # nothing is wrong with the index
+                self.close()
+                raise CacheWriteError(f"index {folder}: the disk is full") from exc
             self.start_afresh(exc)
 
     def page(self, after: int, at_most: int) -> tuple[list[tuple[str, Record]], int | None]:
         """Some of the paths and their records, and what to ask for the next ones `after`; None when these were the last.
 
-        In the order in which they came first, from 0 on. Rows that make no sense are passed over. Raises sqlite3.Error where it
-        cannot be read, or holds what diskcache would unpickle.
+        In the order in which they came first, from 0 on. Rows that make no sense, of a newer version perhaps, are passed over,
+        and it is not complete then. Raises sqlite3.Error where it cannot be read, or holds what diskcache would unpickle.
         """
         rows = self._connected().execute(PAGE, (after, at_most)).fetchall()
         records = []
@@ -95,6 +99,8 @@ class Index:
                 raise sqlite3.DatabaseError("a row of the index is not plain text")
             if isinstance(path, str) and (record := Record.from_text(value)) is not None:
                 records.append((path, record))
+            else:
+                self.complete = False
         return records, rows[-1][0] if len(rows) == at_most else None
 
     def apply(self, changes: Mapping[str, Record | None]) -> None:
@@ -149,16 +155,21 @@ def _row(key: str, used_s: float, value: str) -> dict[str, str | float]:
 def _open(folder: Path) -> sqlite3.Connection:
     """A connection of our own to a database that diskcache has made or found good."""
     _raise_if_locked(folder)
-    diskcache.Cache(
-        str(folder),
-        eviction_policy="none",
-        cull_limit=0,
-        size_limit=NEVER,
-        disk_min_file_size=NEVER,
-        statistics=0,
-        tag_index=0,
-        timeout=LOCKED_FOR_S,
-    ).close()
+    try:
+        diskcache.Cache(
+            str(folder),
+            eviction_policy="none",
+            cull_limit=0,
+            size_limit=NEVER,
+            disk_min_file_size=NEVER,
+            statistics=0,
+            tag_index=0,
+            timeout=LOCKED_FOR_S,
+        ).close()
+    except INDEX_ERRORS:
+        raise
+    except Exception as exc:  # damaged rows of its own settings bring out anything in it
+        raise sqlite3.DatabaseError(f"{type(exc).__name__}: {exc}") from exc
     rows = sqlite3.connect(folder / diskcache.core.DBNAME, timeout=LOCKED_FOR_S, isolation_level=None)
     try:
         rows.execute(f"PRAGMA cache_size = -{PAGES_KIB}")

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 from gcs_prefetchd.errors import ItemError, ManifestError
-from gcs_prefetchd.manifest import Layout, Listing, Manifest, is_digest, is_left_behind, load_manifest
+from gcs_prefetchd.layout import Layout
+from gcs_prefetchd.manifest import Listing, Manifest, is_digest, is_left_behind, load_manifest
 from gcs_prefetchd.names import DataRoot
 from gcs_prefetchd.origin import Origin
 
@@ -37,14 +38,14 @@ async def list_manifest(origin: Origin, data_root: DataRoot, layout: Layout) -> 
             task.cancel()
         await asyncio.gather(*folders, return_exceptions=True)
     manifest = await asyncio.to_thread(listing.freeze)
-    if manifest.incomplete:
-        shown = ", ".join(manifest.incomplete[:NAMED_AT_MOST]) + (", ..." if len(manifest.incomplete) > NAMED_AT_MOST else "")
-        log.warning("%s: items are left out, for %d objects are missing: %s", data_root.uri, len(manifest.incomplete), shown)
     if not len(manifest):
         raise ItemError(
             f"{data_root.uri}: no item has all of {', '.join(layout.patterns)} ({listing.looked_at} objects looked at); "
             "is the prefix right, or do the settings image_pattern and label_pattern differ?"
         )
+    if manifest.incomplete:
+        shown = ", ".join(manifest.incomplete[:NAMED_AT_MOST]) + (", ..." if len(manifest.incomplete) > NAMED_AT_MOST else "")
+        log.warning("%s: items are left out, for %d objects are missing: %s", data_root.uri, len(manifest.incomplete), shown)
     return manifest
 
 

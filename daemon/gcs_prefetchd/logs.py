@@ -23,6 +23,16 @@ class _OneLine(logging.Formatter):
         return line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + " ..."
 
 
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Make a line of what aiohttp logs as an error of ours, whoever sends it bytes that are no HTTP."""
+    error = record.exc_info[1] if record.exc_info else None
+    # Known by its name: a command that logs nothing of the kind need not load aiohttp.
+    if type(error).__module__ == "aiohttp.http_exceptions":
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        record.msg, record.args, record.exc_info = "a request that is no HTTP: %s", (" ".join(str(error).split()),), None
+    return True
+
+
 def log_to(file: Path | None, level: str) -> None:
     """Log to stderr, or to a file that takes stdout's and stderr's place. Raises StartError where it cannot be written."""
     if file is not None:
@@ -37,6 +47,7 @@ def log_to(file: Path | None, level: str) -> None:
     handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
     # watchdog tells of a folder that it saw twice while it took stock of a growing tree: harmless, and a screen long.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"watchdog\.")
+    logging.getLogger("aiohttp.server").addFilter(_without_traceback)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

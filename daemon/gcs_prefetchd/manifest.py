@@ -10,24 +10,22 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from gcs_prefetchd.errors import ManifestError, SettingsError
+from gcs_prefetchd.errors import ManifestError
 from gcs_prefetchd.ids import Bytes, Ids, Numbers, sort_texts, take_texts
+from gcs_prefetchd.layout import Layout
 from gcs_prefetchd.names import DataRoot, ObjectName
 
 __all__ = [
-    "IMAGE_PATTERN",
-    "LABEL_PATTERN",
     "UNKNOWN_CRC32C",
     "Ids",
-    "Layout",
     "Listing",
     "Manifest",
     "ObjectVersion",
@@ -38,8 +36,6 @@ __all__ = [
     "load_manifest",
 ]
 
-IMAGE_PATTERN = "images/{id}.jpg"
-LABEL_PATTERN = "labels/{id}.png"
 UNKNOWN_CRC32C = -1
 BUILT_AT_ONCE = 1000  # objects; those of a page
 UNFINISHED = ".tmp"
@@ -56,47 +52,6 @@ class ObjectVersion:
     generation: int
     size: int
     crc32c: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where the parts of an item lie below the data root: one pattern with `{id}` for each part, images first."""
-
-    patterns: tuple[str, ...] = (IMAGE_PATTERN, LABEL_PATTERN)
-
-    def __post_init__(self) -> None:
-        for pattern in self.patterns:
-            if pattern.count("{id}") != 1:
-                raise SettingsError(f"pattern {pattern!r} must hold {{id}} once, as in {IMAGE_PATTERN!r}")
-        if len(set(self.patterns)) != len(self.patterns):
-            raise SettingsError(f"pattern {self.patterns[0]!r} stands for both the image and the label")
-
-    def part_name(self, item_id: str, part: int) -> str:
-        """The object's name below the data root."""
-        before, after = self.patterns[part].split("{id}")
-        return f"{before}{item_id}{after}"
-
-    def match(self, name: str) -> tuple[str, int] | None:
-        """The id and the part that the name (below the data root) stands for, or None."""
-        for part, before, after in _most_telling_first(self.patterns):
-            if name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after):
-                return name[len(before) : len(name) - len(after)], part
-        return None
-
-    def folders(self) -> list[str]:
-        """The prefixes (below the data root) whose listings hold every part; none lies within another."""
-        starts = sorted({pattern.split("{id}")[0] for pattern in self.patterns})
-        return [start for start in starts if not any(start != other and start.startswith(other) for other in starts)]
-
-
-@lru_cache
-def _most_telling_first(patterns: tuple[str, ...]) -> list[tuple[int, str, str]]:
-    """Each part and what stands before and after its id.
-
-    `7_mask.png` fits both `{id}.png` and `{id}_mask.png`: the pattern that says more of it is meant.
-    """
-    parts = [(part, *pattern.partition("{id}")[::2]) for part, pattern in enumerate(patterns)]
-    return sorted(parts, key=lambda one: -len(one[1] + one[2]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -181,12 +136,6 @@ class Manifest:
         item = self.ids.find(match[0])
         return None if item is None else (item, match[1])
 
-    def changed_since(self, before: "Manifest") -> Iterator[ObjectVersion]:
-        """The objects whose generation is not what it was in an earlier manifest; new ones are not among them."""
-        items, earlier = self.ids.common_with(before.ids)
-        for row, part in zip(*np.nonzero(self.generation[items] != before.generation[earlier]), strict=True):
-            yield self.version(int(items[row]), int(part))
-
     def save(self, manifests: Path) -> Path:
         """Write it to `manifests/<digest>/` under a temporary name first; returns the folder, which is then the newest."""
         folder = manifests / self.digest
@@ -196,21 +145,22 @@ class Manifest:
             except ManifestError:  # a power cut left it: its digest would bring no other one for as long as nothing changes
                 shutil.rmtree(folder)
             else:
-                os.utime(folder)
+                _make_newest(folder)
                 return folder
         unfinished = manifests / f"{self.digest}.{os.getpid()}.{_OURS}{UNFINISHED}"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        for name, array in self._arrays().items():
-            np.save(unfinished / f"{name}.npy", array)
         about = {"data_root": self.data_root.uri, "patterns": self.layout.patterns, "incomplete": self.incomplete}
-        (unfinished / "manifest.json").write_text(json.dumps(about))
         try:
+            for name, array in self._arrays().items():
+                np.save(unfinished / f"{name}.npy", array)
+            (unfinished / "manifest.json").write_text(json.dumps(about))
             unfinished.rename(folder)
         except OSError:
-            shutil.rmtree(unfinished)  # another thread was first: the same digest is the same manifest
-            if not folder.exists():
+            shutil.rmtree(unfinished, ignore_errors=True)
+            if not folder.exists():  # else another thread was first: the same digest is the same manifest
                 raise
+        _make_newest(folder)
         return folder
 
     def _arrays(self) -> dict[str, Bytes | Numbers]:
@@ -311,6 +261,12 @@ def load_manifest(folder: Path, *, verify: bool = True) -> Manifest:
 def _map_ids(folder: Path) -> Ids:
     # The process that sends them has compared them with the digest.
     return load_manifest(folder, verify=False).ids
+
+
+def _make_newest(folder: Path) -> None:
+    """By its time, whatever the clock says: it may have been ahead when the others came."""
+    latest_ns = max((other.stat().st_mtime_ns for other in folder.parent.iterdir() if other != folder), default=0)
+    os.utime(folder, ns=(max(time.time_ns(), latest_ns + 1),) * 2)
 
 
 def is_digest(name: str) -> bool:

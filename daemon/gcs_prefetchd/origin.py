@@ -1,7 +1,7 @@
 """GCS: lists data roots and downloads objects, each of one generation and checked, or raises an error that names it.
 
-gcloud-aio-storage lists and signs; the downloads go through its session, because its own `download` pins no generation and
-checks nothing (it returns a truncated body, a flipped byte or a login page without an error).
+gcloud-aio-storage lists and signs. The downloads go over `connections`, because its own `download` pins no generation and
+checks nothing (it returns a truncated body, a flipped byte or a login page without an error), and takes twice the CPU.
 """
 
 import asyncio
@@ -10,22 +10,24 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, Self, TypeVar
-from urllib.parse import quote, urlencode
+from typing import Protocol, Self, TypeVar
+from urllib.parse import quote, urlencode, urlsplit
 
 import aiohttp
-import google_crc32c
 from gcloud.aio.storage import Storage
-from yarl import URL
 
 from gcs_prefetchd.answers import UnfitAnswerError, answer_error, named_version
-from gcs_prefetchd.backoff import delay_s
-from gcs_prefetchd.credentials import Access, make_token
+from gcs_prefetchd.backoff import delay_s, parse_retry_after
+from gcs_prefetchd.bodies import LARGEST_ERROR_BODY, bounded_answers
+from gcs_prefetchd.connection import Answer
+from gcs_prefetchd.connections import Connections
+from gcs_prefetchd.credentials import Access, key_token, make_token
 from gcs_prefetchd.errors import ObjectChangedError, OriginError, OriginUnavailableError
 from gcs_prefetchd.manifest import Objects, ObjectVersion
 from gcs_prefetchd.names import ObjectName
 from gcs_prefetchd.pages import FIELDS, parse_page, without_folders
 from gcs_prefetchd.ranges import Ask, Ranges
+from gcs_prefetchd.resume import Received
 from gcs_prefetchd.tokens import SharedToken, brief
 from gcs_prefetchd.traffic import Traffic
 from gcs_prefetchd.tries import Account, Attempt, Try, told
@@ -37,8 +39,10 @@ CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 20.0
 LIST_TIMEOUT_S = 60.0
 LISTED_AT_ONCE = 10  # pages of one listing; of two folders at 30 ms, one core has no time for more
-LARGEST_ERROR_BODY = 16_384
+LARGEST_METADATA = 1 << 20  # GCS allows 8 KB of a user's own
 LARGEST_WHOLE = 1 << 20  # larger bodies are passed on piece by piece
+# Of the deadline silence, a body that drips and a Retry-After take so much at most, so that there is always another try.
+TRY_SHARE = 0.5
 
 T = TypeVar("T")
 
@@ -73,13 +77,15 @@ class Origin:
     ) -> None:
         self.traffic = traffic or Traffic()
         self._access = access
-        self._connections = connections
+        self._most_connections = connections
         self._deadline_s = deadline_s
-        self._read_timeout_s = read_timeout_s
+        self._read_timeout_s = min(read_timeout_s, deadline_s * TRY_SHARE)
         self._page_account = page_account
         self._root = access.endpoint or PUBLIC_ENDPOINT
+        self._path = urlsplit(self._root).path.rstrip("/")
+        self._payer = f"?{urlencode({'userProject': access.user_project})}" if access.user_project else ""
         self._closing = AsyncExitStack()
-        self._session: aiohttp.ClientSession
+        self._connections: Connections
         self._storage: Storage
         self._token: SharedToken | None = None
 
@@ -87,25 +93,26 @@ class Origin:
         async with AsyncExitStack() as stack:
             # The timeouts are per socket operation; the whole is bounded by a deadline that covers every try.
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=self._read_timeout_s)
-            connector = aiohttp.TCPConnector(limit=self._connections, ttl_dns_cache=300)
-            self._session = await stack.enter_async_context(
+            connector = aiohttp.TCPConnector(limit=self._most_connections, ttl_dns_cache=300)
+            session = await stack.enter_async_context(
                 aiohttp.ClientSession(
                     connector=connector,
                     timeout=timeout,
+                    # Identity, for an answer that unpacks to any length could not be bounded.
                     auto_decompress=False,
-                    response_class=_parsed_in_turn(),
-                    read_bufsize=LARGEST_WHOLE // 2,  # it takes up to twice as much before it makes the sender wait
+                    headers={"Accept-Encoding": "identity"},
+                    response_class=bounded_answers(),
                     cookie_jar=aiohttp.DummyCookieJar(),
-                    # gzip is accepted so that GCS sends stored bytes: decompressed ones match neither hash nor length.
-                    headers={"Accept-Encoding": "gzip"},
                 )
             )
-            source = await make_token(self._access, self._session)
+            self._connections = Connections(self._root, self._most_connections, self._read_timeout_s)
+            stack.push_async_callback(self._connections.close)
+            source = await make_token(self._access, session)
             if source is not None:
-                self._token = SharedToken(source)
+                self._token = SharedToken(source, partial(key_token, self._access, session))
                 stack.push_async_callback(self._token.close)
             self._storage = Storage(
-                session=self._session,  # type: ignore[arg-type]  # the library types it for requests and aiohttp alike
+                session=session,  # type: ignore[arg-type]  # the library types it for requests and aiohttp alike
                 # Where it gets none it makes one of whatever key the environment names, which may not even exist.
                 token=self._token or _NO_TOKEN,  # type: ignore[arg-type]  # it calls nothing but `get`
                 api_root=self._root,
@@ -127,7 +134,7 @@ class Origin:
         asked: dict[asyncio.Task[tuple[Objects, str]], Ask] = {}
         try:
             while True:
-                for ask in ranges.asks(min(LISTED_AT_ONCE, self._connections) - len(asked)):
+                for ask in ranges.asks(min(LISTED_AT_ONCE, self._most_connections) - len(asked)):
                     page = self._asked_page(what, partial(self._page, bucket, prefix, ask))
                     asked[asyncio.create_task(page)] = ask
                 if not asked:
@@ -168,7 +175,8 @@ class Origin:
         """
         self.traffic.in_flight += 1
         try:
-            return await self._retrying(f"fetch {name.uri}", partial(self._attempt, name, version, sink), account)
+            attempt = partial(self._attempt, name, version, sink, Received())
+            return await self._retrying(f"fetch {name.uri}", attempt, account)
         finally:
             self.traffic.in_flight -= 1
 
@@ -178,7 +186,7 @@ class Origin:
         try:
             async with asyncio.timeout(self._deadline_s):
                 while True:
-                    tries, current = tries + 1, Try(account)
+                    tries, current = tries + 1, Try(account, slow_after_s=self._deadline_s * TRY_SHARE)
                     try:
                         return await told(attempt, current)
                     except UnfitAnswerError as exc:
@@ -192,7 +200,7 @@ class Origin:
                         self.traffic.errors[_kind_of(exc)] += 1
                         last, wait_s = brief(exc), None
                     current = None
-                    await asyncio.sleep(delay_s(tries, wait_s))
+                    await asyncio.sleep(delay_s(tries, wait_s, self._deadline_s * TRY_SHARE))
         except TimeoutError:
             self.traffic.errors["deadline"] += 1
             causes = [last] if current is None else [str(current), *([f"before that {last}"] if last else [])]
@@ -201,99 +209,117 @@ class Origin:
                 f"last: {', '.join(causes)}"
             ) from None
 
-    async def _attempt(self, name: ObjectName, version: ObjectVersion | None, sink: Sink, current: Try) -> ObjectVersion:
-        url = self._url(name, alt="media", **({"generation": str(version.generation)} if version else {}))
-        headers = await self._authorization()
+    async def _attempt(
+        self, name: ObjectName, version: ObjectVersion | None, sink: Sink, received: Received, current: Try
+    ) -> ObjectVersion:
+        if (started := received.started()) is not None:
+            return await self._attempt_rest(started, sink, received, current)
+        target = self._bytes_of(name, version.generation if version else None)
+        headers = await self._authorization(current)
         self._count_request(current)
-        async with self._session.get(url, headers=headers, allow_redirects=False) as response:
-            await self._check_status(response, headers, pinned=version is not None)
-            expected = _expected(version, named_version(name, response.headers))
+        async with self._connections.get(target, headers) as answer:
+            await self._check_status(answer, headers, pinned=version is not None)
+            expected = _expected(version, named_version(name, answer.headers))
             if expected is not None:
-                return await self._receive(response, expected, sink, current)
-            # Closed before the metadata is asked for: with every connection held by a download that asks, all would wait.
-            response.close()
-        return await self._attempt_described(name, sink, current)
+                await sink.begin(expected)
+                received.begin(expected)
+                return await self._receive(answer, expected, sink, received, current)
+        # Left before the metadata is asked for: with every connection held by a download that asks, all would wait.
+        return await self._attempt_described(name, sink, received, current)
 
-    async def _attempt_described(self, name: ObjectName, sink: Sink, current: Try) -> ObjectVersion:
+    async def _attempt_rest(self, started: ObjectVersion, sink: Sink, received: Received, current: Try) -> ObjectVersion:
+        """Bring what is missing of a download that broke off.
+
+        Any other answer than that has the next try begin at byte 0, which finds out what it means; unless it may pass.
+        """
+        target = self._bytes_of(started.name, started.generation)
+        headers = await self._authorization(current)
+        self._count_request(current)
+        asked = headers | {"Range": f"bytes={received.bytes}-"}
+        async with self._connections.get(target, asked) as answer:
+            if answer.status == 206 and received.is_followed_by(answer.headers):
+                return await self._receive(answer, started, sink, received, current)
+            text = f"GCS says {answer.status} where the bytes from {received.bytes} on were asked for"
+            if answer.status < 500 and answer.status not in (408, 429):
+                received.begin(None)
+            wait_s = parse_retry_after(answer.headers.get("Retry-After"))
+            raise UnfitAnswerError(str(answer.status), text, retry_after_s=wait_s)
+
+    async def _attempt_described(self, name: ObjectName, sink: Sink, received: Received, current: Try) -> ObjectVersion:
         """Bring the generation that the metadata names, for an answer that named no hash or no generation."""
         described = await self._describe(name, current)
         try:
-            return await self._attempt(name, described, sink, current)
+            return await self._attempt(name, described, sink, received, current)
         except UnfitAnswerError as exc:
             if exc.final is ObjectChangedError:
                 raise UnfitAnswerError("generation", "replaced while it was being read") from None
             raise
 
     async def _receive(
-        self, response: aiohttp.ClientResponse, expected: ObjectVersion, sink: Sink, current: Try
+        self, answer: Answer, expected: ObjectVersion, sink: Sink, received: Received, current: Try
     ) -> ObjectVersion:
-        await sink.begin(expected)
-        current.size_bytes = expected.size
-        content, received, crc32c = response.content, 0, 0
+        current.size_bytes, current.before_bytes = expected.size, received.bytes
+        left_bytes = expected.size - received.bytes
+        is_small = left_bytes <= LARGEST_WHOLE and answer.headers.get("Content-Length") == str(left_bytes)
         try:
-            if response.content_length == expected.size <= LARGEST_WHOLE and content.exception() is None:
-                await content.wait_eof()  # to be woken once, and not for each of its pieces, halves what the body costs
-            async for chunk in content.iter_any():
-                received += len(chunk)
-                if received > expected.size:
-                    response.close()
-                    raise UnfitAnswerError("size", f"more than the {expected.size} bytes of the object came")
-                crc32c = google_crc32c.extend(crc32c, chunk)
-                await sink.write(chunk)
-                current.received_bytes = received
+            while pieces := await answer.pieces(together=is_small):
+                for piece in pieces:
+                    received.add(piece)
+                    await sink.write(piece)
+                current.received_bytes = answer.received_bytes
+                current.check_pace()
         finally:
-            current.received_bytes = content.total_bytes
-            self.traffic.received_bytes += content.total_bytes
-        if received != expected.size:
-            raise UnfitAnswerError("size", f"{received} of {expected.size} bytes came")
-        if expected.crc32c is not None and crc32c != expected.crc32c:
-            raise UnfitAnswerError("crc32c", f"crc32c {crc32c:08x} came for {expected.crc32c:08x}")
-        return ObjectVersion(expected.name, expected.generation, expected.size, crc32c)
+            current.received_bytes = answer.received_bytes
+            self.traffic.received_bytes += answer.received_bytes
+        return received.whole()
 
     async def _describe(self, name: ObjectName, current: Try) -> ObjectVersion:
-        headers = await self._authorization()
+        headers = await self._authorization(current)
         self._count_request(current)
-        async with self._session.get(self._url(name), headers=headers, allow_redirects=False) as response:
-            await self._check_status(response, headers, pinned=False)
+        async with self._connections.get(self._about(name), headers) as answer:
+            await self._check_status(answer, headers, pinned=False)
             try:
-                described = json.loads(await response.read())
-            except ValueError:
+                described = json.loads(await answer.first(LARGEST_METADATA))
+            except (ValueError, RecursionError):
                 raise UnfitAnswerError("metadata", "its metadata is not JSON") from None
             return next(parse_page({"items": [described]})[0].versions(name.bucket))
 
     async def _page(self, bucket: str, prefix: str, ask: Ask, current: Try) -> tuple[Objects, str]:
+        payer = {"userProject": self._access.user_project} if self._access.user_project else {}
         bounds = {"startOffset": ask.start, "endOffset": ask.end, "pageToken": ask.token}
-        params = {"prefix": prefix, "fields": FIELDS} | {key: value for key, value in bounds.items() if value}
-        headers = await self._authorization()
+        params = {"prefix": prefix, "fields": FIELDS} | payer | {key: value for key, value in bounds.items() if value}
+        headers = await self._authorization(current)
         self._count_request(current)
         try:
             page = await self._storage.list_objects(
                 bucket,
-                params=params | self._payer(),
-                # The session leaves bodies as they come, and the library does not unpack them.
-                headers={"Accept-Encoding": "identity"},
+                params=params,
                 timeout=LIST_TIMEOUT_S,  # type: ignore[arg-type]  # typed int, used as aiohttp's
             )
         except aiohttp.ClientResponseError as exc:
             if exc.status == 400 and "{" not in exc.message:
                 raise  # aiohttp's own word for an answer that is no HTTP
-            body = exc.message.partition(": ")[2][:LARGEST_ERROR_BODY].encode()
+            body = exc.message.partition(": ")[2].encode()
             raise self._refusal(exc.status, exc.headers or {}, body, headers, pinned=False) from None
-        except ValueError:
+        except aiohttp.ClientError:
+            raise  # before ValueError, of which a certificate that is refused is one
+        except (ValueError, RecursionError):
             raise UnfitAnswerError("listing", "the page is not JSON") from None
         return parse_page(page)
 
-    async def _check_status(self, response: aiohttp.ClientResponse, sent: Mapping[str, str], *, pinned: bool) -> None:
-        if response.status != 200:
-            body = await response.content.read(LARGEST_ERROR_BODY)
-            response.close()  # the rest of a large error is not worth its bytes
-            raise self._refusal(response.status, response.headers, body, sent, pinned=pinned)
+    async def _check_status(self, answer: Answer, sent: Mapping[str, str], *, pinned: bool) -> None:
+        if answer.status != 200:
+            body = await answer.first(LARGEST_ERROR_BODY)  # the rest of a large error is not worth its bytes
+            raise self._refusal(answer.status, answer.headers, body, sent, pinned=pinned)
 
     def _refusal(
         self, status: int, headers: Mapping[str, str], body: bytes, sent: Mapping[str, str], *, pinned: bool
     ) -> UnfitAnswerError:
-        if status == 401 and self._token is not None:
-            self._token.forget(sent["Authorization"].removeprefix("Bearer "))
+        if self._token is not None:
+            token = sent["Authorization"].removeprefix("Bearer ")
+            body = body.replace(token.encode(), b"(token)")  # proxies repeat what they were sent, and the log shows it
+            if status == 401:
+                self._token.forget(token)
         return answer_error(status, headers, body, pinned=pinned)
 
     def _count_request(self, current: Try) -> None:
@@ -301,33 +327,22 @@ class Origin:
         if current.account is not None:
             current.account.sent()
 
-    async def _authorization(self) -> dict[str, str]:
-        return {} if self._token is None else {"Authorization": f"Bearer {await self._token.get()}"}
+    async def _authorization(self, current: Try) -> dict[str, str]:
+        if self._token is None:
+            return {}
+        current.awaits_token = True
+        token = await self._token.get()
+        current.awaits_token = False
+        return {"Authorization": f"Bearer {token}"}
 
-    def _url(self, name: ObjectName, **params: str) -> URL:
-        query = urlencode(params | self._payer())
-        path = f"{self._root}/storage/v1/b/{name.bucket}/o/{quote(name.name, safe='')}"
-        return URL(f"{path}?{query}" if query else path, encoded=True)
+    def _bytes_of(self, name: ObjectName, generation: int | None) -> str:
+        """Where the bytes of an object are, of this generation or of the live one."""
+        pinned = "" if generation is None else f"&generation={generation}"
+        return f"{self._about(name)}{'&' if self._payer else '?'}alt=media{pinned}"
 
-    def _payer(self) -> dict[str, str]:
-        return {"userProject": self._access.user_project} if self._access.user_project else {}
-
-
-def _parsed_in_turn() -> type[aiohttp.ClientResponse]:
-    """Answers whose JSON is parsed one at a time, and other work in between.
-
-    A page takes 2 ms, and 20 that come together would hold up the event loop for 40.
-    """
-    turn = asyncio.Lock()
-
-    class InTurn(aiohttp.ClientResponse):
-        async def json(self, **options: Any) -> Any:
-            await self.read()
-            async with turn:
-                await asyncio.sleep(0)  # holding the turn: those that came together stand in line now
-                return await super().json(**options)
-
-    return InTurn
+    def _about(self, name: ObjectName) -> str:
+        """Where its metadata are."""
+        return f"{self._path}/storage/v1/b/{name.bucket}/o/{quote(name.name, safe='')}{self._payer}"
 
 
 # Never asked: api_is_dev sends no authorization.

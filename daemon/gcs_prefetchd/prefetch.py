@@ -10,6 +10,7 @@ from gcs_prefetchd.cache import Cache, Room
 from gcs_prefetchd.errors import (
     CacheFullError,
     CacheWriteError,
+    CredentialsError,
     OriginUnavailableError,
     PrefetchdError,
 )
@@ -64,8 +65,8 @@ class _Ahead:
 class Prefetcher:
     """`run` prefetches until it is cancelled. Whatever changes the readers or the cache calls `wake`.
 
-    What could not be fetched because GCS or the disk failed is planned again every `try_again_s`. `waits` counts the objects
-    that readers waited for, by why (`readers.WAITS`).
+    What could not be fetched because GCS, the credentials or the disk failed is planned again every `try_again_s`. `waits`
+    counts the objects that readers waited for, by why (`readers.WAITS`).
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Prefetcher:
         self._read_ahead = read_ahead
         self._try_again_s = try_again_s
         self._waiting_for_room = False
+        self._refused = False
         self._filled: set[str] = set()  # streams beyond whose windows there is no room that is free
         self._not_there: set[ObjectVersion] = set()
         self._ahead_of: dict[str, Epoch] = {}  # the epochs whose next one is being worked out, by their streams
@@ -181,7 +183,7 @@ class Prefetcher:
 
     def _start_downloads(self) -> bool:
         """Start what there are slots for; True where there may be more to start."""
-        if self._waiting_for_room:
+        if self._waiting_for_room or self._refused:
             return False
         ahead = [_Ahead(reader, self._registry.window(reader)) for reader in self._registry]
         for one in ahead:
@@ -307,7 +309,9 @@ class Prefetcher:
             self._plan_again((reader.key, item))
             return
         self._waiting_for_room = False  # what was set aside for it is free again
-        if isinstance(error, OriginUnavailableError | CacheWriteError):
+        if isinstance(error, OriginUnavailableError | CacheWriteError | CredentialsError):
+            # Every other object would be refused at once, and each cost a request and a line in the log.
+            self._refused |= isinstance(error, CredentialsError)
             self._later.add((reader.key, item))
             if self._timer is None:  # one line for all that fail together
                 log.warning("%s; planned again in %g s", error, self._try_again_s)
@@ -324,6 +328,7 @@ class Prefetcher:
 
     def _try_again(self) -> None:
         self._timer = None
+        self._refused = False
         for item in self._later:
             self._plan_again(item)
         self._later.clear()

@@ -5,30 +5,28 @@ import errno
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
-
-from aiohttp import web
 
 from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.client import short_address
 from gcs_prefetchd.control import Control, control_app
 from gcs_prefetchd.credentials import Access
 from gcs_prefetchd.directory import CacheDirectory
-from gcs_prefetchd.errors import ManifestError, PrefetchdError, StartError
+from gcs_prefetchd.errors import StartError
 from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.http import statistics_app
-from gcs_prefetchd.listing import list_manifest, newest_manifest, remove_old_manifests
+from gcs_prefetchd.listen import Bounds, listen
+from gcs_prefetchd.listings import Listings
 from gcs_prefetchd.malloc import return_freed_memory
-from gcs_prefetchd.manifest import Manifest, ObjectVersion, is_digest, load_manifest
-from gcs_prefetchd.names import DataRoot, cache_path
+from gcs_prefetchd.names import cache_path
 from gcs_prefetchd.notify import ping_watchdog, tell_systemd
 from gcs_prefetchd.origin import Origin
 from gcs_prefetchd.pace import Spread
@@ -44,10 +42,10 @@ __all__ = ["Service", "Started", "serve"]
 
 log = logging.getLogger(__name__)
 
-# Half-sent requests and idle connections are bounded by this alone; aiohttp's default is an hour.
-KEEPALIVE_S = 75.0
-RELIST_AFTER_FAILURE_S = 60.0
-ADOPTED_AT_A_TIME = 2000  # a few milliseconds, then others have their turn
+# Anyone on the node may come for the statistics, and what asks for them asks again or comes anew.
+STATISTICS_BOUNDS = Bounds(connections=128, idle_s=5.0)
+MOST_READERS = 4096  # two connections for each process of a job
+READERS_IDLE_S = 75.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +125,9 @@ class Service:
         self.statistics = Statistics(
             self.instance_id, self.cache, self.registry, self.fetcher, self.prefetcher, self.origin.traffic
         )
+        self.listings = Listings(settings, self.directory, self.origin, self.cache, self.registry, self.fetcher)
+        self.listings.on_adopted = self.prefetcher.wake
         self._stop = stop
-        # Two listings that are numbered at once would give the same numbers to different items.
-        self._numbering = asyncio.Lock()
         self._ready = False
         self._failed: BaseException | None = None
 
@@ -144,12 +142,13 @@ class Service:
             stack.push_async_callback(self.cache.close)
             await stack.enter_async_context(self.origin)
             stack.push_async_callback(self.fetcher.close)
-            relist_in_s = [await self._first_manifest(root) for root in self.settings.roots]
-            self._make_folders()
-            url = await self._open_http(stack)
-            await self._open_socket(stack)
-            await stack.enter_async_context(self._background(relist_in_s))
-            self.directory.announce(self._about(url))
+            relist_in_s = [await self.listings.first(root) for root in self.settings.roots]
+            with self._disk_errors():
+                self._make_folders()
+                url = await self._open_http(stack)
+                await self._open_socket(stack)
+                await stack.enter_async_context(self._background(relist_in_s))
+                self.directory.announce(self._about(url))
             stack.callback(self.directory.withdraw)
             self._ready = True
             log.info("ready: statistics at %s, cache in %s", url, self.directory.path)
@@ -160,6 +159,13 @@ class Service:
         if self._failed is not None:
             raise StartError(f"the daemon ended: {self._failed!r}") from self._failed
 
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise StartError(f"cache directory {self.directory.path}: {exc.strerror} ({exc.filename or 'socket'})") from exc
+
     def _make_folders(self) -> None:
         # watchdog warns of folders that appear while it takes stock of the tree.
         for root in self.settings.roots:
@@ -167,100 +173,10 @@ class Service:
                 first = cache_path(root.bucket, f"{root.folder}{folder}first")
                 (self.directory.objects / first).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
 
-    async def _first_manifest(self, root: DataRoot) -> float:
-        """Have a manifest of the data root; returns after how many seconds it is to be listed again."""
-        saved = await asyncio.to_thread(newest_manifest, self.directory.manifests, root, self.settings.layout)
-        if saved is not None:
-            await self._put_in_force(saved)
-            log.info("%s: %d items as listed before; being listed again", root.uri, len(saved))
-            return 0.0
-        log.info("%s: being listed", root.uri)
-        await self._take(await list_manifest(self.origin, root, self.settings.layout))
-        return self.settings.relist_s
-
-    async def _relist(self, root: DataRoot, wait_s: float) -> None:
-        await self.cache.whole()  # what has changed in the bucket must be known to be here to be dropped
-        while True:
-            await asyncio.sleep(wait_s)
-            wait_s = self.settings.relist_s
-            try:
-                await self._take(await list_manifest(self.origin, root, self.settings.layout))
-            except PrefetchdError as exc:
-                # What cannot be listed now is still cached: an origin out of reach removes nothing.
-                wait_s = min(wait_s, RELIST_AFTER_FAILURE_S)
-                log.warning("%s; the last listing stays in force, tried again in %.0f s", exc, wait_s)
-
-    async def _take(self, manifest: Manifest) -> None:
-        before = self.registry.manifest(manifest.data_root.uri)
-        if before is not None and before.digest == manifest.digest:
-            return
-        await asyncio.to_thread(manifest.save, self.directory.manifests)
-        await asyncio.to_thread(remove_old_manifests, self.directory.manifests, manifest.data_root)
-        await self._put_in_force(manifest)
-        changed = 0 if before is None else await self._drop_changed(manifest.changed_since(before))
-        log.info("%s: %d items, %d objects changed", manifest.data_root.uri, len(manifest), changed)
-
-    async def _drop_changed(self, versions: Iterator[ObjectVersion]) -> int:
-        """Drop what is here in another generation; returns how many objects there were to look at."""
-        changed = 0
-        while some := await asyncio.to_thread(lambda: list(islice(versions, ADOPTED_AT_A_TIME))):
-            for version in some:
-                path = cache_path(version.name.bucket, version.name.name)
-                stamp = self.cache.stamp(path)
-                if stamp is not None and stamp.generation != version.generation:
-                    await self.cache.drop(path)
-            changed += len(some)
-        return changed
-
-    async def _recall(self, data_root: str, digest: str) -> None:
-        """Have the listing that a plan names, where only an earlier daemon had it in memory.
-
-        A job that began its epoch with it, or went back to it with a checkpoint, goes by it to the epoch's end.
-        """
-        newest = self.registry.manifest(data_root)
-        if newest is None or self.registry.has_listing(data_root, digest) or not is_digest(digest):
-            return
-        async with self._numbering:
-            if self.registry.has_listing(data_root, digest):
-                return  # the plans of all ranks come at once, and another one's was first
-            try:
-                manifest = await asyncio.to_thread(load_manifest, self.directory.manifests / digest)
-            except ManifestError:
-                return  # whoever sent the plan is told that there is no such listing
-            if (manifest.data_root, manifest.layout) != (newest.data_root, newest.layout):
-                return
-            self.registry.set_earlier_manifest(await asyncio.to_thread(self.registry.number, manifest))
-            log.info("%s: %d items as listed in %s, for a job that goes by it", data_root, len(manifest), digest)
-        await self._adopt_strangers()
-
-    async def _put_in_force(self, manifest: Manifest) -> None:
-        """Plan by this listing from now on, over what is here already."""
-        async with self._numbering:
-            self.registry.set_manifest(await asyncio.to_thread(self.registry.number, manifest))
-            catalog, in_use = self.registry.catalog(manifest.data_root.uri)
-            if superseded := catalog.superseded(in_use):
-                catalog.give_up(superseded, await asyncio.to_thread(catalog.remnant, superseded))
-        await self._adopt_strangers()
-
-    async def _adopt_strangers(self) -> None:
-        """Have the planner know which of what it knew as no item's are parts of items now."""
-        strangers = list(self.registry.planner.strangers)
-        await self._adopt(strangers[start : start + ADOPTED_AT_A_TIME] for start in range(0, len(strangers), ADOPTED_AT_A_TIME))
-
-    async def _adopt(self, pages: Iterable[list[str]]) -> None:
-        """Have the planner know of what is here, least recently used first."""
-        for page in pages:
-            # Not all at once: the garbage collector would look through a million places, and hold everything up for it.
-            for path, place in await asyncio.to_thread(self.registry.locate_all, page):
-                if self.cache.stamp(path) is not None and (place is not None or path not in self.registry.planner.strangers):
-                    self.registry.adopt(path, place)
-        self.registry.sort_anew()
-        self.prefetcher.wake()
-
     async def _prefetch(self) -> None:
         # What is here must be known first, or it would be fetched again.
         await self.cache.whole()
-        await self._adopt(self.cache.pages())
+        await self.listings.adopt(self.cache.pages())
         await asyncio.to_thread(return_freed_memory)  # of the lists that taking stock took
         await self.cache.shrink()
         await self.prefetcher.run()
@@ -282,7 +198,7 @@ class Service:
     async def _background(self, relist_in_s: list[float]) -> AsyncIterator[None]:
         jobs: list[Coroutine[Any, Any, None]] = [self._prefetch(), self._rescan(), self._watch(), ping_watchdog()]
         jobs += [self.read_ahead.run()] if self.read_ahead is not None else []
-        jobs += [self._relist(root, wait_s) for root, wait_s in zip(self.settings.roots, relist_in_s, strict=True)]
+        jobs += [self.listings.follow(root, wait_s) for root, wait_s in zip(self.settings.roots, relist_in_s, strict=True)]
         tasks = [asyncio.create_task(job) for job in jobs]
         for task in tasks:
             task.add_done_callback(self._job_ended)
@@ -302,15 +218,15 @@ class Service:
 
     async def _open_http(self, stack: AsyncExitStack) -> str:
         host, port = self.settings.http_address
-        runner = await _runner(stack, statistics_app(self.statistics, lambda: self._ready))
+        app = statistics_app(self.statistics, lambda: self._ready)
         try:
-            await web.TCPSite(runner, host, port).start()
+            listener = await listen(stack, app, STATISTICS_BOUNDS, host=host, port=port)
         except OSError as exc:
             reason = "the port is in use" if exc.errno == errno.EADDRINUSE else (exc.strerror or str(exc))
             raise StartError(
                 f"setting http: {host}:{port}: {reason}; choose another with --http HOST:PORT, port 0 for any"
             ) from None
-        bound_host, bound_port = runner.addresses[0][:2]
+        bound_host, bound_port = listener.sockets[0].getsockname()[:2]
         return f"http://{f'[{bound_host}]' if ':' in bound_host else bound_host}:{bound_port}"
 
     async def _open_socket(self, stack: AsyncExitStack) -> None:
@@ -323,7 +239,7 @@ class Service:
             self.prefetcher,
             self.statistics,
             self.tuning,
-            self._recall,
+            self.listings.recall,
             self._stop,
         )
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -331,8 +247,9 @@ class Service:
         with short_address(self.directory.socket) as address:
             listener.bind(address)
         self.directory.socket.chmod(0o660)
-        runner = await _runner(stack, control_app(control))
-        await web.SockSite(runner, listener, backlog=1024).start()
+        # Half of the descriptors are for files and for connections to GCS.
+        most = min(MOST_READERS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        await listen(stack, control_app(control), Bounds(most, READERS_IDLE_S), sock=listener, backlog=1024)
 
     def _about(self, url: str) -> dict[str, object]:
         return {
@@ -342,13 +259,6 @@ class Service:
             "socket": str(self.directory.socket),
             "data_roots": [root.uri for root in self.settings.roots],
         }
-
-
-async def _runner(stack: AsyncExitStack, app: web.Application) -> web.AppRunner:
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=1.0)
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    return runner
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, V
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gcs_prefetchd.errors import InvalidNameError, SettingsError
-from gcs_prefetchd.manifest import IMAGE_PATTERN, LABEL_PATTERN, Layout
+from gcs_prefetchd.layout import IMAGE_PATTERN, LABEL_PATTERN, Layout
 from gcs_prefetchd.names import DataRoot
 from gcs_prefetchd.sizes import format_size, parse_size
 

@@ -75,7 +75,7 @@ def read_checked(objects: Path | str, path: str, expected: Stamp | None = None) 
 
 
 def is_whole(objects: Path | str, path: str, expected: Stamp) -> bool:
-    """Whether `read_checked` brings the bytes; also where we lack the descriptors or the memory to look."""
+    """Whether `read_checked` brings the bytes. One that cannot be looked at for want of descriptors or memory may be."""
     try:
         return _open_and_read(objects, path, expected) is not None
     except MemoryError:

@@ -1,6 +1,8 @@
 """The access token that all requests share."""
 
 import asyncio
+import json
+from collections.abc import Callable
 
 import aiohttp
 from gcloud.aio.auth import Token
@@ -12,6 +14,8 @@ __all__ = ["SharedToken", "brief"]
 
 REFRESH_TIMEOUT_S = 10
 AGAIN_AFTER_FAILURE_S = 10.0
+REFUSED_FOR_S = 5.0  # a key that is refused is not tried for each object that is wanted
+LONGEST_WORDS = 200
 # Shares of a token's life: from the first on it is renewed in passing, from the second on nothing is sent with it.
 RENEW_AT = 0.5
 TOO_OLD_AT = 0.95
@@ -22,11 +26,17 @@ class SharedToken:
 
     gcloud-aio-auth's own `Token.get` lets every waiter share a task that any of them cancels by being cancelled, and tries five
     times, up to a quarter of a minute, before it says that a key is refused. The owner closes it.
+
+    `key_token` is asked before each refresh what the key file signs with by then, so that a key can be replaced under a
+    running daemon. It may raise CredentialsError: the key that was read before is good as long as the endpoint takes it.
     """
 
-    def __init__(self, source: Token) -> None:
+    def __init__(self, source: Token, key_token: Callable[[], Token | None]) -> None:
         self._source = source
+        self._key_token = key_token
         self._value: str | None = None
+        self._refusal = ""
+        self._refused_until_s = 0.0
         self._renew_at_s = 0.0
         self._too_old_at_s = 0.0
         self._refreshing: asyncio.Task[str] | None = None
@@ -41,6 +51,8 @@ class SharedToken:
         """The token; raises UnfitAnswerError, with CredentialsError as what is final where the endpoint refuses."""
         now_s = asyncio.get_running_loop().time()
         if self._value is None or now_s >= self._too_old_at_s:
+            if self._refusal and now_s < self._refused_until_s:
+                raise UnfitAnswerError("token", self._refusal, final=CredentialsError)
             return await asyncio.shield(self._refresh())
         if now_s >= self._renew_at_s:
             self._refresh()
@@ -60,22 +72,61 @@ class SharedToken:
     async def _ask(self) -> str:
         loop = asyncio.get_running_loop()
         self._renew_at_s = loop.time() + AGAIN_AFTER_FAILURE_S
+        unread = await self._read_key_again()
         try:
             answer = await self._source.refresh(timeout=REFRESH_TIMEOUT_S)
-        except aiohttp.ClientResponseError as exc:
-            final = CredentialsError if 400 <= exc.status < 500 and exc.status not in (408, 429) else None
-            raise UnfitAnswerError("token", f"no access token: {brief(exc)}", final=final) from None
-        except (aiohttp.ClientError, OSError, KeyError, ValueError, TypeError) as exc:
-            raise UnfitAnswerError("token", f"no access token: {brief(exc)}") from None
-        self._value = answer.value
-        self._renew_at_s = loop.time() + answer.expires_in * RENEW_AT
-        self._too_old_at_s = loop.time() + answer.expires_in * TOO_OLD_AT
+            lifetime_s = float(answer.expires_in)
+            if not _is_plain(answer.value):
+                raise ValueError("it is no text")
+        except (aiohttp.ClientError, OSError, KeyError, ValueError, TypeError, OverflowError) as exc:
+            reason, is_final = _judged(exc)
+            text = f"no access token: {reason}{unread}"
+            self._refusal, self._refused_until_s = text if is_final else "", loop.time() + REFUSED_FOR_S
+            raise UnfitAnswerError("token", text, final=CredentialsError if is_final else None) from None
+        self._value, self._refusal = answer.value, ""
+        self._renew_at_s = loop.time() + lifetime_s * RENEW_AT
+        self._too_old_at_s = loop.time() + lifetime_s * TOO_OLD_AT
         return answer.value
+
+    async def _read_key_again(self) -> str:
+        """Have the key file's present key; returns why the one from before has to do, if it has to."""
+        try:
+            current = await asyncio.to_thread(self._key_token)
+        except CredentialsError as exc:
+            return f"; {exc}"
+        if current is not None:
+            self._source = current
+        return ""
 
     def _ended(self, task: asyncio.Task[str]) -> None:
         self._refreshing = None
         if not task.cancelled():
             task.exception()  # whoever waits has it; where nobody does, the old token is still good
+
+
+def _judged(exc: Exception) -> tuple[str, bool]:
+    """What a failed refresh means, and whether it is for good."""
+    if not isinstance(exc, aiohttp.ClientResponseError) or exc.status < 400:
+        return brief(exc), False
+    words = _words(exc.message)
+    # Without words a 400 is aiohttp's own, for an answer that is no HTTP.
+    is_final = exc.status < 500 and exc.status not in (408, 429) and bool(words or exc.status != 400)
+    return f"the token endpoint says {exc.status}" + (f" ({words})" if words else ""), is_final
+
+
+def _words(message: str) -> str:
+    """An endpoint's own words. Not its body as it is, which may repeat what it was sent, and that is secret."""
+    try:
+        answer = json.loads(message[message.index("{") :])
+        said = [answer.get("error"), answer.get("error_description")]
+    except (ValueError, RecursionError):
+        return ""
+    words = [one.get("message") if isinstance(one, dict) else one for one in said]  # IAM's answers, and OAuth's
+    return " ".join(": ".join(one for one in words if isinstance(one, str)).split())[:LONGEST_WORDS]
+
+
+def _is_plain(token: str) -> bool:
+    return bool(token) and token.isascii() and token.isprintable() and " " not in token
 
 
 def brief(exc: BaseException) -> str:

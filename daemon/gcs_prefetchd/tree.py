@@ -3,12 +3,13 @@
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
 from gcs_prefetchd.comparison import Found
 from gcs_prefetchd.errors import InvalidNameError
+from gcs_prefetchd.folders import Folders
 from gcs_prefetchd.names import ObjectName, parse_object_uri
 from gcs_prefetchd.stamp import Stamp, read_stamp, write_stamp
 
@@ -30,29 +31,37 @@ def find_files(objects: Path, at_most: int) -> Iterator[list[Found]]:
         yield page
 
 
-def find_each(objects: Path, paths: list[str]) -> list[Found | None]:
-    """The files at these paths, None where there is no regular file. Raises OSError where the disk fails."""
-    return [_find(objects, path) for path in paths]
+def find_each(folders: Folders, paths: list[str]) -> list[Found | None]:
+    """The files at these paths, None where there is no regular file. Raises OSError where the disk fails, or the directory is
+    not ours any more."""
+    found = [_find(folders, path) for path in paths]
+    if None in found:
+        folders.forget()
+        folders.check("")  # what was moved away as a whole while we looked is not gone
+    return found
 
 
-def _find(objects: Path, path: str) -> Found | None:
+def _find(folders: Folders, path: str) -> Found | None:
+    objects = folders.objects
     try:
+        folders.check(path)
         about = os.lstat(objects / path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     return Found(path, about.st_size, read_stamp(objects / path, path)) if stat.S_ISREG(about.st_mode) else None
 
 
-def publish(file: int, unfinished: str, objects: Path, path: str, stamp: Stamp, hashed_name: ObjectName | None) -> None:
+def publish(file: int, unfinished: str, folders: Folders, path: str, stamp: Stamp, hashed_name: ObjectName | None) -> None:
     """Stamp a whole and checked file, open as `file`, and give it its final name, `objects/path`. Raises OSError."""
+    folders.check(path)
     write_stamp(file, stamp, path)
     if hashed_name is not None:
         os.setxattr(file, NAME_ATTRIBUTE, hashed_name.uri.encode())
-    final = f"{objects}/{path}"
+    final = f"{folders.objects}/{path}"
     try:
         os.rename(unfinished, final)  # noqa: PTH104  # a Path costs as much as the call
     except FileNotFoundError:
-        _make_folder(Path(final).parent)
+        folders.make(path)
         os.rename(unfinished, final)  # noqa: PTH104
 
 
@@ -64,24 +73,20 @@ def read_object_name(file: Path) -> ObjectName | None:
         return None
 
 
-def unlink_all(files: list[str]) -> None:
-    """Unlink the files that are still there. One that cannot be unlinked is logged; the next rescan finds it again."""
-    for file in files:
+def unlink_all(folders: Folders, paths: Iterable[str]) -> dict[str, str]:
+    """Unlink the files that are still there; returns those that cannot be unlinked, and why. That is logged in one line."""
+    stuck = {}
+    for path in paths:
         try:
-            os.unlink(file)  # noqa: PTH108
+            folders.check(path)
+            os.unlink(f"{folders.objects}/{path}")  # noqa: PTH108
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as exc:
-            log.warning("cached %s: cannot be unlinked: %s", file, exc.strerror)
-
-
-def _make_folder(folder: Path) -> None:
-    """Make the folder and those above it; `Path.mkdir` would leave the ones above open to everybody."""
-    try:
-        folder.mkdir(mode=0o750, exist_ok=True)
-    except FileNotFoundError:
-        _make_folder(folder.parent)
-        folder.mkdir(mode=0o750, exist_ok=True)
+            stuck[path] = str(exc.strerror)
+    for path, why in islice(stuck.items(), 1):
+        log.warning("cached %s and %d others: cannot be unlinked: %s", path, len(stuck) - 1, why)
+    return stuck
 
 
 def _walk(folder: Path | str, prefix: str) -> Iterator[Found]:

@@ -1,8 +1,9 @@
 """One try of a download or of a page: how far it has come, and who is told how it went."""
 
+import math
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from gcs_prefetchd.answers import UnfitAnswerError
@@ -30,11 +31,24 @@ class Try:
     """How far the try under way has come."""
 
     account: Account | None = None
+    slow_after_s: float = math.inf
     received_bytes: int = 0
+    before_bytes: int = 0  # what tries before it had received of the same body
     size_bytes: int | None = None
+    awaits_token: bool = False
+    started_s: float = field(default_factory=time.monotonic)
 
     def __str__(self) -> str:
-        return "no answer" if self.size_bytes is None else f"{self.received_bytes} of {self.size_bytes} bytes had come"
+        if self.awaits_token:
+            return "no access token came"
+        if self.size_bytes is None:
+            return "no answer"
+        return f"{self.before_bytes + self.received_bytes} of {self.size_bytes} bytes had come"
+
+    def check_pace(self) -> None:
+        """Raise TimeoutError where it has taken too long: another connection may be faster."""
+        if time.monotonic() - self.started_s > self.slow_after_s:
+            raise TimeoutError(f"after {self.slow_after_s:g} s {self}")
 
 
 Attempt = Callable[[Try], Awaitable[T]]
@@ -44,7 +58,6 @@ async def told(attempt: Attempt[T], current: Try) -> T:
     """Make the attempt and tell its account how it went. Only a download's time is told: a page's says nothing of it."""
     if current.account is None:
         return await attempt(current)
-    started_s = time.monotonic()
     is_good = is_refused = False
     try:
         result = await attempt(current)
@@ -54,4 +67,4 @@ async def told(attempt: Attempt[T], current: Try) -> T:
         is_refused = exc.kind in REFUSALS
         raise
     finally:
-        current.account.ended(Outcome(time.monotonic() - started_s, current.received_bytes, is_refused, is_good))
+        current.account.ended(Outcome(time.monotonic() - current.started_s, current.received_bytes, is_refused, is_good))

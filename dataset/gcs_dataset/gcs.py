@@ -1,7 +1,9 @@
 """Images straight from GCS, one request an image: the loader of those without a daemon, and everyone's fallback."""
 
 import base64
+import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -61,25 +63,35 @@ def _download(name: ObjectName, user_project: str | None) -> bytes:
     # client.bucket() asks nothing; get_bucket() would be one more request, and a permission that readers often lack.
     blob = storage_client().bucket(name.bucket, user_project=user_project).blob(name.name)
     # Stored bytes, so that a hit and a miss are the same; its own retries off, for there is one around all of this.
-    data: bytes = blob.download_as_bytes(raw_download=True, retry=None, timeout=SOCKET_TIMEOUT_S)
+    # Its own check off as well: it raises ValueError for a header without a "=", and takes no other hash for one that is none.
+    data: bytes = blob.download_as_bytes(raw_download=True, checksum=None, retry=None, timeout=SOCKET_TIMEOUT_S)
     _check(data, blob)
     return data
 
 
 def _check(data: bytes, blob: Any) -> None:
     """Raise WrongBytesError unless these are the object's bytes."""
-    if blob.crc32c is None:
+    named = None
+    with suppress(WrongBytesError):
+        named = _named_checksum(blob)
+    if named is None:
         # No hash in the answer: it may be a proxy's. GCS's metadata always have one.
         blob.reload(retry=None, timeout=SOCKET_TIMEOUT_S)
+        named = _named_checksum(blob)
         if blob.size != len(data):
             raise WrongBytesError(f"{len(data)} of {blob.size} bytes came")
-    if blob.crc32c is not None and crc32c_of(data) != checksum_of_base64(blob.crc32c):
+    if named is not None and crc32c_of(data) != named:
         raise WrongBytesError(f"{len(data)} bytes came whose crc32c is not {blob.crc32c}")
+
+
+def _named_checksum(blob: Any) -> int | None:
+    return None if blob.crc32c is None else checksum_of_base64(blob.crc32c)
 
 
 def checksum_of_base64(text: str) -> int:
     """A crc32c as GCS writes it: base64 of 4 big-endian bytes. Raises WrongBytesError where it is none."""
     try:
-        return int.from_bytes(base64.b64decode(text, validate=True), "big")
-    except ValueError as exc:
+        (checksum,) = struct.unpack(">I", base64.b64decode(text, validate=True))
+    except (ValueError, struct.error) as exc:
         raise WrongBytesError(f"GCS names the crc32c {text!r}, which is none") from exc
+    return int(checksum)

@@ -11,7 +11,8 @@ from gcs_dataset.items import Items, warn_of_incomplete
 from gcs_dataset.listing import list_manifest
 from gcs_prefetchd.client import DaemonClient
 from gcs_prefetchd.errors import ManifestError, PrefetchdError
-from gcs_prefetchd.manifest import IMAGE_PATTERN, LABEL_PATTERN, Layout, Manifest, load_manifest
+from gcs_prefetchd.layout import IMAGE_PATTERN, LABEL_PATTERN, Layout
+from gcs_prefetchd.manifest import Manifest, load_manifest
 from gcs_prefetchd.names import DataRoot
 from gcs_prefetchd.protocol import ManifestAnswer
 

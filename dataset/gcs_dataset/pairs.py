@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gcs_prefetchd.errors import SettingsError
-from gcs_prefetchd.manifest import Layout
+from gcs_prefetchd.layout import Layout
 from gcs_prefetchd.names import DataRoot
 
 __all__ = ["LabelMode", "Pairs", "pillow_mode"]

@@ -83,9 +83,12 @@ def _new_client() -> Any:
     from google.cloud import storage
 
     try:
-        return storage.Client(project=None)  # reading needs none, and finding one out can fail
+        client = storage.Client(project=None)  # reading needs none, and finding one out can fail
+        # GCS redirects no request. Whoever does is no GCS, and names a crc32c of its own bytes.
+        client._http.max_redirects = 0  # noqa: SLF001 - there is no public way
     except (GoogleAuthError, OSError, ValueError) as exc:
         raise CredentialsError(f"no usable Google credentials ({_short(exc)}): {_WHAT_TO_DO}") from exc
+    return client
 
 
 def retrying(what: str, call: Callable[[], T], deadline_s: float) -> T:
@@ -96,20 +99,16 @@ def retrying(what: str, call: Callable[[], T], deadline_s: float) -> T:
     deadline, ObjectMissingError, AccessDeniedError and CredentialsError at once.
     """
     from google.api_core.exceptions import RetryError
-    from google.api_core.retry import Retry
+    from google.api_core.retry import Retry, if_exception_type
 
     ends_s = time.monotonic() + deadline_s
     causes: list[Exception] = []
 
     def one_try() -> T:
-        longest_s = min(max(ends_s - time.monotonic(), 0.0), deadline_s * _TRY_SHARE)
-        outcome = in_background(call)
-        if not wait([outcome], longest_s).done:
-            raise TimeoutError(f"not answered in full within {longest_s:.1f} s")
-        return outcome.result()
+        return _one_try(call, min(max(ends_s - time.monotonic(), 0.0), deadline_s * _TRY_SHARE))
 
     retry = Retry(
-        predicate=_may_pass,
+        predicate=if_exception_type(_PassingError),
         initial=_FIRST_PAUSE_S,
         maximum=_LONGEST_PAUSE_S,
         timeout=deadline_s,
@@ -119,7 +118,7 @@ def retrying(what: str, call: Callable[[], T], deadline_s: float) -> T:
         result: T = retry(one_try)()
     except RetryError as exc:
         raise OriginUnavailableError(
-            f"{what}: gave up after {deadline_s:g} s and {len(causes)} tries; last: {_short(causes[-1])}"
+            f"{what}: gave up after {deadline_s:g} s and {len(causes)} tries; last: {causes[-1]}"
         ) from exc
     except Exception as exc:
         ours = _as_ours(what, exc)
@@ -127,6 +126,29 @@ def retrying(what: str, call: Callable[[], T], deadline_s: float) -> T:
             raise
         raise ours from exc
     return result
+
+
+class _PassingError(Exception):
+    """What may pass, in a line: all of them are kept until the call ends, and the library's own hold the body of the answer."""
+
+
+def _one_try(call: Callable[[], T], longest_s: float) -> T:
+    """What `call` returns; raises _PassingError where it failed for a reason that may pass, or took longer."""
+    try:
+        return _in_time(call, longest_s)
+    except Exception as exc:
+        if not _may_pass(exc):
+            raise
+        passing = _PassingError(_short(exc))
+        exc.__traceback__ = None  # its frames hold the outcome, which holds it: a circle, until garbage is collected
+    raise passing  # here, where it no longer refers to the other
+
+
+def _in_time(call: Callable[[], T], longest_s: float) -> T:
+    outcome = in_background(call)
+    if not wait([outcome], longest_s).done:
+        raise TimeoutError(f"not answered in full within {longest_s:.1f} s")
+    return outcome.result()
 
 
 def _may_pass(exc: Exception) -> bool:
@@ -149,7 +171,8 @@ def _may_pass(exc: Exception) -> bool:
         | requests.RequestException
         | urllib3.exceptions.HTTPError
         | http.client.HTTPException
-        | OSError,
+        | OSError
+        | ValueError,  # of a header of hashes that is none
     )
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from gcs_dataset.decode import decode
 from gcs_dataset.pairs import LabelMode, Pairs, pillow_mode
 from gcs_prefetchd.errors import SettingsError
-from gcs_prefetchd.manifest import IMAGE_PATTERN, LABEL_PATTERN
+from gcs_prefetchd.layout import IMAGE_PATTERN, LABEL_PATTERN
 from gcs_prefetchd.order import endless
 
 __all__ = ["AsyncImageDataset", "generate_stream"]

@@ -11,6 +11,7 @@ from gcs_prefetchd.testing.faults import (
     LongBody,
     MalformedHash,
     MissingHash,
+    Partial,
     Status,
     WrongGeneration,
 )
@@ -25,11 +26,15 @@ def alter(answer: Answer, fault: AnswerFault) -> Answer:
             headers = CIMultiDict({"Content-Type": fault.content_type})
             if fault.retry_after is not None:
                 headers["Retry-After"] = fault.retry_after
+            if fault.location is not None:
+                headers["Location"] = fault.location
             return Answer(fault.status, headers, fault.body.encode())
         case HtmlPage():
             return Answer(200, CIMultiDict({"Content-Type": "text/html; charset=UTF-8"}), fault.body.encode())
         case EmptyBody():
             return Answer(200, answer.headers)
+        case Partial():
+            return _part(whole_body(answer), answer.headers.copy(), fault)
         case FlippedByte() | LongBody():
             return Answer(answer.status, answer.headers, _damaged(whole_body(answer), fault))
         case MissingHash() | MalformedHash() | WrongGeneration():
@@ -39,6 +44,12 @@ def alter(answer: Answer, fault: AnswerFault) -> Answer:
 def whole_body(answer: Answer) -> bytes:
     """Return an answer's body in one piece; blocks when the object is a file on disk."""
     return answer.body if isinstance(answer.body, bytes) else b"".join(answer.body.chunks())
+
+
+def _part(body: bytes, headers: CIMultiDict[str], fault: Partial) -> Answer:
+    part = body[fault.first : fault.last + 1]
+    headers["Content-Range"] = f"bytes {fault.first}-{fault.first + len(part) - 1}/{len(body)}"
+    return Answer(206, headers, part)
 
 
 def _damaged(body: bytes, fault: FlippedByte | LongBody) -> bytes:

@@ -64,6 +64,8 @@ def script(answer: Answer, body: bytes, fault: DeliveryFault) -> Iterator[Step]:
         case Cut(after_bytes=count, framing="chunked"):
             chunk = b"%x\r\n%s\r\n" % (len(body[:count]), body[:count]) if body[:count] else b""
             yield Send(_head(answer, [("Transfer-Encoding", "chunked")]) + chunk, len(body[:count]))
+        case Cut(after_bytes=count, framing="http/1.0"):
+            yield Send(_head(answer, [], "HTTP/1.0") + body[:count], len(body[:count]))
         case Cut(after_bytes=count):
             yield Send(_head(answer, []) + body[:count], len(body[:count]))
         case Stall(after_bytes=None):
@@ -81,10 +83,10 @@ def script(answer: Answer, body: bytes, fault: DeliveryFault) -> Iterator[Step]:
                 yield Send(piece, len(piece))
 
 
-def _head(answer: Answer, framing: list[tuple[str, str]]) -> bytes:
+def _head(answer: Answer, framing: list[tuple[str, str]], version: str = "HTTP/1.1") -> bytes:
     # Written by hand, for aiohttp would not promise what is not kept.
     headers = [*answer.headers.items(), *framing, ("Connection", "close")]
-    lines = [f"HTTP/1.1 {answer.status} {responses.get(answer.status, '')}", *(f"{key}: {value}" for key, value in headers)]
+    lines = [f"{version} {answer.status} {responses.get(answer.status, '')}", *(f"{key}: {value}" for key, value in headers)]
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "LongBody",
     "MalformedHash",
     "MissingHash",
+    "Partial",
     "Reset",
     "Rule",
     "Stall",
@@ -40,12 +41,13 @@ def _at_least(field: str, value: float | None, bound: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Another status, such as 503 or 429, with an optional `Retry-After` and body."""
+    """Another status, such as 503 or 429, with an optional `Retry-After`, `Location` (of a redirect) and body."""
 
     status: int
     retry_after: str | None = None
     body: str = ""
     content_type: str = "text/plain; charset=UTF-8"
+    location: str | None = None
 
     def __post_init__(self) -> None:
         if not 200 <= self.status <= 599:
@@ -78,6 +80,18 @@ class EmptyBody:
 
 
 @dataclass(frozen=True, slots=True)
+class Partial:
+    """206 with bytes `first` to `last` of the body, whatever was asked for."""
+
+    first: int = 0
+    last: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("first", self.first, 0)
+        _at_least("last", self.last, self.first)
+
+
+@dataclass(frozen=True, slots=True)
 class MissingHash:
     """No `x-goog-hash` header."""
 
@@ -107,11 +121,12 @@ class HtmlPage:
 class Cut:
     """The connection is closed in order after `after_bytes` of the body.
 
-    `framing` is what the headers promised: a Content-Length, chunks, or that the body ends with the connection.
+    `framing` is what the headers promised: a Content-Length, chunks, or that the body ends with the connection, as all do
+    of a proxy that speaks HTTP/1.0.
     """
 
     after_bytes: int
-    framing: Literal["length", "chunked", "close"] = "length"
+    framing: Literal["length", "chunked", "close", "http/1.0"] = "length"
 
     def __post_init__(self) -> None:
         _at_least("after_bytes", self.after_bytes, 0)
@@ -154,7 +169,7 @@ class Close:
     """The connection is closed in order without an answer."""
 
 
-AnswerFault = Status | FlippedByte | LongBody | EmptyBody | MissingHash | MalformedHash | WrongGeneration | HtmlPage
+AnswerFault = Status | FlippedByte | LongBody | EmptyBody | Partial | MissingHash | MalformedHash | WrongGeneration | HtmlPage
 DeliveryFault = Cut | Stall | Drip | Reset | Close
 Fault = AnswerFault | DeliveryFault
 

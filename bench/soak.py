@@ -1,0 +1,272 @@
+"""How a daemon stands a mixed load with faults: wrong bytes, failed reads, and whether what it takes stays flat.
+
+    soak.py [--minutes 3] [--json] [--seed 0]
+
+Readers in processes, in epochs and endlessly; an origin that fails in all its ways, one after another; objects that are
+overwritten; listings every second; a cache that holds a third of the data. In the first third the daemon is killed and
+started again now and then; the one that is there at its end must take no more of anything at the end than then. Both times
+readers and faults pause for it. At last it is killed once more, and everything that it had must be there for the next one.
+Exit status 1 where something is not met.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gcs_prefetchd.background import wait_for_end
+from gcs_prefetchd.client import DaemonClient, read_daemon_file
+from rig import DATA_ROOT, PROGRAM, get_json, server
+from soak_load import Bucket, Readers, Trouble
+
+ITEMS = 300
+CACHE_SHARE = 3
+RELIST_S = 1
+SAMPLE_EVERY_S = 0.1
+PATIENCE_S = 60.0
+KILL_EVERY_S = 10.0  # in the first third
+# What a daemon that runs for long may take more than after a while: allocators and connections that are kept come to rest late.
+MORE_MEMORY_BYTES, MORE_OPEN_FILES, MORE_TASKS, MORE_THREADS = 24_000_000, 24, 12, 6
+ANSWER_S = 1.0
+LONGEST_LINE_BYTES = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure, and what it may be at most; None where nothing is asked of it."""
+
+    what: str
+    value: float
+    unit: str = ""
+    at_most: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Whether it is met."""
+        return "" if self.at_most is None else "met" if self.value <= self.at_most else "MISSED"
+
+
+class Daemon:
+    """The daemon under test, as often as it is started; its lives share a directory and a log."""
+
+    def __init__(self, cache_dir: Path, endpoint: str, cache_bytes: int) -> None:
+        self.cache_dir = cache_dir
+        self.log = cache_dir.with_name("daemon.log")
+        self._arguments = [
+            "--data-root",
+            DATA_ROOT,
+            "--cache-dir",
+            str(cache_dir),
+            "--cache-size",
+            str(cache_bytes),
+            "--anonymous",
+        ]
+        self._arguments += ["--endpoint", endpoint, "--http", "127.0.0.1:0", "--set", f"log_file={self.log}"]
+        settings = {"min_free": 0, "relist_s": RELIST_S, "rescan_s": 2, "deadline_s": 3, "concurrency": 16}
+        self._arguments += [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+        self.fallbacks = self.misses = self.hits = self.lives = 0
+        self._url = ""
+
+    def start(self) -> None:
+        """Begin another life."""
+        subprocess.run([*PROGRAM, "start", *self._arguments], check=True, stdout=subprocess.DEVNULL)
+        self._url = str(read_daemon_file(self.cache_dir)["http"])
+        self.lives += 1
+
+    def kill(self) -> None:
+        """SIGKILL; what readers told it is counted first."""
+        self._count()
+        pid = int(str(read_daemon_file(self.cache_dir)["pid"]))
+        with wait_for_end(pid) as wait:
+            os.kill(pid, signal.SIGKILL)
+            wait()
+
+    def stop(self) -> None:
+        """The end of all lives."""
+        self._count()
+        subprocess.run([*PROGRAM, "stop", "--cache-dir", str(self.cache_dir)], check=True, stdout=subprocess.DEVNULL)
+
+    def stats(self) -> dict[str, Any]:
+        """What it says of itself now."""
+        return get_json(f"{self._url}/stats")
+
+    def objects(self) -> set[str]:
+        """What it has, once it knows all of it."""
+        with closing(DaemonClient(self.cache_dir)) as client:
+            until(lambda: bool(client.stats()["cache"]["whole"]))
+            return set(client.cached_objects())
+
+    def disk_bytes(self) -> int:
+        """Of all files that count."""
+        return sum(map(bytes_below, (self.cache_dir / "objects", self.cache_dir / "tmp")))
+
+    def temporary_files(self) -> int:
+        """Downloads that are on their way, or were left."""
+        return sum(path.is_file() for path in (self.cache_dir / "tmp").rglob("*"))
+
+    def _count(self) -> None:
+        reads = self.stats()["reads"]
+        self.hits += reads["hits"]
+        self.misses += reads["misses"]
+        self.fallbacks += reads["fallbacks"]
+
+
+class Watch:
+    """Looks at the daemon again and again, in a thread: the most bytes that it had on disk, the longest that an answer took."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.disk_bytes = 0
+        self.answer_s = 0.0
+        self._daemon = daemon
+        self._ended = threading.Event()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Looks until the context is left."""
+        self._ended.clear()
+        thread = threading.Thread(target=self._watch)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(SAMPLE_EVERY_S):
+            self.disk_bytes = max(self.disk_bytes, self._daemon.disk_bytes())
+            asked_s = time.perf_counter()
+            self._daemon.stats()
+            self.answer_s = max(self.answer_s, time.perf_counter() - asked_s)
+
+
+def bytes_below(folder: Path) -> int:
+    """Of all files; those that go meanwhile count or do not."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += Path(parent, name).lstat().st_size
+    return total
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Ask until it does; raises TimeoutError."""
+    given_up_s = time.monotonic() + PATIENCE_S
+    while not holds():
+        if time.monotonic() > given_up_s:
+            raise TimeoutError(f"{holds} does not hold after {PATIENCE_S:g} s")
+        time.sleep(0.05)
+
+
+def settled(daemon: Daemon) -> dict[str, int]:
+    """What the daemon takes once nothing is under way: the least of a few looks, for a listing comes every second."""
+    until(lambda: not (stats := daemon.stats())["origin"]["in_flight"] and not stats["cache"]["reserved_bytes"])
+    looks = []
+    for _ in range(20):
+        time.sleep(RELIST_S / 8)
+        looks.append({**daemon.stats()["process"], "temporary_files": daemon.temporary_files()})
+    return {what: min(look[what] for look in looks) for what in looks[0]}
+
+
+def soak(seconds: float, folder: Path, seed: int) -> list[Row]:
+    """Load a daemon for so long, and say what came of it."""
+    bucket = Bucket(folder, ITEMS)
+    with ExitStack() as stack:
+        endpoint = stack.enter_context(server(bucket.folder, 5))
+        os.environ["STORAGE_EMULATOR_HOST"] = endpoint
+        os.environ["DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA"] = "true"
+        daemon = Daemon(folder / "cache", endpoint, limit_bytes := bucket.bytes // CACHE_SHARE)
+        daemon.start()
+        stack.callback(daemon.stop)
+        watch, readers = Watch(daemon), Readers(daemon.cache_dir, ITEMS)
+        with readers.reading():
+            until(lambda: readers.all_read)
+            with Trouble(endpoint, bucket, seed) as first:
+                for _ in range(kills := max(1, int(seconds / 3 / KILL_EVERY_S))):
+                    with watch.watching():
+                        time.sleep(seconds / 3 / kills)
+                    daemon.kill()
+                    time.sleep(0.3)  # readers are without one for a while
+                    daemon.start()
+            with readers.paused():
+                before = settled(daemon)
+            with Trouble(endpoint, bucket, seed + 1) as second, watch.watching():
+                time.sleep(seconds * 2 / 3)
+            with readers.paused():
+                after = settled(daemon)
+                are_alive = readers.all_read
+                had = daemon.objects()
+                daemon.kill()
+                daemon.start()
+                gone = had - daemon.objects()  # by an eviction, where it was not lost
+                lost = max(0, len(gone) - daemon.stats()["cache"]["evictions"])
+        reads, wrong, failed = readers.counts
+    lines = daemon.log.read_bytes().splitlines()
+    return [
+        Row("objects read", reads),
+        Row("wrong bytes", wrong, at_most=0),
+        Row("reads that failed", failed, at_most=0),
+        Row("readers that died", int(not are_alive), at_most=0),
+        Row("objects lost over a kill", lost, at_most=0),
+        Row("hits", daemon.hits),
+        Row("misses", daemon.misses),
+        Row("fallbacks", daemon.fallbacks),
+        Row("faults of the origin", first.faults + second.faults),
+        Row("items overwritten", first.overwritten + second.overwritten),
+        Row("starts of the daemon", daemon.lives),
+        Row("bytes on disk at most", watch.disk_bytes, "B", limit_bytes),
+        Row("longest answer of /stats", watch.answer_s, "s", ANSWER_S),
+        Row("memory at the end", after["memory_bytes"], "B", before["memory_bytes"] + MORE_MEMORY_BYTES),
+        Row("open files at the end", after["open_files"], "", before["open_files"] + MORE_OPEN_FILES),
+        Row("tasks at the end", after["tasks"], "", before["tasks"] + MORE_TASKS),
+        Row("threads at the end", after["threads"], "", before["threads"] + MORE_THREADS),
+        Row("files in tmp/ at the end", after["temporary_files"], "", before["temporary_files"]),
+        Row("lines of the log that are longer than 2 KB", sum(len(line) > LONGEST_LINE_BYTES for line in lines), at_most=0),
+        Row("tracebacks in the log", sum(line.startswith(b"Traceback") for line in lines), at_most=0),
+    ]
+
+
+def show(rows: list[Row], seconds: float) -> None:
+    """Print the table and the verdict."""
+    table = Table("", "measured", "at most", "", title=f"Mixed load with faults, {seconds:g} s", title_justify="left")
+    for row in rows:
+        bound = "" if row.at_most is None else f"{row.at_most:,.6g} {row.unit}"
+        table.add_row(row.what, f"{row.value:,.6g} {row.unit}", bound, row.verdict)
+    Console().print(table)
+    missed = [row.what for row in rows if row.verdict == "MISSED"]
+    print(f"not met: {', '.join(missed)}" if missed else "all of it met")
+
+
+def main() -> int:
+    """Soak, show, and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=3.0, help="how long the load lasts (default %(default)g)")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.add_argument("--seed", type=int, default=0, help="of the faults (default %(default)d)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = soak(options.minutes * 60, Path(folder), options.seed)
+    if options.json:
+        print(json.dumps([{**asdict(row), "verdict": row.verdict} for row in rows], indent=2))
+    else:
+        show(rows, options.minutes * 60)
+    return int(any(row.verdict == "MISSED" for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
