@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from fault_support import Tally
-from gcs_prefetchd.client import DaemonClient
+from gcs_prefetchd.background import wait_for_end
+from gcs_prefetchd.client import DaemonClient, read_daemon_file
 from gcs_prefetchd.errors import DaemonUnavailableError
 from gcs_prefetchd.names import path_of_uri
 from gcs_prefetchd.stamp import read_checked
@@ -31,23 +32,17 @@ import json, os, sys
 import uvloop, gcs_prefetchd.service
 from gcs_prefetchd.cli import main
 for line in sys.stdin:
-    read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
-        sys.argv = ["gcs-prefetchd", *json.loads(line), "--ready-fd", str(write_end)]
+        sys.argv = ["gcs-prefetchd", *json.loads(line)]
         main()
-    os.close(write_end)
-    print(pid, flush=True)
-    with os.fdopen(read_end) as pipe:
-        print(pipe.read() or "{}", flush=True)
-    os.waitpid(pid, 0)
-    print("gone", flush=True)
+    print("ended", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 
 
 @pytest.fixture
 def nursery() -> Iterator[subprocess.Popen[str]]:
-    """A process that starts a daemon for each line that it is told, and says its pid, what it is ready with, and its end."""
+    """A process that runs `gcs-prefetchd` for each line of arguments, and says with which status it ended."""
     command = [sys.executable, "-c", NURSERY]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=clean_environment()
@@ -72,27 +67,33 @@ class Rounds:
         """Start a daemon, which must become ready, read through it and kill it in the middle of downloads."""
         self._change_the_bucket()
         gets = self._server.counts.total(Kind.MEDIA) + self._random.randint(1, 2 * NEW_ITEMS)
-        arguments = ["start", *start_arguments(self._cache_dir, self._server.url), "--foreground"]
-        assert self._nursery.stdin is not None
-        self._nursery.stdin.write(json.dumps(arguments) + "\n")
-        self._nursery.stdin.flush()
-        pid, ready = int(self._says()), json.loads(self._says())
-        assert "http" in ready, (self._cache_dir / "daemon.log").read_text()
+        pid = self._start()
         dead = threading.Event()
         with ThreadPoolExecutor(READERS) as pool:
             reading = [pool.submit(self._read, random.Random(number), dead) for number in range(READERS)]
-            self._server.wait_for(lambda counts: counts.total(Kind.MEDIA) >= gets)
-            os.kill(pid, signal.SIGKILL)
-            assert self._says() == "gone"
-            dead.set()
+            try:
+                self._server.wait_for(lambda counts: counts.total(Kind.MEDIA) >= gets)
+            finally:
+                with wait_for_end(pid) as ended:
+                    os.kill(pid, signal.SIGKILL)
+                    dead.set()
+                    assert ended()
         for reader in reading:
             reader.result()
         self._tally.tried += 1
         self._look_at_what_is_left()
 
-    def _says(self) -> str:
+    def _start(self) -> int:
+        assert self._nursery.stdin is not None
         assert self._nursery.stdout is not None
-        return self._nursery.stdout.readline().strip()
+        self._nursery.stdin.write(json.dumps(["start", *start_arguments(self._cache_dir, self._server.url)]) + "\n")
+        self._nursery.stdin.flush()
+        said: list[str] = []
+        while not said or not said[-1].startswith("ended"):
+            said.append(self._nursery.stdout.readline())
+            assert said[-1], "the nursery has ended"
+        assert said[-1] == "ended 0\n", said
+        return int(str(read_daemon_file(self._cache_dir)["pid"]))
 
     def _change_the_bucket(self) -> None:
         """Some items more, and another generation of an old object."""
@@ -132,7 +133,8 @@ class Rounds:
             if (self._cache_dir / "objects" / path_of_uri(uri)).exists():
                 if uri not in self._published:
                     self._tally.wrong_bytes += not self._check(uri)
-                self._published[uri] = media[uri.removeprefix("gs://")]
+                if len(self._bytes[uri]) == 1:  # the others are asked for again, in their new generation
+                    self._published[uri] = media[uri.removeprefix("gs://")]
 
 
 PARTS = (("images", "jpg"), ("labels", "png"))

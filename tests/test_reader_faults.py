@@ -3,7 +3,12 @@
 import contextlib
 import itertools
 import json
+import os
+import select
+import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -15,12 +20,13 @@ from pathlib import Path
 import pytest
 
 from dataset_support import ROOT, fill, gcs, number_of
+from fault_support import faulted_daemon, promises, wait_for
 from gcs_dataset import CachedLoader
 from gcs_dataset.gcs import GCSLoader
 from gcs_prefetchd.client import LARGEST_ANSWER_BYTES, DaemonClient
 from gcs_prefetchd.errors import DaemonUnavailableError
 from gcs_prefetchd.testing import Kind, ServingGCS
-from support import put_items
+from support import BUCKET, DATA_ROOT, put_items
 from training_support import Run
 
 ITEMS = 8
@@ -160,3 +166,57 @@ def test_an_epoch_is_the_same_whatever_the_daemon_says(server: ServingGCS, tmp_p
         started_s = time.monotonic()
         assert len(list(run.batches(0))) == len(run.loaders["train"])
         assert time.monotonic() - started_s < 20
+
+
+def test_an_epoch_is_the_same_while_the_daemon_is_suspended(server: ServingGCS, tmp_path: Path) -> None:
+    objects = put_items(server, 40)
+    with faulted_daemon(tmp_path / "cache", server.url, ["--set", "window_items=4"]) as daemon:
+        run = Run(objects, tmp_path / "cache", workers=2, demand_timeout_s=TIMEOUT_S)
+        for number in run.batches(0):
+            if number == 1:
+                os.kill(daemon.pid, signal.SIGSTOP)
+            if number == 5:
+                os.kill(daemon.pid, signal.SIGCONT)
+        assert number == len(run.loaders["train"]) - 1
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 32 worker processes")
+def test_32_workers_at_once_read_an_epoch_with_one_get_an_object(server: ServingGCS, tmp_path: Path) -> None:
+    objects = put_items(server, 150)
+    with faulted_daemon(tmp_path / "cache", server.url) as daemon:
+        run = Run(objects, tmp_path / "cache", workers=32)
+        assert len(list(run.batches(0))) == len(run.loaders["train"])
+        assert max(server.counts.media[uri.removeprefix("gs://")] for uri in objects) == 1
+        wait_for(lambda: sum(daemon.stats()["reads"][way] for way in ("hits", "misses")) == 2 * len(run.order(0)))
+        assert daemon.stats()["reads"]["fallbacks"] == 0
+
+
+TRAIN = """
+import multiprocessing, sys
+from gcs_dataset import get_cached_dataloaders
+loaders = get_cached_dataloaders(sys.argv[1], sys.argv[2], 4, num_workers=8)
+batches = iter(loaders["train"])
+next(batches)
+print(*[worker.pid for worker in multiprocessing.active_children()], flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_job_killed_in_the_middle_of_an_epoch_leaves_nothing_behind(server: ServingGCS, tmp_path: Path) -> None:
+    """It holds a lease, and its workers live on for seconds."""
+    objects = put_items(server, 60)
+    server.put(BUCKET, "train/good", b"good")
+    with faulted_daemon(tmp_path / "cache", server.url) as daemon:
+        with promises(daemon, f"gs://{BUCKET}/train/good", b"good"):
+            command = [sys.executable, "-c", TRAIN, DATA_ROOT, str(daemon.cache_dir)]
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as job:
+                assert job.stdout is not None
+                workers = [os.pidfd_open(int(pid)) for pid in job.stdout.readline().split()]
+                assert len(workers) == 8
+                assert daemon.client.status().streams
+                job.kill()
+            wait_for(lambda: not daemon.client.status().streams)
+            for worker in workers:
+                assert select.select([worker], [], [], 30)[0]
+                os.close(worker)
+        assert len(list(Run(objects, daemon.cache_dir, workers=2).batches(0))) > 0
