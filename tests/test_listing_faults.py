@@ -1,6 +1,7 @@
 """Faults of listings, met by a real daemon while it relists and at its start: what was listed last stays in force."""
 
 import asyncio
+import base64
 import json
 import logging
 import re
@@ -15,17 +16,23 @@ import pytest
 from fault_support import Daemon, faulted_daemon, promises
 from gcs_prefetchd.errors import PrefetchdError
 from gcs_prefetchd.service import Service
+from gcs_prefetchd.stamp import crc32c_of
 from gcs_prefetchd.testing import Close, Cut, Fault, GCSServer, HtmlPage, Kind, Reset, ServingGCS, Stall, Status, serving
 from support import BUCKET, DATA_ROOT, make_settings, put_items, running
 
 GOOD = f"gs://{BUCKET}/train/good"
 DATA = bytes(range(256)) * 100
+GENERATION = 7
 MIB = 1 << 20
 
 
 def page(*names: str, token: str = "", **changes: object) -> Status:
-    """A page of a listing, its entries changed; None takes a field away."""
-    entry = {"generation": "1", "size": "1", "crc32c": "AAAAAA=="} | changes
+    """A page of a listing, its entries changed; None takes a field away.
+
+    Unchanged they are what is stored: a listing of which the last pages come when the faults have ended is a good one.
+    """
+    crc32c = base64.b64encode(crc32c_of(DATA).to_bytes(4)).decode()
+    entry = {"generation": str(GENERATION), "size": str(len(DATA)), "crc32c": crc32c} | changes
     items = [{"name": name} | {key: value for key, value in entry.items() if value is not None} for name in names]
     return json_answer(json.dumps({"items": items} | ({"nextPageToken": token} if token else {})))
 
@@ -89,8 +96,8 @@ def server() -> Iterator[ServingGCS]:
 
 def put_item(server: ServingGCS, root: str, number: int) -> None:
     bucket = root.split("/")[2]
-    server.put(bucket, f"train/images/{number}.jpg", DATA)
-    server.put(bucket, f"train/labels/{number}.png", DATA)
+    server.put(bucket, f"train/images/{number}.jpg", DATA, generation=GENERATION)
+    server.put(bucket, f"train/labels/{number}.png", DATA, generation=GENERATION)
 
 
 @pytest.fixture(scope="module")
