@@ -131,19 +131,15 @@ def assert_kept(daemon: Daemon, server: ServingGCS, uris: list[str], size_bytes:
     assert gets_of(server.counts, published) == before
 
 
-@pytest.mark.parametrize("left_bytes", [0, 20_000_000])
+@pytest.mark.parametrize("left_bytes", [0, 2_000_000])
 def test_without_memory_left_reads_fail_and_the_cache_stays_right(mortal: Daemon, server: ServingGCS, left_bytes: int) -> None:
-    """Whether the daemon lives through it or not."""
+    """Whether the daemon lives through it, dies or hangs."""
     uris = put_new(server, 40, LARGE)
     cached = put_new(server, 2, LARGE)
     assert mortal.client.fetch(cached) == ["", ""]
     limit_bytes = int(Path(f"/proc/{mortal.pid}/statm").read_text().split()[0]) * resource.getpagesize() + left_bytes
     with limited(mortal, resource.RLIMIT_AS, limit_bytes), contextlib.suppress(DaemonUnavailableError):
         assert any(mortal.client.fetch(uris))
-    try:
-        mortal.stats()
-    except OSError:
-        mortal.process.wait(30)  # it is on its way out, which takes `stop_deadline_s` at most
     mortal.kill()
     assert_kept(mortal, server, uris + cached, LARGE)
 
