@@ -17,6 +17,7 @@ __all__ = ["COLORS", "Row", "Target", "apart", "arguments", "command_line", "dra
 
 T = TypeVar("T")
 
+PLOT_HEIGHT = 4.5
 COLORS = {"ok": "tab:green", "MISSED": "tab:red", "": "tab:gray"}
 
 
@@ -83,7 +84,8 @@ def finish(title: str, rows: Sequence[Row], options: argparse.Namespace, plot: C
     else:
         _show(title, rows)
     if options.plot:
-        draw(plot or (lambda axes: _ratios(axes, rows)), title, options.plot)
+        height = max(PLOT_HEIGHT, 0.4 * len(rows)) if plot is None else PLOT_HEIGHT
+        draw(plot or (lambda axes: _ratios(axes, rows)), title, options.plot, height)
     return int(any(row.verdict == "MISSED" for row in rows))
 
 
@@ -115,7 +117,7 @@ def _known(value: float) -> float | None:
 
 def _ratios(axes: Any, rows: Sequence[Row]) -> None:
     shown = [row for row in reversed(rows) if row.value]
-    labels = [f"{row.what}, {row.setting}\n/ {row.reference}" for row in shown]
+    labels = [f"{row.what}, {row.setting} / {row.reference}" for row in shown]
     bars = axes.barh(labels, [row.ratio for row in shown], color=[COLORS[row.verdict] for row in shown])
     axes.bar_label(bars, fmt="%.2f", padding=3)
     for place, row in enumerate(shown):
@@ -125,14 +127,14 @@ def _ratios(axes: Any, rows: Sequence[Row]) -> None:
     axes.margins(x=0.15)
 
 
-def draw(plot: Callable[[Any], None], title: str, file: Path) -> None:
-    """Write what `plot` draws onto its axes as a picture."""
+def draw(plot: Callable[[Any], None], title: str, file: Path, height: float = PLOT_HEIGHT) -> None:
+    """Write what `plot` draws onto its axes as a picture; `height` is in inches."""
     import matplotlib as mpl
 
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 4.5))
+    figure, axes = plt.subplots(figsize=(8, height))
     plot(axes)
     figure.suptitle(title, fontsize=9)
     figure.tight_layout()

@@ -178,9 +178,9 @@ def measured(cache_dir: Path, manifest: Manifest) -> list[Figure]:
         rows.append(Figure("of that the daemon took", answer_s, "s"))
         rows.append(Figure("its longest answer while it took stock", until_whole(client, objects), "s"))
         rows.append(Figure("every object known and compared", time.perf_counter() - started_s, "s", WHOLE_S))
-        rows.append(Figure("RSS then", memory_mb(pid, "VmRSS"), "MB", RESIDENT_MB))
+        rows.append(Figure("RSS with the full index", memory_mb(pid, "VmRSS"), "MB", RESIDENT_MB))
         rows.append(Figure("plan of every item known to be here", plan_s(client, manifest), "s"))
-        rows.append(Figure("RSS then", memory_mb(pid, "VmRSS"), "MB", RESIDENT_MB))
+        rows.append(Figure("RSS with a plan of every item", memory_mb(pid, "VmRSS"), "MB", RESIDENT_MB))
         rows.append(Figure("RSS at most", memory_mb(pid, "VmHWM"), "MB"))
     return rows
 
