@@ -95,7 +95,7 @@ Fault = Callable[[Path], AbstractContextManager[None]]
 def test_while_the_disk_takes_nothing_hits_go_on_and_misses_are_errors_and_after_it_all_works(
     fault: Fault, cause: str, server: ServingGCS, tmp_path: Path
 ) -> None:
-    extra = [*("--cache-size", "20MB"), *("--set", "relist_s=1")]
+    extra = [*("--cache-size", "20MB"), *("--set", "relist_s=3")]
     with ext4_disk(tmp_path / "disk") as disk, faulted_daemon(disk, server.url, extra) as daemon:
         hit = f"{DATA_ROOT}/images/00000.jpg"
         before = daemon.read(hit)
