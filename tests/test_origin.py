@@ -605,13 +605,13 @@ async def test_no_token_and_no_question_follows_a_redirect_to_another_host(
         assert list(elsewhere.seen) == []
 
 
-async def test_no_token_follows_a_listing_that_is_redirected_to_another_host(gcs: GCSServer, signed: Origin) -> None:
+async def test_no_listing_comes_from_a_redirect_to_another_host(gcs: GCSServer, signed: Origin) -> None:
     put(gcs)
     async with GCSServer() as elsewhere:
         elsewhere.create_bucket(BUCKET)
         gcs.faults.add(Status(302, location=f"{elsewhere.url}/storage/v1/b/{BUCKET}/o"), kind=Kind.LIST, requests=1)
         await listed(signed)
-        assert not any("Authorization" in seen.headers for seen in elsewhere.seen)
+        assert list(elsewhere.seen) == []
 
 
 def json_answer(body: str, status: int = 200) -> Status:

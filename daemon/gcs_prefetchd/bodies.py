@@ -5,7 +5,7 @@ from typing import Any
 
 import aiohttp
 
-__all__ = ["LARGEST_ERROR_BODY", "bounded_answers"]
+__all__ = ["LARGEST_ERROR_BODY", "bounded_answers", "no_redirects"]
 
 LARGEST_ERROR_BODY = 16_384
 LARGEST_BODY = 16 << 20  # a page has 1,000 names of 1,024 bytes at most, each of which JSON may write as six
@@ -30,6 +30,17 @@ def bounded_answers() -> type[aiohttp.ClientResponse]:
                     raise ValueError("nested too deeply") from None
 
     return InTurn
+
+
+def no_redirects() -> aiohttp.TraceConfig:
+    """Has a session refuse them: GCS redirects nothing, and a proxy's may lead to anybody's listing or token."""
+
+    async def refuse(_: aiohttp.ClientSession, __: object, redirect: aiohttp.TraceRequestRedirectParams) -> None:
+        raise aiohttp.ClientPayloadError(f"redirected by a {redirect.response.status}, which GCS never does")
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_redirect.append(refuse)
+    return trace
 
 
 class _Bounded(aiohttp.ClientResponse):

@@ -18,7 +18,7 @@ from gcloud.aio.storage import Storage
 
 from gcs_prefetchd.answers import UnfitAnswerError, answer_error, named_version
 from gcs_prefetchd.backoff import delay_s, parse_retry_after
-from gcs_prefetchd.bodies import LARGEST_ERROR_BODY, bounded_answers
+from gcs_prefetchd.bodies import LARGEST_ERROR_BODY, bounded_answers, no_redirects
 from gcs_prefetchd.connection import Answer
 from gcs_prefetchd.connections import Connections
 from gcs_prefetchd.credentials import Access, key_token, make_token
@@ -103,6 +103,7 @@ class Origin:
                     headers={"Accept-Encoding": "identity"},
                     response_class=bounded_answers(),
                     cookie_jar=aiohttp.DummyCookieJar(),
+                    trace_configs=[no_redirects()],
                 )
             )
             self._connections = Connections(self._root, self._most_connections, self._read_timeout_s)
