@@ -36,7 +36,7 @@ def finish(title: str, figures: Sequence[Figure], options: argparse.Namespace) -
     else:
         table = Table("", "", "target", "", box=None, padding=(0, 2, 0, 0))
         for one in figures:
-            target = "" if one.at_most is None else f"<= {one.at_most:g} {one.unit}"
+            target = "" if one.at_most is None else f"<= {figure_of(one.at_most)} {one.unit}"
             table.add_row(one.what, f"{figure_of(one.value)} {one.unit}", target, one.verdict)
         Console(width=140).print(title, table)
     if options.plot:

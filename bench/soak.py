@@ -1,6 +1,6 @@
 """How a daemon stands a mixed load with faults: wrong bytes, failed reads, and whether what it takes stays flat.
 
-    soak.py [--minutes 3] [--json] [--seed 0]
+    python bench/soak.py [--minutes 3] [--json] [--seed 0] [--plot FILE.png]
 
 Readers in processes, in epochs and endlessly; an origin that fails in all its ways, one after another; objects that are
 overwritten; listings every second; a cache that holds a third of the data. In the first third the daemon is killed and
@@ -9,9 +9,7 @@ readers and faults pause for it. At last it is killed once more, and everything 
 Exit status 1 where something is not met.
 """
 
-import argparse
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -21,13 +19,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from comparison import command_line
+from figures import Figure, finish
 from gcs_prefetchd.background import wait_for_end
 from gcs_prefetchd.client import DaemonClient, read_daemon_file
 from rig import DATA_ROOT, PROGRAM, get_json, server
@@ -43,21 +39,6 @@ KILL_EVERY_S = 10.0  # in the first third
 MORE_MEMORY_BYTES, MORE_OPEN_FILES, MORE_TASKS, MORE_THREADS = 24_000_000, 24, 12, 6
 ANSWER_S = 1.0
 LONGEST_LINE_BYTES = 2048
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One figure, and what it may be at most; None where nothing is asked of it."""
-
-    what: str
-    value: float
-    unit: str = ""
-    at_most: float | None = None
-
-    @property
-    def verdict(self) -> str:
-        """Whether it is met."""
-        return "" if self.at_most is None else "met" if self.value <= self.at_most else "MISSED"
 
 
 class Daemon:
@@ -183,7 +164,7 @@ def settled(daemon: Daemon) -> dict[str, int]:
     return {what: min(look[what] for look in looks) for what in looks[0]}
 
 
-def soak(seconds: float, folder: Path, seed: int) -> list[Row]:
+def soak(seconds: float, folder: Path, seed: int) -> list[Figure]:
     """Load a daemon for so long, and say what came of it."""
     bucket = Bucket(folder, ITEMS)
     with ExitStack() as stack:
@@ -218,54 +199,38 @@ def soak(seconds: float, folder: Path, seed: int) -> list[Row]:
         reads, wrong, failed = readers.counts
     lines = daemon.log.read_bytes().splitlines()
     return [
-        Row("objects read", reads),
-        Row("wrong bytes", wrong, at_most=0),
-        Row("reads that failed", failed, at_most=0),
-        Row("readers that died", int(not are_alive), at_most=0),
-        Row("objects lost over a kill", lost, at_most=0),
-        Row("hits", daemon.hits),
-        Row("misses", daemon.misses),
-        Row("fallbacks", daemon.fallbacks),
-        Row("faults of the origin", first.faults + second.faults),
-        Row("items overwritten", first.overwritten + second.overwritten),
-        Row("starts of the daemon", daemon.lives),
-        Row("bytes on disk at most", watch.disk_bytes, "B", limit_bytes),
-        Row("longest answer of /stats", watch.answer_s, "s", ANSWER_S),
-        Row("memory at the end", after["memory_bytes"], "B", before["memory_bytes"] + MORE_MEMORY_BYTES),
-        Row("open files at the end", after["open_files"], "", before["open_files"] + MORE_OPEN_FILES),
-        Row("tasks at the end", after["tasks"], "", before["tasks"] + MORE_TASKS),
-        Row("threads at the end", after["threads"], "", before["threads"] + MORE_THREADS),
-        Row("files in tmp/ at the end", after["temporary_files"], "", before["temporary_files"]),
-        Row("lines of the log that are longer than 2 KB", sum(len(line) > LONGEST_LINE_BYTES for line in lines), at_most=0),
-        Row("tracebacks in the log", sum(line.startswith(b"Traceback") for line in lines), at_most=0),
+        Figure("objects read", reads, ""),
+        Figure("wrong bytes", wrong, "", 0),
+        Figure("reads that failed", failed, "", 0),
+        Figure("readers that died", int(not are_alive), "", 0),
+        Figure("objects lost over a kill", lost, "", 0),
+        Figure("hits", daemon.hits, ""),
+        Figure("misses", daemon.misses, ""),
+        Figure("fallbacks", daemon.fallbacks, ""),
+        Figure("faults of the origin", first.faults + second.faults, ""),
+        Figure("items overwritten", first.overwritten + second.overwritten, ""),
+        Figure("starts of the daemon", daemon.lives, ""),
+        Figure("bytes on disk at most", watch.disk_bytes / 1e3, "KB", limit_bytes / 1e3),
+        Figure("longest answer of /stats", watch.answer_s, "s", ANSWER_S),
+        Figure("memory at the end", after["memory_bytes"] / 1e6, "MB", (before["memory_bytes"] + MORE_MEMORY_BYTES) / 1e6),
+        Figure("open files at the end", after["open_files"], "", before["open_files"] + MORE_OPEN_FILES),
+        Figure("tasks at the end", after["tasks"], "", before["tasks"] + MORE_TASKS),
+        Figure("threads at the end", after["threads"], "", before["threads"] + MORE_THREADS),
+        Figure("files in tmp/ at the end", after["temporary_files"], "", before["temporary_files"]),
+        Figure("lines of the log that are longer than 2 KB", sum(len(line) > LONGEST_LINE_BYTES for line in lines), "", 0),
+        Figure("tracebacks in the log", sum(line.startswith(b"Traceback") for line in lines), "", 0),
     ]
-
-
-def show(rows: list[Row], seconds: float) -> None:
-    """Print the table and the verdict."""
-    table = Table("", "measured", "at most", "", title=f"Mixed load with faults, {seconds:g} s", title_justify="left")
-    for row in rows:
-        bound = "" if row.at_most is None else f"{row.at_most:,.6g} {row.unit}"
-        table.add_row(row.what, f"{row.value:,.6g} {row.unit}", bound, row.verdict)
-    Console().print(table)
-    missed = [row.what for row in rows if row.verdict == "MISSED"]
-    print(f"not met: {', '.join(missed)}" if missed else "all of it met")
 
 
 def main() -> int:
     """Soak, show, and return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--minutes", type=float, default=3.0, help="how long the load lasts (default %(default)g)")
-    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--seed", type=int, default=0, help="of the faults (default %(default)d)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = soak(options.minutes * 60, Path(folder), options.seed)
-    if options.json:
-        print(json.dumps([{**asdict(row), "verdict": row.verdict} for row in rows], indent=2))
-    else:
-        show(rows, options.minutes * 60)
-    return int(any(row.verdict == "MISSED" for row in rows))
+        figures = soak(options.minutes * 60, Path(folder), options.seed)
+    return finish(f"Mixed load with faults, {options.minutes * 60:g} s", figures, options)
 
 
 if __name__ == "__main__":
