@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -63,3 +64,49 @@ async def test_what_comes_while_a_batch_is_under_way_goes_together_in_the_next(b
     await first
     await others[0]
     assert all(other.done() for other in others)
+
+
+async def test_calls_that_get_no_thread_fail_and_later_ones_are_made(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(OSError, match="no thread for it: can't start new thread"):
+            await batches.do(lambda: made.append("first"))
+    await batches.do(lambda: made.append("second"))
+    await batches.do(lambda: made.append("third"))
+    assert made == ["second", "third"]
+
+
+async def test_without_memory_to_say_that_calls_were_made_it_is_said_later(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    say, refusals = loop.call_soon_threadsafe, iter([MemoryError(), MemoryError()])
+
+    def refuse_at_first(*arguments: Any) -> asyncio.Handle:
+        for refusal in refusals:
+            raise refusal
+        return say(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "call_soon_threadsafe", refuse_at_first)
+        await asyncio.wait_for(batches.do(int), 5.0)
+    await batches.do(int)
+
+
+async def test_what_is_to_be_called_before_a_batch_may_fail() -> None:
+    failures = iter([MemoryError()])
+
+    def fail_once() -> None:
+        for failure in failures:
+            raise failure
+
+    batches = Batches("test", fail_once)
+    with pytest.raises(MemoryError):
+        await batches.do(int)
+    await batches.do(int)
+    await asyncio.to_thread(batches.close)

@@ -239,15 +239,16 @@ async def test_silence_is_an_error_after_the_read_timeout_and_its_connection_clo
         await server.all_closed.wait()
 
 
-async def test_an_answer_that_comes_slowly_is_waited_for() -> None:
+async def test_a_body_that_comes_slowly_is_waited_for() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        for byte in plain(b"abc"):
+        writer.write(plain(b"abc" * 10)[:-30])
+        for byte in b"abc" * 10:
+            await asyncio.sleep(READ_TIMEOUT_S / 10)
             writer.write(bytes([byte]))
-            await asyncio.sleep(READ_TIMEOUT_S / 20)
 
     async with scripted(serve) as connections:
-        assert await body_of(connections) == b"abc"
+        assert await body_of(connections) == b"abc" * 10
 
 
 async def test_the_server_waits_for_who_reads_slowly() -> None:
@@ -322,3 +323,63 @@ async def test_an_address_that_leads_nowhere_does_not_hide_the_one_that_answers(
         connections = Connections(f"http://localhost:{server.port}", 1, READ_TIMEOUT_S)
         assert await body_of(connections) == b"abc"
         await connections.close()
+
+
+@pytest.mark.parametrize("endless", [b"X-T: abc\r\n", b"X-T" + b"c" * 1000], ids=["many", "one"])
+async def test_trailers_that_do_not_end_are_given_up_in_little_memory(endless: bytes) -> None:
+    sent = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n")
+        while True:
+            writer.write(endless * 100)
+            await writer.drain()
+            sent += 100 * len(endless)
+
+    async with scripted(serve) as connections, connections.get("/x", {}) as answer:
+        assert await answer.pieces(together=True) == [b"abc"]
+        with pytest.raises(BrokenAnswerError, match="the headers do not end"):
+            await answer.pieces()
+        assert len(answer.headers) == 1
+    assert sent < 10_000_000
+
+
+async def test_trailers_are_passed_over() -> None:
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX-T: 1\r\n\r\n"
+    async with serving(lambda _: chunked) as server, connected(server) as connections:
+        async with connections.get("/x", {}) as answer:
+            assert await answer.pieces(together=True) == [b"abc"]
+            assert not await answer.pieces()
+            assert "X-T" not in answer.headers
+        assert await body_of(connections) == b"abc"
+        assert server.opened == 1
+
+
+async def test_a_head_that_drips_is_given_up_after_the_time_that_silence_has() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nX-A: ")
+        while True:
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(READ_TIMEOUT_S / 10)
+
+    async with scripted(serve) as connections:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(body_of(connections), 10 * READ_TIMEOUT_S)
+
+
+async def test_the_body_of_an_error_that_drips_is_given_up_after_the_time_that_silence_has() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 503 Unavailable\r\nContent-Length: 1000\r\n\r\n")
+        while True:
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(READ_TIMEOUT_S / 10)
+
+    async with scripted(serve) as connections, connections.get("/x", {}) as answer:
+        with pytest.raises(TimeoutError, match="bytes of a body with status 503 came in all that time"):
+            await asyncio.wait_for(answer.first(1000), 10 * READ_TIMEOUT_S)

@@ -572,6 +572,27 @@ async def test_a_refused_token_is_renewed_once_for_all_that_were_refused(gcs: GC
     assert gcs.counts.total(Kind.TOKEN) == 2
 
 
+class Then:
+    """A sink that keeps nothing, and does something when the first byte is about to come."""
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self._then = then
+
+    async def begin(self, version: ObjectVersion) -> None:
+        self._then()
+
+    async def write(self, chunk: bytes) -> None:
+        pass
+
+
+async def test_a_token_that_runs_out_during_a_download_is_renewed_and_what_came_is_kept(gcs: GCSServer, signed: Origin) -> None:
+    version = put(gcs)
+    gcs.faults.add(Cut(1000), requests=1)
+    sink = Then(lambda: gcs.require_token("second"))
+    assert await signed.download(NAME, version, sink) == version
+    assert [seen.headers.get("Range") for seen in gcs.seen if seen.headers.get("Authorization")][1:] == ["bytes=1000-"] * 2
+
+
 async def test_a_listing_whose_token_was_refused_goes_on_with_a_new_one(gcs: GCSServer, signed: Origin) -> None:
     version = put(gcs)
     assert await listed(signed) == [version]

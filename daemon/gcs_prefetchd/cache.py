@@ -379,6 +379,9 @@ class Cache:
         stuck: dict[str, str] = {}
         try:
             await self.disk.in_turn(lambda: stuck.update(unlink_all(self.folders, stamps)))
+        except OSError as exc:
+            log.warning("%d cached files: cannot be unlinked: %s", len(stamps), exc.strerror)
+            stuck = dict.fromkeys(stamps, str(exc.strerror))
         finally:
             self._leaving.difference_update(stamps)
         for path in stuck:  # it is on the disk still, and counts

@@ -4,6 +4,7 @@ aiohttp's client takes 100 us of CPU for a request, as much as all else that is 
 """
 
 import asyncio
+import time
 from enum import IntEnum
 from typing import cast
 
@@ -12,7 +13,7 @@ from multidict import CIMultiDict
 
 __all__ = ["Answer", "BrokenAnswerError", "Connection"]
 
-LARGEST_HEAD = 65_536
+LARGEST_HEAD = 65_536  # of headers, and of whatever else comes without a byte of a body: trailers, for one
 MOST_UNREAD = 1 << 20  # bytes of a body that may wait here before GCS is made to wait; twice that for a moment
 
 
@@ -33,7 +34,7 @@ class Answer:
     """One answer, as it comes: once `head` has returned, `status` and `headers`; then the body, by `pieces`.
 
     They raise BrokenAnswerError where the connection is lost before the end, and TimeoutError where nothing has come for
-    the connection's `read_timeout_s`. `received_bytes` are those of the body so far.
+    the connection's `read_timeout_s`, or not all of the head. `received_bytes` are those of the body so far.
     """
 
     def __init__(self, connection: "Connection") -> None:
@@ -76,10 +77,15 @@ class Answer:
             self.came(_Come.ALL)
 
     async def first(self, at_most: int) -> bytes:
-        """The first bytes of the body, so many or all of it; what is left of it is for nobody."""
-        body = bytearray()
+        """The first bytes of the body, so many or all of it; what is left of it is for nobody.
+
+        TimeoutError where they take longer than the connection's `read_timeout_s`, however steadily they drip.
+        """
+        body, began_s = bytearray(), time.monotonic()
         while len(body) < at_most and (pieces := await self.pieces()):
             body += b"".join(pieces)
+            if time.monotonic() - began_s > self._connection.read_timeout_s:
+                raise TimeoutError(f"{len(body)} bytes of a body with status {self.status} came in all that time")
         return bytes(body[:at_most])
 
     def came(self, much: _Come) -> None:
@@ -132,13 +138,13 @@ class Connection(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self.lost = self._loop.create_future()
         self.is_reusable = True
+        self.read_timeout_s = read_timeout_s
         self._buffer = buffer
-        self._read_timeout_s = read_timeout_s
         self._look_every_s = read_timeout_s / 4  # so late what came of an answer that drips is handed on
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport
         self._answer: Answer | None = None
-        self._head_bytes = 0
+        self._useless_bytes = 0  # since the head was whole, or the last byte of the body
         self._has_length = False
         self._heard_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -147,7 +153,7 @@ class Connection(asyncio.BufferedProtocol):
     def ask(self, request: bytes) -> Answer:
         """Send a request's head; its answer comes."""
         self._answer = answer = Answer(self)
-        self._head_bytes, self._has_length = 0, False
+        self._useless_bytes, self._has_length = 0, False
         self._heard_s = self._loop.time()
         if self._timer is None:
             self._timer = self._loop.call_later(self._look_every_s, self._look_at_the_clock)
@@ -176,14 +182,15 @@ class Connection(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._heard_s = self._loop.time()
+        self._useless_bytes += nbytes
         try:
             self._parser.feed_data(self._buffer[:nbytes])
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
             self._fail(BrokenAnswerError(f"what came is no HTTP: {exc.__context__ or exc}"))
-        if self._answer is not None and not self._answer.status:
-            self._head_bytes += nbytes
-            if self._head_bytes > LARGEST_HEAD:
+        if self._answer is not None:
+            if self._answer.status:
+                self._heard_s = self._loop.time()
+            if self._useless_bytes > LARGEST_HEAD:
                 self._fail(BrokenAnswerError("the headers do not end"))
 
     def eof_received(self) -> None:
@@ -209,7 +216,8 @@ class Connection(asyncio.BufferedProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._answer is None:
             raise BrokenAnswerError("an answer that nobody asked for")
-        self._answer.headers.add(name.decode("latin-1"), value.decode("latin-1"))
+        if not self._answer.status:  # what follows a body says nothing that is asked for, and need not end
+            self._answer.headers.add(name.decode("latin-1"), value.decode("latin-1"))
 
     def on_headers_complete(self) -> None:
         answer, status = self._answer, self._parser.get_status_code()
@@ -219,10 +227,12 @@ class Connection(asyncio.BufferedProtocol):
             answer.headers.clear()  # of an interim answer; the real one follows
             return
         answer.status = status
+        self._useless_bytes = 0
         self._has_length = "Content-Length" in answer.headers or "Transfer-Encoding" in answer.headers
         answer.came(_Come.HEAD)
 
     def on_body(self, body: bytes) -> None:
+        self._useless_bytes = 0
         if self._answer is not None:
             self._answer.add(body)
             if self._answer.is_too_far_ahead:
@@ -243,9 +253,9 @@ class Connection(asyncio.BufferedProtocol):
         now_s = self._loop.time()
         if self._is_paused:
             self._heard_s = now_s
-        left_s = self._heard_s + self._read_timeout_s - now_s
+        left_s = self._heard_s + self.read_timeout_s - now_s
         if left_s <= 0:
-            self._fail(TimeoutError(f"nothing came for {self._read_timeout_s:g} s"))
+            self._fail(TimeoutError(f"nothing came for {self.read_timeout_s:g} s"))
         else:
             self._timer = self._loop.call_later(min(left_s, self._look_every_s), self._look_at_the_clock)
 

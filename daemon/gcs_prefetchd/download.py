@@ -91,7 +91,8 @@ class Download:
 
     async def _clean_up(self) -> None:
         # A cancelled download's thread may still be at it: this comes after it.
-        await self._cache.disk.in_turn(self._discard)
+        with contextlib.suppress(OSError):  # no thread or no memory: its bytes, if any, go when the next daemon starts
+            await self._cache.disk.in_turn(self._discard)
         if self._published is not None:
             self._admit(self._published)  # cancelled when nothing could stop it any more
         else:

@@ -72,7 +72,10 @@ def _admitted(runner: web.AppRunner, answering: set[object], most: int) -> async
             idle = next((one for one in there if one not in answering), None)
             if idle is None:
                 return _Refusal()
+            transport = idle.transport
             idle.force_close()
+            if transport is not None:
+                transport.abort()  # to close it would wait until what was sent is fetched, and that may be never
     return runner.server()
 
 

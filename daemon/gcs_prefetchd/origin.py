@@ -240,6 +240,8 @@ class Origin:
         async with self._connections.get(target, asked) as answer:
             if answer.status == 206 and received.is_followed_by(answer.headers):
                 return await self._receive(answer, started, sink, received, current)
+            if answer.status == 401:  # the token ran out meanwhile: with another one it goes on
+                await self._check_status(answer, headers, pinned=True)
             text = f"GCS says {answer.status} where the bytes from {received.bytes} on were asked for"
             if answer.status < 500 and answer.status not in (408, 429):
                 received.begin(None)
