@@ -46,7 +46,7 @@ check: $(INSTALLED) ## Check format, lint and types; change nothing
 # A missed target does not keep the others from being measured. Whole, `bench/origin_traffic.py` takes 13 minutes,
 # `bench/restart.py` 5 and `bench/listing.py` 2.
 bench: $(INSTALLED) ## Measure: origin traffic, listing, fill, cold and warm epochs, waiting, restart; takes ten minutes
-	-$(BIN)/python bench/origin_traffic.py --quick --plot docs/origin-traffic-quick.png
+	-$(BIN)/python bench/origin_traffic.py --quick
 	-$(BIN)/python bench/listing.py --pairs 250000 --plot docs/listing.png
 	-$(BIN)/python bench/fill.py --plot docs/fill.png
 	-$(BIN)/python bench/cold.py --plot docs/cold.png
