@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cache_support import run_script
 from gcs_prefetchd import __version__
 from gcs_prefetchd.background import Starter
 from gcs_prefetchd.testing import ServingGCS, serving
@@ -274,3 +275,24 @@ def test_the_version_is_told() -> None:
 def test_help_names_every_command() -> None:
     shown = run_command("--help").stdout
     assert all(name in shown for name in ("start", "stop", "status", "stats", "set"))
+
+
+WITHOUT_MEMORY = """
+import sys, time
+from gcs_prefetchd import cli, service
+
+async def serve(*arguments):
+    raise MemoryError
+
+service.serve = serve
+cli.asyncio.Runner.close = lambda runner: time.sleep(60)
+sys.argv = ["gcs-prefetchd", "start", "--foreground", "--data-root", "gs://pictures/train", "--anonymous"]
+sys.argv += ["--cache-size", "1MB", "--cache-dir", CACHE_DIR]
+cli.main()
+"""
+
+
+def test_an_event_loop_without_memory_ends_the_process_at_once(tmp_path: Path) -> None:
+    """To close such a loop can hang, and a daemon that neither answers nor ends is the worst of all."""
+    script = WITHOUT_MEMORY.replace("CACHE_DIR", repr(str(tmp_path / "cache")))
+    assert run_script(script).returncode == 1

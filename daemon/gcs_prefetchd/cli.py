@@ -195,7 +195,10 @@ def _run(settings: Settings, starter: Starter) -> None:
         starter.tell({"pid": started.pid, "http": started.http})
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings, on_claimed, on_ready))
+        try:
+            runner.run(serve(settings, on_claimed, on_ready))
+        except MemoryError:
+            os._exit(EXIT_FAILED)  # the loop itself had none; to close it would hang, and the cache survives an end like this
 
 
 def _named_settings(pairs: list[str], flag: str) -> dict[str, str]:
