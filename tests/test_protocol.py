@@ -14,6 +14,7 @@ from gcs_prefetchd.protocol import (
     KINDS as KINDS_OF_PLANS,
 )
 from gcs_prefetchd.protocol import (
+    LONGEST_TEXT,
     MAX_OBJECTS_PER_MESSAGE,
     FetchAnswer,
     FetchRequest,
@@ -63,7 +64,7 @@ EXAMPLES: tuple[Message, ...] = (
 )
 FIELDS = [(one, field.name, str(field.type)) for one in EXAMPLES for field in fields(one)]
 BAD: dict[str, list[object]] = {
-    "str": [None, 1, True, ["a"], {"a": 1}],
+    "str": [None, 1, True, ["a"], {"a": 1}, "a" * (LONGEST_TEXT + 1)],
     "int": [None, "1", 1.5, 1.0, True, False, -1, 2**63, 10**400, [1], {}],
     "float": [None, "1", True, False, -1, -0.5, 2**63, 10**400, float("nan"), float("inf"), float("-inf"), [1.0]],
     "list[str]": [None, "gs://a/b", {"a": 1}, [1], ["a", None], ["a", True], [["a"]], ["a"] * (MAX_OBJECTS_PER_MESSAGE + 1)],

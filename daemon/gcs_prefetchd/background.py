@@ -6,7 +6,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ class Starter:
         """Answer, once: a daemon that fails after it was ready has nobody left to tell."""
         if self._pipe is not None:
             pipe, self._pipe = self._pipe, None
-            with os.fdopen(pipe, "wb") as file:
+            with suppress(BrokenPipeError), os.fdopen(pipe, "wb") as file:  # it may have been killed
                 file.write(json.dumps(answer).encode())
 
 

@@ -109,9 +109,9 @@ class Connections:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 connection = await self._connected()
-        except TimeoutError:
-            raise TimeoutError(f"no connection to {self._host}:{self._port} within {CONNECT_TIMEOUT_S:g} s") from None
         except OSError as exc:
+            if isinstance(exc, TimeoutError) and exc.errno is None:  # ours, and not the kernel's ETIMEDOUT
+                raise TimeoutError(f"no connection to {self._host}:{self._port} within {CONNECT_TIMEOUT_S:g} s") from None
             raise ConnectionError(f"no connection to {self._host}:{self._port}: {exc.strerror or exc}") from None
         self._open.add(connection)
         connection.lost.add_done_callback(lambda _: self._open.discard(connection))

@@ -16,6 +16,7 @@ from gcs_prefetchd.errors import ProtocolError
 __all__ = ["KINDS", "FetchAnswer", "FetchRequest", "ManifestAnswer", "Plan", "ReadReport", "Status", "pack", "unpack"]
 
 MAX_OBJECTS_PER_MESSAGE = 10_000
+LONGEST_TEXT = 8192  # of a path or a name, of which the daemon keeps some for as long as it lives
 KINDS = ("listed", "shuffled", "endless")  # of a plan: how its indices become an epoch's order (`order.plan_order`)
 
 
@@ -55,6 +56,8 @@ def _checked(message: str, name: str, kind: str, value: object) -> object:
         raise ProtocolError(f"{message}: field {name!r} must be {kind}, not {type(value).__name__}")
     if isinstance(value, int | float) and not 0 <= value < 2**63:
         raise ProtocolError(f"{message}: field {name!r} must not be negative, infinite or huge")
+    if isinstance(value, str) and len(value) > LONGEST_TEXT:
+        raise ProtocolError(f"{message}: field {name!r} has {len(value)} characters; {LONGEST_TEXT} at most")
     if isinstance(value, list):
         if len(value) > MAX_OBJECTS_PER_MESSAGE:
             raise ProtocolError(f"{message}: field {name!r} has {len(value)} entries; {MAX_OBJECTS_PER_MESSAGE} at most")
