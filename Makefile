@@ -45,7 +45,7 @@ check: $(INSTALLED) ## Check format, lint and types; change nothing
 
 # A missed target does not keep the others from being measured. Whole, `bench/origin_traffic.py` takes 13 minutes,
 # `bench/restart.py` 5, `bench/listing.py` 2 and `bench/plan.py` 1.
-bench: $(INSTALLED) ## Measure: origin traffic, listing, fill, cold and warm epochs, waiting, restart; takes ten minutes
+bench: $(INSTALLED) ## Measure: origin traffic, listing, fill, cold and warm epochs, waiting, restart; takes about twelve minutes
 	-$(BIN)/python bench/origin_traffic.py --quick
 	-$(BIN)/python bench/listing.py --pairs 250000 --plot docs/listing.png
 	-$(BIN)/python bench/fill.py --plot docs/fill.png
