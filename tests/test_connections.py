@@ -357,29 +357,28 @@ async def test_trailers_are_passed_over() -> None:
         assert server.opened == 1
 
 
-async def test_a_head_that_drips_is_given_up_after_the_time_that_silence_has() -> None:
+def dripping(start: bytes) -> Serve:
+    """Sends `start` at once, and bytes without end after it, none of which comes as late as silence would be noticed."""
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nX-A: ")
+        writer.write(start)
         while True:
             writer.write(b"x")
             await writer.drain()
             await asyncio.sleep(READ_TIMEOUT_S / 10)
 
-    async with scripted(serve) as connections:
-        with pytest.raises(TimeoutError):
+    return serve
+
+
+async def test_a_head_that_drips_is_given_up_after_the_time_that_silence_has() -> None:
+    async with scripted(dripping(b"HTTP/1.1 200 OK\r\nX-A: ")) as connections:
+        with pytest.raises(TimeoutError, match="nothing came for"):
             await asyncio.wait_for(body_of(connections), 10 * READ_TIMEOUT_S)
 
 
 async def test_the_body_of_an_error_that_drips_is_given_up_after_the_time_that_silence_has() -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 503 Unavailable\r\nContent-Length: 1000\r\n\r\n")
-        while True:
-            writer.write(b"x")
-            await writer.drain()
-            await asyncio.sleep(READ_TIMEOUT_S / 10)
-
-    async with scripted(serve) as connections, connections.get("/x", {}) as answer:
+    start = b"HTTP/1.1 503 Unavailable\r\nContent-Length: 1000\r\n\r\n"
+    async with scripted(dripping(start)) as connections, connections.get("/x", {}) as answer:
         with pytest.raises(TimeoutError, match="bytes of a body with status 503 came in all that time"):
             await asyncio.wait_for(answer.first(1000), 10 * READ_TIMEOUT_S)

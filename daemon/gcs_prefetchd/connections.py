@@ -12,7 +12,7 @@ from aiohappyeyeballs import start_connection
 from gcs_prefetchd import __version__
 from gcs_prefetchd.connection import Answer, BrokenAnswerError, Connection
 
-__all__ = ["Connections"]
+__all__ = ["CONNECT_TIMEOUT_S", "Connections"]
 
 CONNECT_TIMEOUT_S = 10.0
 NEXT_ADDRESS_S = 0.25  # before another address of the same host is tried as well (RFC 8305)

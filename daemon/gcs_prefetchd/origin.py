@@ -20,7 +20,7 @@ from gcs_prefetchd.answers import UnfitAnswerError, answer_error, named_version
 from gcs_prefetchd.backoff import delay_s, parse_retry_after
 from gcs_prefetchd.bodies import LARGEST_ERROR_BODY, bounded_answers, no_redirects
 from gcs_prefetchd.connection import Answer
-from gcs_prefetchd.connections import Connections
+from gcs_prefetchd.connections import CONNECT_TIMEOUT_S, Connections
 from gcs_prefetchd.credentials import Access, key_token, make_token
 from gcs_prefetchd.errors import ObjectChangedError, OriginError, OriginUnavailableError
 from gcs_prefetchd.manifest import Objects, ObjectVersion
@@ -35,7 +35,6 @@ from gcs_prefetchd.tries import Account, Attempt, Try, told
 __all__ = ["Access", "Origin", "Sink"]
 
 PUBLIC_ENDPOINT = "https://storage.googleapis.com"
-CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 20.0
 LIST_TIMEOUT_S = 60.0
 LISTED_AT_ONCE = 10  # pages of one listing; of two folders at 30 ms, one core has no time for more
