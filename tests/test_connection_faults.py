@@ -43,7 +43,7 @@ class Front:
         self._context = context
         self._loop = asyncio.new_event_loop()
         self._listener: asyncio.Server | None = None
-        self._open: set[asyncio.Task[None]] = set()
+        self._serving: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
         """Listen, at the same port as before."""
@@ -77,14 +77,15 @@ class Front:
     async def _end(self) -> None:
         if self._listener is not None:
             self._listener.close()
-        for task in self._open:
-            task.cancel()
-        await asyncio.gather(*self._open, return_exceptions=True)
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:  # those of connections only just accepted, too
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._forward(reader, writer))
-        self._open.add(task)
-        task.add_done_callback(self._open.discard)
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
         task.add_done_callback(lambda _: writer.transport.abort())  # also where it is cancelled before it began
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

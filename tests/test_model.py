@@ -26,7 +26,7 @@ from fault_support import Tally
 from gcs_prefetchd.client import DaemonClient
 from gcs_prefetchd.errors import PrefetchdError
 from gcs_prefetchd.manifest import load_manifest
-from gcs_prefetchd.names import DataRoot, cache_path
+from gcs_prefetchd.names import DataRoot, ObjectName, cache_path
 from gcs_prefetchd.order import order_digest, plan_order
 from gcs_prefetchd.protocol import Plan, ReadReport, pack
 from gcs_prefetchd.service import Service
@@ -62,7 +62,8 @@ class Model(RuleBasedStateMachine):
         self.may_be: dict[str, set[int]] = {name: set() for name in ITEMS + LONERS}  # what a read may give
         self.failing = False
         self.here: dict[str, int] = {}  # generations in the cache after the last step
-        self.evictions = 0
+        self.evicted = 0  # by daemons that have ended, since the last step
+        self.evictions = 0  # by the one that runs, until the last step
         self.may_go: set[str] = set()  # dropped on purpose in this step
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -89,6 +90,7 @@ class Model(RuleBasedStateMachine):
     def end(self) -> None:
         self.client.close()
         self.run(self.stack.aclose())
+        self.evicted += self.service.cache.evictions - self.evictions
 
     async def ask(self, question: Any, *arguments: Any) -> Any:
         """The client blocks, and the daemon that answers is in this loop."""
@@ -263,7 +265,8 @@ class Model(RuleBasedStateMachine):
                 if stamp is None:
                     continue  # evicted between the two looks
                 assert self.was[name][stamp.generation] == data
-                self.here_now[name] = stamp.generation
+                if not self.service.cache.is_whole or self.service.cache.stamp(path) == stamp:  # else it is about to go
+                    self.here_now[name] = stamp.generation
 
     @invariant()
     def the_bound_holds(self) -> None:
@@ -273,11 +276,16 @@ class Model(RuleBasedStateMachine):
 
     @invariant()
     def nothing_goes_but_by_eviction(self) -> None:
-        gone = {name for name, generation in self.here.items() if self.live.get(name) == generation} - self.here_now.keys()
-        evicted = self.service.cache.evictions - self.evictions
+        gone = {name for name, generation in self.here.items() if self.is_right(name, generation)} - self.here_now.keys()
+        evicted = self.evicted + self.service.cache.evictions - self.evictions
         self.tally.lost_objects += max(0, len(gone - self.may_go) - evicted)
         assert len(gone - self.may_go) <= evicted, gone
-        self.here, self.evictions, self.may_go = self.here_now, self.service.cache.evictions, set()
+        self.here, self.evicted, self.evictions, self.may_go = self.here_now, 0, self.service.cache.evictions, set()
+
+    def is_right(self, name: str, generation: int) -> bool:
+        """Whether it is what is in the bucket, and no listing that is older than it speaks against it."""
+        listed = self.service.registry.version(ObjectName(BUCKET, name))
+        return self.live.get(name) == generation and (listed is None or listed.generation == generation)
 
     @invariant()
     def the_accounts_are_those_of_the_disk(self) -> None:
