@@ -5,10 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from gcs_prefetchd.layout import Layout
-from gcs_prefetchd.manifest import Ids, Manifest, ObjectVersion, build_manifest
+from gcs_prefetchd.manifest import Ids, Manifest, build_manifest
 from gcs_prefetchd.names import DataRoot, ObjectName
 from gcs_prefetchd.order import Indices, order_digest, plan_order
 from gcs_prefetchd.protocol import Plan
+from gcs_prefetchd.versions import ObjectVersion
 
 ROOT = "gs://pictures/train"
 

@@ -16,9 +16,9 @@ from gcs_prefetchd.errors import (
     ObjectMissingError,
     OriginError,
 )
-from gcs_prefetchd.manifest import ObjectVersion
 from gcs_prefetchd.names import ObjectName
 from gcs_prefetchd.stamp import crc32c_of
+from gcs_prefetchd.versions import ObjectVersion
 
 NAME = ObjectName("pictures", "train/images/1.jpg")
 CRC32C = crc32c_of(b"123456789")

@@ -16,12 +16,12 @@ from gcs_prefetchd.errors import (
     OriginUnavailableError,
 )
 from gcs_prefetchd.fetcher import Fetcher
-from gcs_prefetchd.manifest import ObjectVersion
 from gcs_prefetchd.names import ObjectName, cache_path
 from gcs_prefetchd.origin import Access, Origin
 from gcs_prefetchd.pace import Spread
 from gcs_prefetchd.stamp import crc32c_of, read_checked
 from gcs_prefetchd.testing import FlippedByte, GCSServer, Stall, Status
+from gcs_prefetchd.versions import ObjectVersion
 
 BUCKET = "pictures"
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from gcs_prefetchd.errors import ManifestError, SettingsError
 from gcs_prefetchd.layout import Layout
-from gcs_prefetchd.manifest import Ids, Manifest, ObjectVersion, build_manifest, load_manifest
+from gcs_prefetchd.manifest import Ids, Manifest, build_manifest, load_manifest
 from gcs_prefetchd.names import DataRoot, ObjectName
+from gcs_prefetchd.versions import ObjectVersion
 
 ROOT = DataRoot.parse("gs://pictures/train")
 

@@ -19,7 +19,6 @@ from gcs_prefetchd.errors import (
     OriginError,
     OriginUnavailableError,
 )
-from gcs_prefetchd.manifest import ObjectVersion
 from gcs_prefetchd.names import ObjectName
 from gcs_prefetchd.origin import Access, Origin
 from gcs_prefetchd.stamp import crc32c_of
@@ -42,6 +41,7 @@ from gcs_prefetchd.testing import (
     Status,
     WrongGeneration,
 )
+from gcs_prefetchd.versions import ObjectVersion
 
 BUCKET = "pictures"
 DATA = bytes(range(256)) * 20

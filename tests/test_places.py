@@ -5,9 +5,10 @@ import pytest
 from cache_support import content, version_of
 from gcs_prefetchd.catalog import Catalog
 from gcs_prefetchd.layout import Layout
-from gcs_prefetchd.manifest import Manifest, ObjectVersion, build_manifest
+from gcs_prefetchd.manifest import Manifest, build_manifest
 from gcs_prefetchd.names import DataRoot, ObjectName, cache_path
 from gcs_prefetchd.places import REMEMBERED, Places
+from gcs_prefetchd.versions import ObjectVersion
 
 ROOT = DataRoot.parse("gs://pictures/train")
 

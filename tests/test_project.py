@@ -30,7 +30,7 @@ from gcs_prefetchd.directory import MARKER, CacheDirectory
 from gcs_prefetchd.http import statistics_app
 from gcs_prefetchd.layout import Layout
 from gcs_prefetchd.limit import WHYS
-from gcs_prefetchd.manifest import Manifest, ObjectVersion, build_manifest
+from gcs_prefetchd.manifest import Manifest, build_manifest
 from gcs_prefetchd.names import DataRoot, cache_path, parse_object_uri
 from gcs_prefetchd.readers import WAITS
 from gcs_prefetchd.registry import LARGEST_SPARE, LONGEST_WINDOW, SPARE_ITEMS
@@ -41,6 +41,7 @@ from gcs_prefetchd.statistics import METRICS
 from gcs_prefetchd.testing.control import CONTROL_PATHS
 from gcs_prefetchd.tree import NAME_ATTRIBUTE
 from gcs_prefetchd.tuning import CHANGEABLE
+from gcs_prefetchd.versions import ObjectVersion
 from support import DATA_ROOT, make_settings
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +56,7 @@ LAYERS = [
     "gcs_prefetchd.sizes",
     "gcs_prefetchd.malloc",
     "gcs_prefetchd.names",
+    "gcs_prefetchd.versions",
     "gcs_prefetchd.order",
     "gcs_prefetchd.stamp",
     "gcs_prefetchd.ids",

@@ -7,7 +7,6 @@ import pytest
 
 from cache_support import BUCKET, content
 from gcs_prefetchd.errors import ObjectChangedError
-from gcs_prefetchd.manifest import ObjectVersion
 from gcs_prefetchd.names import ObjectName
 from gcs_prefetchd.origin import Access, Origin
 from gcs_prefetchd.stamp import crc32c_of
@@ -24,6 +23,7 @@ from gcs_prefetchd.testing import (
     Status,
     WrongGeneration,
 )
+from gcs_prefetchd.versions import ObjectVersion
 
 NAME = ObjectName(BUCKET, "images/a.jpg")
 KEY = f"{BUCKET}/{NAME.name}"

@@ -13,8 +13,8 @@ from gcs_prefetchd.errors import (
     ObjectMissingError,
     OriginError,
 )
-from gcs_prefetchd.manifest import ObjectVersion
 from gcs_prefetchd.names import ObjectName
+from gcs_prefetchd.versions import ObjectVersion
 
 __all__ = ["UnfitAnswerError", "answer_error", "named_version"]
 

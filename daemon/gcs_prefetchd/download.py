@@ -10,10 +10,10 @@ from typing import Self
 
 from gcs_prefetchd.cache import Cache, Room
 from gcs_prefetchd.errors import CacheFullError, CacheWriteError
-from gcs_prefetchd.manifest import ObjectVersion
 from gcs_prefetchd.names import ObjectName, cache_path, name_of
 from gcs_prefetchd.stamp import Stamp
 from gcs_prefetchd.tree import publish
+from gcs_prefetchd.versions import ObjectVersion
 
 __all__ = ["Download"]
 

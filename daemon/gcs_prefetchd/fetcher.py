@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from gcs_prefetchd.cache import Cache, Room
 from gcs_prefetchd.download import Download
 from gcs_prefetchd.errors import DaemonUnavailableError, ObjectChangedError
-from gcs_prefetchd.manifest import ObjectVersion
 from gcs_prefetchd.names import ObjectName, cache_path
 from gcs_prefetchd.origin import Origin
 from gcs_prefetchd.pace import Spread
 from gcs_prefetchd.slots import Slots, Ticket, Turn
+from gcs_prefetchd.versions import ObjectVersion
 
 __all__ = ["Fetched", "Fetcher"]
 

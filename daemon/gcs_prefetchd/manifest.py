@@ -22,13 +22,13 @@ from gcs_prefetchd.errors import ManifestError
 from gcs_prefetchd.ids import Bytes, Ids, Numbers, sort_texts, take_texts
 from gcs_prefetchd.layout import Layout
 from gcs_prefetchd.names import DataRoot, ObjectName
+from gcs_prefetchd.versions import ObjectVersion
 
 __all__ = [
     "UNKNOWN_CRC32C",
     "Ids",
     "Listing",
     "Manifest",
-    "ObjectVersion",
     "Objects",
     "build_manifest",
     "is_digest",
@@ -42,16 +42,6 @@ UNFINISHED = ".tmp"
 # In a container every daemon may have the same process id: this tells the manifest that we are writing from one that a
 # daemon before us left.
 _OURS = secrets.token_hex(4)
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectVersion:
-    """One generation of an object, as a listing or a response names it. `crc32c` is None where GCS told none."""
-
-    name: ObjectName
-    generation: int
-    size: int
-    crc32c: int | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,7 +23,7 @@ from gcs_prefetchd.connection import Answer
 from gcs_prefetchd.connections import CONNECT_TIMEOUT_S, Connections
 from gcs_prefetchd.credentials import Access, key_token, make_token
 from gcs_prefetchd.errors import ObjectChangedError, OriginError, OriginUnavailableError
-from gcs_prefetchd.manifest import Objects, ObjectVersion
+from gcs_prefetchd.manifest import Objects
 from gcs_prefetchd.names import ObjectName
 from gcs_prefetchd.pages import FIELDS, parse_page, without_folders
 from gcs_prefetchd.ranges import Ask, Ranges
@@ -31,6 +31,7 @@ from gcs_prefetchd.resume import Received
 from gcs_prefetchd.tokens import SharedToken, brief
 from gcs_prefetchd.traffic import Traffic
 from gcs_prefetchd.tries import Account, Attempt, Try, told
+from gcs_prefetchd.versions import ObjectVersion
 
 __all__ = ["Access", "Origin", "Sink"]
 

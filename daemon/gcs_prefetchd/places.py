@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from gcs_prefetchd.catalog import Catalog
-from gcs_prefetchd.manifest import ObjectVersion
 from gcs_prefetchd.names import ObjectName, cache_path, name_of
+from gcs_prefetchd.versions import ObjectVersion
 
 __all__ = ["Place", "Places"]
 

@@ -15,13 +15,13 @@ from gcs_prefetchd.errors import (
     PrefetchdError,
 )
 from gcs_prefetchd.fetcher import Fetcher
-from gcs_prefetchd.manifest import ObjectVersion
 from gcs_prefetchd.names import ObjectName, cache_path
 from gcs_prefetchd.readahead import ReadAhead
 from gcs_prefetchd.readers import Reader
 from gcs_prefetchd.registry import Registry
 from gcs_prefetchd.sizes import format_size
 from gcs_prefetchd.streams import Epoch
+from gcs_prefetchd.versions import ObjectVersion
 
 __all__ = ["Prefetcher"]
 

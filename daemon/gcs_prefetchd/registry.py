@@ -15,7 +15,7 @@ import numpy as np
 
 from gcs_prefetchd.catalog import Catalog, Listing
 from gcs_prefetchd.errors import ProtocolError
-from gcs_prefetchd.manifest import Manifest, ObjectVersion
+from gcs_prefetchd.manifest import Manifest
 from gcs_prefetchd.names import ObjectName, cache_path
 from gcs_prefetchd.order import Indices
 from gcs_prefetchd.pace import Spread
@@ -25,6 +25,7 @@ from gcs_prefetchd.protocol import Plan
 from gcs_prefetchd.readers import Prepared, Reader, prepare, prepare_seeded, seeded_id
 from gcs_prefetchd.shelf import Shelf
 from gcs_prefetchd.streams import NEVER, Stream
+from gcs_prefetchd.versions import ObjectVersion
 
 __all__ = ["Registry"]
 
