@@ -164,7 +164,7 @@ async def test_when_one_folder_cannot_be_listed_nothing_more_is_asked_for_the_ot
 
     for task in asyncio.all_tasks() - before:
         assert "collect" not in repr(task.get_coro())
-        assert "_retrying" not in repr(task.get_coro())
+        assert "_asked_page" not in repr(task.get_coro())
     gcs.release()
     assert gcs.counts.list[BUCKET] == 2
 

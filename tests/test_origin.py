@@ -175,7 +175,7 @@ async def test_a_cancelled_listing_leaves_no_request(gcs: GCSServer) -> None:
         await gcs.wait_for(lambda counts: counts.list[BUCKET] == 3)
         listing.cancel()
         await asyncio.wait([listing])
-        assert [task for task in asyncio.all_tasks() if "_retrying" in repr(task.get_coro())] == []
+        assert [task for task in asyncio.all_tasks() if "_asked_page" in repr(task.get_coro())] == []
 
 
 @pytest.mark.parametrize("fault", BROKEN_PAGES, ids=fault_id)

@@ -94,7 +94,6 @@ LAYERS = [
     "gcs_prefetchd.cache",
     "gcs_prefetchd.backoff",
     "gcs_prefetchd.answers",
-    "gcs_prefetchd.bodies",
     "gcs_prefetchd.ranges",
     "gcs_prefetchd.resume",
     "gcs_prefetchd.pages",
@@ -109,6 +108,8 @@ LAYERS = [
     "gcs_prefetchd.tries",
     "gcs_prefetchd.connection",
     "gcs_prefetchd.connections",
+    "gcs_prefetchd.downloader",
+    "gcs_prefetchd.bodies",
     "gcs_prefetchd.origin",
     "gcs_prefetchd.listing",
     "gcs_prefetchd.download",
@@ -129,7 +130,7 @@ LAYERS = [
     "gcs_prefetchd.cli",
     "gcs_prefetchd.__main__",
 ]
-FOR_READERS = {"errors", "names", "order", "stamp", "layout", "manifest", "protocol", "client", "malloc"}
+FOR_READERS = {"errors", "names", "versions", "order", "stamp", "layout", "manifest", "protocol", "client", "malloc"}
 ASYNC_READER = "gcs_dataset.downloads"  # loads aiohttp, so nothing may import it before it is needed
 FOR_THE_ASYNC_READER = FOR_READERS | {"origin", "credentials"}
 

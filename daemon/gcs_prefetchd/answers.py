@@ -1,7 +1,6 @@
 """What an answer of GCS means: pure functions from status, headers and body to an error or to the object it names."""
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping
 
@@ -16,7 +15,7 @@ from gcs_prefetchd.errors import (
 from gcs_prefetchd.names import ObjectName
 from gcs_prefetchd.versions import ObjectVersion
 
-__all__ = ["UnfitAnswerError", "answer_error", "named_version"]
+__all__ = ["UnfitAnswerError", "answer_error", "brief", "described_version", "named_version"]
 
 LONGEST_REASON = 200
 _FINAL: Mapping[int, type[OriginError]] = {
@@ -31,7 +30,7 @@ _FINAL: Mapping[int, type[OriginError]] = {
 class UnfitAnswerError(Exception):
     """An answer that is not what was asked for. `final` is the error to raise where another try would not help.
 
-    Never leaves `origin`, so it may hold more than one string.
+    Never leaves this package's requests, so it may hold more than one string.
     """
 
     def __init__(
@@ -58,13 +57,31 @@ def named_version(name: ObjectName, headers: Mapping[str, str]) -> ObjectVersion
     hashes = dict(part.strip().partition("=")[::2] for value in _all(headers, "x-goog-hash") for part in value.split(","))
     length = headers.get("x-goog-stored-content-length") or headers.get("Content-Length")
     try:
-        crc32c = base64.b64decode(hashes["crc32c"], validate=True)
-        generation, size = int(headers["x-goog-generation"]), int(length or "")
-    except (KeyError, ValueError, binascii.Error):
+        return _version(name, headers["x-goog-generation"], length or "", hashes["crc32c"])
+    except (KeyError, ValueError):
         return None
-    if len(crc32c) != 4 or generation < 0 or size < 0:
-        return None
-    return ObjectVersion(name, generation, size, int.from_bytes(crc32c))
+
+
+def described_version(name: ObjectName, body: bytes) -> ObjectVersion:
+    """The live version, by the metadata of an object. Raises UnfitAnswerError where they lack the generation or the size."""
+    try:
+        described = json.loads(body)
+    except (ValueError, RecursionError):
+        raise UnfitAnswerError("metadata", "its metadata is not JSON") from None
+    try:
+        return _version(name, described["generation"], described["size"], described.get("crc32c"))
+    except (AttributeError, KeyError, ValueError, TypeError):
+        shown = str(described)[:LONGEST_REASON]
+        raise UnfitAnswerError("metadata", f"its metadata lacks generation or size: {shown}") from None
+
+
+def _version(name: ObjectName, generation: str, size: str, encoded: str | None) -> ObjectVersion:
+    """Raises ValueError, of which binascii.Error is one, also for numbers that no index holds."""
+    crc32c = None if encoded is None else base64.b64decode(encoded, validate=True)
+    numbers = int(generation), int(size)
+    if (crc32c is not None and len(crc32c) != 4) or min(numbers) < 0 or max(numbers) >= 1 << 63:
+        raise ValueError
+    return ObjectVersion(name, *numbers, None if crc32c is None else int.from_bytes(crc32c))
 
 
 _HINTS: Mapping[int, str] = {
@@ -91,3 +108,9 @@ def _all(headers: Mapping[str, str], name: str) -> list[str]:
     # GCS sends one x-goog-hash header for each hash.
     getall = getattr(headers, "getall", None)
     return list(getall(name, [])) if getall else [value for key, value in headers.items() if key.lower() == name]
+
+
+def brief(exc: BaseException) -> str:
+    """An error of another library in a line; its own text may hold a body of megabytes, or nothing."""
+    text = " ".join(str(exc)[:300].split())
+    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__

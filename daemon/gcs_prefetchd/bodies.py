@@ -5,9 +5,10 @@ from typing import Any
 
 import aiohttp
 
-__all__ = ["LARGEST_ERROR_BODY", "bounded_answers", "no_redirects"]
+from gcs_prefetchd.downloader import LARGEST_ERROR_BODY
 
-LARGEST_ERROR_BODY = 16_384
+__all__ = ["bounded_answers", "no_redirects"]
+
 LARGEST_BODY = 16 << 20  # a page has 1,000 names of 1,024 bytes at most, each of which JSON may write as six
 TOO_LONG = f"more than the {LARGEST_BODY >> 20} MiB of the longest page came"
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import aiohttp
 from gcloud.aio.auth import Token
 
-from gcs_prefetchd.answers import UnfitAnswerError
+from gcs_prefetchd.answers import UnfitAnswerError, brief
 from gcs_prefetchd.errors import CredentialsError
 
-__all__ = ["SharedToken", "brief"]
+__all__ = ["SharedToken"]
 
 REFRESH_TIMEOUT_S = 10
 AGAIN_AFTER_FAILURE_S = 10.0
@@ -127,9 +127,3 @@ def _words(message: str) -> str:
 
 def _is_plain(token: str) -> bool:
     return bool(token) and token.isascii() and token.isprintable() and " " not in token
-
-
-def brief(exc: BaseException) -> str:
-    """An error of another library in a line; its own text may hold a body of megabytes, or nothing."""
-    text = " ".join(str(exc)[:300].split())
-    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
