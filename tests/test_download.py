@@ -26,9 +26,8 @@ from gcs_prefetchd.download import BUFFER_BYTES, Download
 from gcs_prefetchd.errors import CacheFullError, CacheWriteError, ObjectMissingError, OriginUnavailableError
 from gcs_prefetchd.names import ObjectName, parse_object_uri
 from gcs_prefetchd.origin import Origin
-from gcs_prefetchd.stamp import read_checked, read_stamp
+from gcs_prefetchd.stamp import read_checked, read_object_name, read_stamp
 from gcs_prefetchd.testing import Cut, FlippedByte, GCSServer, Reset
-from gcs_prefetchd.tree import read_object_name
 from gcs_prefetchd.versions import ObjectVersion
 
 

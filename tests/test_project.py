@@ -36,10 +36,9 @@ from gcs_prefetchd.readers import WAITS
 from gcs_prefetchd.registry import LARGEST_SPARE, LONGEST_WINDOW, SPARE_ITEMS
 from gcs_prefetchd.service import Service
 from gcs_prefetchd.settings import ENVIRONMENT_PREFIX, Settings, load_settings
-from gcs_prefetchd.stamp import ATTRIBUTE, read_stamp, write_stamp
+from gcs_prefetchd.stamp import ATTRIBUTE, NAME_ATTRIBUTE, read_stamp, write_stamp
 from gcs_prefetchd.statistics import METRICS
 from gcs_prefetchd.testing.control import CONTROL_PATHS
-from gcs_prefetchd.tree import NAME_ATTRIBUTE
 from gcs_prefetchd.tuning import CHANGEABLE
 from gcs_prefetchd.versions import ObjectVersion
 from support import DATA_ROOT, make_settings
@@ -79,6 +78,7 @@ LAYERS = [
     "gcs_prefetchd.folders",
     "gcs_prefetchd.reporters",
     "gcs_prefetchd.directory",
+    "gcs_prefetchd.unfinished",
     "gcs_prefetchd.batches",
     "gcs_prefetchd.disk",
     "gcs_prefetchd.columns",
@@ -112,6 +112,7 @@ LAYERS = [
     "gcs_prefetchd.bodies",
     "gcs_prefetchd.origin",
     "gcs_prefetchd.listing",
+    "gcs_prefetchd.place",
     "gcs_prefetchd.download",
     "gcs_prefetchd.fetcher",
     "gcs_prefetchd.readahead",

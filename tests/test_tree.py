@@ -14,8 +14,9 @@ from cache_support import content, stamp_of
 from gcs_prefetchd.comparison import Found
 from gcs_prefetchd.folders import Folders
 from gcs_prefetchd.names import ObjectName
-from gcs_prefetchd.stamp import Stamp, read_checked, read_stamp
-from gcs_prefetchd.tree import find_each, find_files, publish, read_object_name, unlink_all
+from gcs_prefetchd.stamp import Stamp, read_checked, read_object_name, read_stamp
+from gcs_prefetchd.tree import find_each, find_files, unlink_all
+from gcs_prefetchd.unfinished import publish
 
 OBJECT = ObjectName("pictures", "a.jpg")
 

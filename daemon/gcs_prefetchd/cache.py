@@ -25,9 +25,9 @@ from gcs_prefetchd.index import INDEX_ERRORS, Index, Record
 from gcs_prefetchd.indexer import IndexWriter
 from gcs_prefetchd.names import ObjectName, name_of
 from gcs_prefetchd.sizes import format_size
-from gcs_prefetchd.stamp import Stamp, is_whole
+from gcs_prefetchd.stamp import Stamp, is_whole, read_object_name
 from gcs_prefetchd.stock import load_index
-from gcs_prefetchd.tree import find_each, find_files, read_object_name, unlink_all
+from gcs_prefetchd.tree import find_each, find_files, unlink_all
 
 __all__ = ["Cache", "Room"]
 

@@ -3,7 +3,7 @@
 A file's extended attribute `user.gcs.object` holds "<generation> <size in bytes> <crc32c> <crc32c of its path in the cache>",
 the last two as 8 hexadecimal digits. One short attribute, so that ext4 keeps it within the inode. Readers check what they
 read against it: a truncated, flipped, edited or emptied file is a miss, never wrong bytes, and so is a whole file that was
-moved to another object's path.
+moved to another object's path. Where the path is a hash of the object's name, `user.gcs.name` holds its URI.
 """
 
 import errno
@@ -14,9 +14,23 @@ from pathlib import Path
 
 import google_crc32c
 
-__all__ = ["OPEN_FLAGS", "Stamp", "crc32c_of", "is_whole", "read_checked", "read_stamp", "write_stamp"]
+from gcs_prefetchd.errors import InvalidNameError
+from gcs_prefetchd.names import ObjectName, parse_object_uri
+
+__all__ = [
+    "OPEN_FLAGS",
+    "Stamp",
+    "crc32c_of",
+    "is_whole",
+    "read_checked",
+    "read_object_name",
+    "read_stamp",
+    "write_object_name",
+    "write_stamp",
+]
 
 ATTRIBUTE = "user.gcs.object"
+NAME_ATTRIBUTE = "user.gcs.name"
 # A planted FIFO or device must not hang the reader, a planted link must not lead it elsewhere.
 OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 WANT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of what we need ourselves: they say nothing of the file
@@ -64,6 +78,19 @@ def read_stamp(file: int | Path | str, path: str) -> Stamp | None:
     except OSError:
         return None
     return Stamp.from_bytes(value) if mark == _path_mark(path) else None
+
+
+def write_object_name(file: int, name: ObjectName) -> None:
+    """Note whose file it is, for one whose path does not tell; raises OSError."""
+    os.setxattr(file, NAME_ATTRIBUTE, name.uri.encode())
+
+
+def read_object_name(file: Path) -> ObjectName | None:
+    """The object whose file lies under a hash, or None."""
+    try:
+        return parse_object_uri(os.getxattr(file, NAME_ATTRIBUTE).decode())
+    except (OSError, ValueError, InvalidNameError):
+        return None
 
 
 def read_checked(objects: Path | str, path: str, expected: Stamp | None = None) -> bytes | None:

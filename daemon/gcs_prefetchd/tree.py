@@ -1,4 +1,4 @@
-"""The tree of files under `objects/`: walking, publishing, unlinking. All of it blocks; no link is followed."""
+"""The tree of files under `objects/`: walking, unlinking. All of it blocks; no link is followed."""
 
 import logging
 import os
@@ -8,16 +8,12 @@ from itertools import islice
 from pathlib import Path
 
 from gcs_prefetchd.comparison import Found
-from gcs_prefetchd.errors import InvalidNameError
 from gcs_prefetchd.folders import Folders
-from gcs_prefetchd.names import ObjectName, parse_object_uri
-from gcs_prefetchd.stamp import Stamp, read_stamp, write_stamp
+from gcs_prefetchd.stamp import read_stamp
 
-__all__ = ["find_each", "find_files", "publish", "read_object_name", "unlink_all"]
+__all__ = ["find_each", "find_files", "unlink_all"]
 
 log = logging.getLogger(__name__)
-
-NAME_ATTRIBUTE = "user.gcs.name"
 
 
 def find_files(objects: Path, at_most: int) -> Iterator[list[Found]]:
@@ -49,28 +45,6 @@ def _find(folders: Folders, path: str) -> Found | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return Found(path, about.st_size, read_stamp(objects / path, path)) if stat.S_ISREG(about.st_mode) else None
-
-
-def publish(file: int, unfinished: str, folders: Folders, path: str, stamp: Stamp, hashed_name: ObjectName | None) -> None:
-    """Stamp a whole and checked file, open as `file`, and give it its final name, `objects/path`. Raises OSError."""
-    folders.check(path)
-    write_stamp(file, stamp, path)
-    if hashed_name is not None:
-        os.setxattr(file, NAME_ATTRIBUTE, hashed_name.uri.encode())
-    final = f"{folders.objects}/{path}"
-    try:
-        os.rename(unfinished, final)  # noqa: PTH104  # a Path costs as much as the call
-    except FileNotFoundError:
-        folders.make(path)
-        os.rename(unfinished, final)  # noqa: PTH104
-
-
-def read_object_name(file: Path) -> ObjectName | None:
-    """The object whose file lies under a hash, or None."""
-    try:
-        return parse_object_uri(os.getxattr(file, NAME_ATTRIBUTE).decode())
-    except (OSError, ValueError, InvalidNameError):
-        return None
 
 
 def unlink_all(folders: Folders, paths: Iterable[str]) -> dict[str, str]:

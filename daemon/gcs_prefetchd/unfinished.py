@@ -1,0 +1,87 @@
+"""The file of one object on its way into the cache: bytes in `tmp/`, then stamped and renamed. All of it blocks."""
+
+import contextlib
+import os
+from collections.abc import Sequence
+
+from gcs_prefetchd.directory import CacheDirectory
+from gcs_prefetchd.folders import Folders
+from gcs_prefetchd.names import ObjectName, name_of
+from gcs_prefetchd.stamp import Stamp, write_object_name, write_stamp
+
+__all__ = ["UnfinishedFile", "publish"]
+
+MOST_CHUNKS = 1024  # the kernel's IOV_MAX
+
+
+class UnfinishedFile:
+    """`temporary` is one of `directory.temporary`, made by the first `append`; `objects/path` is where it will lie.
+
+    One thread at a time. Ends in `publish` or in `discard`. They raise OSError.
+    """
+
+    def __init__(self, directory: CacheDirectory, folders: Folders, temporary: str, name: ObjectName, path: str) -> None:
+        self.published: Stamp | None = None
+        self._directory = directory
+        self._folders = folders
+        self._temporary = temporary
+        self._name = name
+        self._path = path
+        self._file: int | None = None
+
+    def append(self, chunks: Sequence[bytes]) -> None:
+        """Write the next bytes."""
+        if self._file is None:
+            self._file = self._directory.open_temporary(self._temporary)
+        _write_all(self._file, chunks)
+
+    def truncate(self) -> None:
+        """Begin at byte 0."""
+        if self._file is not None:
+            os.ftruncate(self._file, 0)
+            os.lseek(self._file, 0, os.SEEK_SET)
+
+    def publish(self, stamp: Stamp) -> None:
+        """Give the file, whole and checked, its stamp and its final name."""
+        assert self._file is not None
+        hashed_name = self._name if name_of(self._path) is None else None
+        publish(self._file, self._temporary, self._folders, self._path, stamp, hashed_name)
+        self.published = stamp
+        self._close()
+
+    def discard(self) -> None:
+        """Leave nothing of it, unless it was published."""
+        self._close()
+        if self.published is None:
+            self._directory.discard_temporary(self._temporary)
+
+    def _close(self) -> None:
+        file, self._file = self._file, None  # closed once, whatever happens: its number may be another file's by then
+        if file is not None:
+            with contextlib.suppress(OSError):  # bytes that have not reached the disk are a miss to whoever reads them
+                os.close(file)
+
+
+def publish(file: int, temporary: str, folders: Folders, path: str, stamp: Stamp, hashed_name: ObjectName | None) -> None:
+    """Stamp a whole and checked file, open as `file`, and give it its final name, `objects/path`. Raises OSError."""
+    folders.check(path)
+    write_stamp(file, stamp, path)
+    if hashed_name is not None:  # the path does not tell whose it is
+        write_object_name(file, hashed_name)
+    final = f"{folders.objects}/{path}"
+    try:
+        os.rename(temporary, final)  # noqa: PTH104  # a Path costs as much as the call
+    except FileNotFoundError:
+        folders.make(path)
+        os.rename(temporary, final)  # noqa: PTH104
+
+
+def _write_all(file: int, chunks: Sequence[bytes]) -> None:
+    """Write the chunks, as a rule by one system call: each time a thread comes back from one it stands in line for the GIL."""
+    left: list[bytes | memoryview] = list(chunks)
+    while left:
+        written = os.writev(file, left[:MOST_CHUNKS])
+        while left and written >= len(left[0]):
+            written -= len(left.pop(0))
+        if left:
+            left[0] = memoryview(left[0])[written:]
