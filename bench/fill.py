@@ -167,8 +167,10 @@ def _touch_memory(file: Path, size_bytes: int) -> None:
 
 
 def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+    """Of the daemon and its fetch processes, those that have ended included."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    fields = [Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split() for one in (pid, *children)]
+    return sum(int(ticks) for own in fields for ticks in own[11:15]) / TICKS_PER_S
 
 
 def rows_of(case: Case, fills: Mapping[str, Sequence[Fill]]) -> Iterator[Row]:

@@ -71,6 +71,7 @@ def make_settings(cache_dir: Path, endpoint: str, **changes: object) -> Settings
         "anonymous": True,
         "http": "127.0.0.1:0",
         "deadline_s": 10.0,
+        "fetch_processes": 0,
     }
     return Settings(**(values | changes))  # type: ignore[arg-type]  # pydantic checks every value
 

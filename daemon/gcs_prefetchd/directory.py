@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import stat
+import time
 import uuid
 from pathlib import Path
 
@@ -25,6 +26,7 @@ MARKER_NAME = "CACHEDIR.TAG"
 MARKER = """Signature: 8a477f597d28d172789f06886806bc55
 # This directory is a cache of gcs-prefetchd, layout 1. The daemon may delete anything below objects/.
 """
+ENDING_S = 5.0  # after which a killed daemon's fetch processes, which have the lock as well, are no more
 NOT_FOREIGN = {"lost+found", "lock"}  # what mkfs leaves in a fresh file system, and a first start that was cut short
 
 # ext4 then spreads the subdirectories over the disk (chattr +T). A file's inode stays where it was made, and ext4 looks at
@@ -51,6 +53,19 @@ class CacheDirectory:
         self._lock: int | None = None
         self._numbers = itertools.count()
         self._strays: set[str] = set()
+
+    @classmethod
+    def shared(cls, path: Path, lock: int) -> "CacheDirectory":
+        """A directory that the process which began this one has claimed; `lock` is its lock, inherited."""
+        directory = cls(path)
+        directory._lock = lock
+        return directory
+
+    @property
+    def lock(self) -> int:
+        """The descriptor that keeps other daemons away for as long as any process has it."""
+        assert self._lock is not None, "the directory is not claimed"
+        return self._lock
 
     def claim(self) -> None:
         """Take the directory, making it where it does not exist, and remove what a crashed daemon left in `tmp/`."""
@@ -98,9 +113,8 @@ class CacheDirectory:
 
     def check_ours(self) -> None:
         """Raise OSError where the directory has been moved, removed or replaced: what lies in its place is not ours."""
-        assert self._lock is not None, "the directory is not claimed"
         try:
-            is_ours = os.path.samestat((self.path / "lock").stat(), os.fstat(self._lock))
+            is_ours = os.path.samestat((self.path / "lock").stat(), os.fstat(self.lock))
         except (FileNotFoundError, NotADirectoryError):
             is_ours = False
         if not is_ours:
@@ -181,21 +195,26 @@ class CacheDirectory:
 
     def _take_lock(self) -> None:
         self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CacheHeldError(
-                f"cache directory {self.path}: held by another daemon{self._holder()}; stop it with "
-                f"`gcs-prefetchd stop --cache-dir {self.path}`"
-            ) from None
+        until_s = time.monotonic() + ENDING_S
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                pid = self._holder()
+                if _is_there(pid) or time.monotonic() > until_s:
+                    raise CacheHeldError(
+                        f"cache directory {self.path}: held by another daemon{f' (pid {pid})' if pid else ''}; stop it with "
+                        f"`gcs-prefetchd stop --cache-dir {self.path}`"
+                    ) from None
+                time.sleep(0.01)
         with contextlib.suppress(OSError):  # a full disk: it is only for `_holder`
             os.pwrite(self._lock, f"{os.getpid():10}\n".encode(), 0)
 
-    def _holder(self) -> str:
+    def _holder(self) -> int | None:
         """By the lock's own file: until a daemon is ready, `daemon.json` may be that of one that was killed before."""
-        assert self._lock is not None
-        pid = os.pread(self._lock, 11, 0).strip()
-        return f" (pid {pid.decode()})" if pid.isdigit() else ""
+        pid = os.pread(self.lock, 11, 0).strip()
+        return int(pid) if pid.isdigit() else None
 
     def _clear_socket(self) -> None:
         """The lock is ours, so a socket belongs to nobody who lives. Anything else was not made by a daemon."""
@@ -233,6 +252,19 @@ class CacheDirectory:
             ) from None
         finally:
             probe.unlink()
+
+
+def _is_there(pid: int | None) -> bool:
+    """Whether the daemon with the lock lives; where that cannot be told, it does."""
+    if not pid:
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _spread_subdirectories(folder: Path) -> None:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from gcs_prefetchd.cache import Cache, Room
 from gcs_prefetchd.download import Download
+from gcs_prefetchd.errand import bring_by
 from gcs_prefetchd.errors import DaemonUnavailableError, ObjectChangedError
+from gcs_prefetchd.fetch_processes import FetchProcesses
 from gcs_prefetchd.names import ObjectName, cache_path
 from gcs_prefetchd.origin import Origin
 from gcs_prefetchd.pace import Spread
@@ -48,12 +50,20 @@ class Fetcher:
     DaemonUnavailableError.
     """
 
-    def __init__(self, cache: Cache, origin: Origin, slots: Slots, download_s: Spread | None = None) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        origin: Origin,
+        slots: Slots,
+        download_s: Spread | None = None,
+        processes: FetchProcesses | None = None,
+    ) -> None:
         self.slots = slots
         self.fetched = Fetched()
         self.download_s = download_s or Spread()
         self._cache = cache
         self._origin = origin
+        self._processes = processes
         self._under_way: dict[str, _Job] = {}
         self._closed = False
 
@@ -142,10 +152,14 @@ class Fetcher:
         started_s = time.monotonic()
         await self.slots.acquire(turn)
         try:
-            async with Download(self._cache, name, room) as download:
-                if version is not None:
-                    await download.begin(version)  # nothing is asked of GCS for which there is no room
-                await download.publish(await self._origin.download(name, version, download, Ticket(self.slots, turn)))
+            ticket = Ticket(self.slots, turn)
+            # What a reader waits for is fetched here, without a hop.
+            process = self._processes.free() if self._processes and version is not None and not turn.demand else None
+            if process is None or version is None or not await bring_by(process, self._cache, version, room, ticket):
+                async with Download(self._cache, name, room) as download:
+                    if version is not None:
+                        await download.begin(version)  # nothing is asked of GCS for which there is no room
+                    await download.publish(await self._origin.download(name, version, download, ticket))
         finally:
             self.slots.release(turn)
         self.download_s.add(time.monotonic() - started_s)

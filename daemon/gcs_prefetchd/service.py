@@ -21,6 +21,7 @@ from gcs_prefetchd.control import Control, control_app
 from gcs_prefetchd.credentials import Access
 from gcs_prefetchd.directory import CacheDirectory
 from gcs_prefetchd.errors import StartError
+from gcs_prefetchd.fetch_processes import FetchProcesses, Work
 from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.http import statistics_app
 from gcs_prefetchd.listen import Bounds, listen
@@ -118,18 +119,31 @@ class Service:
         slots = make_slots(settings)
         # The slots bound the downloads, by a setting that may change; pages of listings come on top.
         self.origin = Origin(access, connections=2 * MOST_CONCURRENCY, deadline_s=settings.deadline_s, page_account=slots.page)
-        self.fetcher = Fetcher(self.cache, self.origin, slots, download_s)
+        self.fetch_processes = self._fetch_processes() if settings.fetch_process_count else None
+        self.fetcher = Fetcher(self.cache, self.origin, slots, download_s, self.fetch_processes)
         self.tuning = Tuning(settings, slots)
         self.read_ahead = ReadAhead(self.directory.objects) if settings.read_ahead else None
         self.prefetcher = Prefetcher(self.registry, self.cache, self.fetcher, self.read_ahead)
         self.statistics = Statistics(
-            self.instance_id, self.cache, self.registry, self.fetcher, self.prefetcher, self.origin.traffic
+            self.instance_id,
+            self.cache,
+            self.registry,
+            self.fetcher,
+            self.prefetcher,
+            self.origin.traffic,
+            self.fetch_processes,
         )
         self.listings = Listings(settings, self.directory, self.origin, self.cache, self.registry, self.fetcher)
         self.listings.on_adopted = self.prefetcher.wake
         self._stop = stop
         self._ready = False
         self._failed: BaseException | None = None
+
+    def _fetch_processes(self) -> FetchProcesses:
+        options: dict[str, Any] = {"connections": 2 * MOST_CONCURRENCY, "deadline_s": self.settings.deadline_s}
+        options["user_project"] = self.settings.user_project
+        work = Work(self.directory, self.origin.root, options, self.origin.traffic, lambda: self.origin.token)
+        return FetchProcesses(self.settings.fetch_process_count, work)
 
     @asynccontextmanager
     async def running(self, on_claimed: Callable[[], None] = lambda: None) -> AsyncIterator[Started]:
@@ -141,6 +155,8 @@ class Service:
             await self.cache.open()
             stack.push_async_callback(self.cache.close)
             await stack.enter_async_context(self.origin)
+            if self.fetch_processes is not None:
+                stack.push_async_callback(self.fetch_processes.close)
             stack.push_async_callback(self.fetcher.close)
             relist_in_s = [await self.listings.first(root) for root in self.settings.roots]
             with self._disk_errors():
@@ -197,6 +213,7 @@ class Service:
     @asynccontextmanager
     async def _background(self, relist_in_s: list[float]) -> AsyncIterator[None]:
         jobs: list[Coroutine[Any, Any, None]] = [self._prefetch(), self._rescan(), self._watch(), ping_watchdog()]
+        jobs += [self.fetch_processes.run()] if self.fetch_processes is not None else []
         jobs += [self.read_ahead.run()] if self.read_ahead is not None else []
         jobs += [self.listings.follow(root, wait_s) for root, wait_s in zip(self.settings.roots, relist_in_s, strict=True)]
         tasks = [asyncio.create_task(job) for job in jobs]

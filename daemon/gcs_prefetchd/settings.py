@@ -21,6 +21,7 @@ __all__ = ["ENVIRONMENT_PREFIX", "MOST_CONCURRENCY", "Settings", "change_setting
 ENVIRONMENT_PREFIX = "GCS_PREFETCHD_"
 SHOWN_AT_MOST = 200  # characters of a bad value
 MOST_CONCURRENCY = 1024
+CORES_A_FETCH_PROCESS = 4
 
 Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size, when_used="json")]
 
@@ -61,6 +62,12 @@ class Settings(BaseSettings):
     policy: Literal["plan", "lru"] = Field(
         "plan", description="What is dropped first: by the readers' plans, or the least recently used whatever they plan."
     )
+    fetch_processes: int | None = Field(
+        None,
+        ge=0,
+        le=64,
+        description="How many processes prefetch for the daemon; 0: it does so itself. By default by cores.",
+    )
     deadline_s: float = Field(60.0, gt=0, le=3600, description="After how many seconds of trying an object is given up.")
     relist_s: float = Field(
         3600.0, ge=1, allow_inf_nan=False, description="After how many seconds a data root is listed again."
@@ -98,6 +105,13 @@ class Settings(BaseSettings):
     def roots(self) -> list[DataRoot]:
         """The data roots, read."""
         return [DataRoot.parse(uri) for uri in self.data_roots]
+
+    @property
+    def fetch_process_count(self) -> int:
+        """How many fetch processes there are to be: one for every four cores, one at least."""
+        if self.fetch_processes is not None:
+            return self.fetch_processes
+        return max(1, len(os.sched_getaffinity(0)) // CORES_A_FETCH_PROCESS)
 
     @property
     def layout(self) -> Layout:

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from gcs_prefetchd import __version__
 from gcs_prefetchd.cache import Cache
+from gcs_prefetchd.fetch_processes import FetchProcesses
 from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.prefetch import Prefetcher
 from gcs_prefetchd.protocol import ReadReport
@@ -58,6 +59,7 @@ class Statistics:
     fetcher: Fetcher
     prefetcher: Prefetcher
     traffic: Traffic
+    fetch_processes: FetchProcesses | None = None
     reads: Reads = field(default_factory=Reads)
     started_s: float = field(default_factory=time.monotonic)
 
@@ -97,7 +99,7 @@ class Statistics:
                 "demand_fetched": self.fetcher.fetched.demand,
                 "runway_items": min((s["runway_items"] for s in streams if s["position"] < s["length"]), default=0),
             },
-            "process": _process(),
+            "process": _process() | self._fetch_processes(),
             "streams": streams,
         }
 
@@ -115,6 +117,10 @@ class Statistics:
             "allowed_bytes_per_s": governor.max_bytes_per_s,
             "throttled_s": round(slots.throttled_s, 3),
         }
+
+    def _fetch_processes(self) -> dict[str, int]:
+        pids = self.fetch_processes.pids if self.fetch_processes is not None else []
+        return {"fetch_processes": len(pids), "fetch_memory_bytes": sum(map(_memory_bytes, pids))}
 
     def _streams(self) -> list[dict[str, Any]]:
         now_s = time.monotonic()
@@ -146,13 +152,19 @@ class Statistics:
 
 def _process() -> dict[str, int]:
     """What the daemon itself takes of the machine: each of it stays flat, whatever has gone wrong."""
-    resident_pages = int(Path("/proc/self/statm").read_bytes().split()[1])
     return {
-        "memory_bytes": resident_pages * os.sysconf("SC_PAGE_SIZE"),
+        "memory_bytes": _memory_bytes(os.getpid()),
         "open_files": sum(1 for _ in Path("/proc/self/fd").iterdir()) - 1,  # without the one that lists them
         "threads": threading.active_count(),
         "tasks": len(asyncio.all_tasks()),
     }
+
+
+def _memory_bytes(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # it has just ended
+        return 0
 
 
 # metric: (kind, where in the snapshot, help)
@@ -212,6 +224,12 @@ METRICS: dict[str, tuple[str, tuple[str, str], str]] = {
     "gcs_prefetchd_process_open_files": ("gauge", ("process", "open_files"), "Descriptors that the daemon has open"),
     "gcs_prefetchd_process_threads": ("gauge", ("process", "threads"), "Threads of the daemon"),
     "gcs_prefetchd_process_tasks": ("gauge", ("process", "tasks"), "Tasks of the daemon's event loop"),
+    "gcs_prefetchd_process_fetch_processes": ("gauge", ("process", "fetch_processes"), "Fetch processes that there are"),
+    "gcs_prefetchd_process_fetch_memory_bytes": (
+        "gauge",
+        ("process", "fetch_memory_bytes"),
+        "Resident memory of the fetch processes",
+    ),
     "gcs_prefetchd_stream_position": ("gauge", ("streams", "position"), "Items read of the stream's epoch"),
     "gcs_prefetchd_stream_length": ("gauge", ("streams", "length"), "Items of the stream's epoch"),
     "gcs_prefetchd_stream_runway_items": ("gauge", ("streams", "runway_items"), "Items on disk ahead of the stream"),
