@@ -7,7 +7,9 @@ kill leaves the directory as it is at that moment, and the next daemon begins wi
 import asyncio
 import contextlib
 import itertools
+import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack, closing
@@ -51,6 +53,7 @@ class Model(RuleBasedStateMachine):
     """The bucket as it is and was, and with it what each read may give."""
 
     tally = Tally("model")
+    fetch_processes = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +83,14 @@ class Model(RuleBasedStateMachine):
 
     def begin(self, cache_dir: Path) -> None:
         """A daemon over a directory that is new, or that another one left."""
-        options = make_settings(cache_dir, self.gcs.url, cache_size=LIMIT_BYTES, deadline_s=0.3, log_level="error")
+        options = make_settings(
+            cache_dir,
+            self.gcs.url,
+            cache_size=LIMIT_BYTES,
+            deadline_s=0.3,
+            fetch_processes=self.fetch_processes,
+            log_level="error",
+        )
         self.service = Service(options, lambda: None)
         self.stack = AsyncExitStack()
         self.run(self.stack.enter_async_context(self.service.running()))
@@ -320,10 +330,24 @@ def test_whatever_happens_in_a_row_reads_give_what_the_model_allows() -> None:
     run_state_machine_as_test(Model, settings=settings(IN_ROWS, max_examples=12, derandomize=True))
 
 
+class WithFetchProcesses(Model):
+    """They are begun with the first prefetch of each daemon, and killed with any step."""
+
+    fetch_processes = 2
+
+    @rule()
+    def kill_fetch_processes(self) -> None:
+        assert self.service.fetch_processes is not None
+        for pid in self.service.fetch_processes.pids:
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_whatever_happens_in_a_row_is_allowed_with_fetch_processes_too() -> None:
+    run_state_machine_as_test(WithFetchProcesses, settings=settings(IN_ROWS, max_examples=5, derandomize=True))
+
+
 @pytest.mark.torture
 def test_whatever_happens_in_many_rows_reads_give_what_the_model_allows(tally: Tally) -> None:
-    class Counted(Model):
-        pass
-
-    Counted.tally = tally
-    run_state_machine_as_test(Counted, settings=settings(IN_ROWS, max_examples=40, database=None))
+    for model in (Model, WithFetchProcesses):
+        counted = type("Counted", (model,), {"tally": tally})
+        run_state_machine_as_test(counted, settings=settings(IN_ROWS, max_examples=20, database=None))

@@ -96,6 +96,11 @@ class FetchProcess:
         return self._process.pid
 
     @property
+    def is_ready(self) -> bool:
+        """Whether it can be told to fetch."""
+        return self.ready.done() and not self.ready.cancelled() and not self.lost.done()
+
+    @property
     def load(self) -> int:
         """How many downloads it has under way."""
         return len(self._jobs)
@@ -255,13 +260,13 @@ class FetchProcesses:
 
     @property
     def pids(self) -> list[int]:
-        """Of those that are there."""
-        return [process.pid for process in self._processes if not process.lost.done()]
+        """Of those that are at work."""
+        return [process.pid for process in self._processes if process.is_ready]
 
     def free(self) -> FetchProcess | None:
         """The one that has least to do, or None where none is ready."""
         self._wanted.set()
-        ready = [process for process in self._processes if process.ready.done() and not process.lost.done()]
+        ready = (process for process in self._processes if process.is_ready)
         return min(ready, key=lambda process: process.load, default=None)
 
     async def run(self) -> None:

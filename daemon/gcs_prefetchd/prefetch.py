@@ -316,6 +316,8 @@ class Prefetcher:
             if self._timer is None:  # one line for all that fail together
                 log.warning("%s; planned again in %g s", error, self._try_again_s)
                 self._timer = asyncio.get_running_loop().call_later(self._try_again_s, self._try_again)
+        elif isinstance(error, PrefetchdError) and version not in self._registry.versions(reader, item):
+            self._plan_again((reader.key, item))  # it has been listed anew meanwhile
         elif isinstance(error, PrefetchdError):
             self._say_once(version, f"{error}; not prefetched")
         elif not isinstance(error, asyncio.CancelledError):  # the daemon is stopping
