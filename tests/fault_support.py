@@ -220,13 +220,14 @@ def promises(daemon: Daemon, good: str, data: bytes, *, entries_stay: bool = Tru
 
 
 def _usage(daemon: Daemon) -> dict[str, int]:
-    """What leaks would show in. Connections to GCS are kept open on purpose, so of sockets there may be some more."""
+    """What leaks would show in. Connections to GCS are kept open on purpose, so of sockets there may be some more, and fetch
+    processes are begun, of which each is a socket and a pidfd."""
     links = []
     for descriptor in Path(f"/proc/{daemon.pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
             links.append(str(descriptor.readlink()))
     return {
-        "files": sum(not link.startswith("socket:") for link in links),
+        "files": sum(not link.startswith(("socket:", "anon_inode:[pidfd]")) for link in links),
         "downloads": daemon.stats()["origin"]["in_flight"],
         "reserved_bytes": daemon.stats()["cache"]["reserved_bytes"],
         "tasks": daemon.stats()["process"]["tasks"],
