@@ -3,8 +3,8 @@
     python bench/fill.py [--json] [--quick] [--runs N] [--plot FILE.png]
 
 The loop is gcloud-aio-storage on uvloop, which checks, retries and indexes nothing (`bare_loop.py`); `tuned` has the daemon's
-malloc settings as well. The daemon's figures are those of its process: GET, crc32c, write, stamp, publish, index. Each fill is
-timed from its tenth part on. Where root runs it, each has a new ext4 file system of its own (a file, mounted), for what was
+malloc settings as well. The daemon's figures are those of its processes: GET, crc32c, write, stamp, publish, index. Each fill
+is timed from its tenth part on. Where root runs it, each has a new ext4 file system of its own (a file, mounted), for what was
 removed in the last minutes makes new files dear on ext4: two to four times as dear for the loop, which makes them where they
 stay. Otherwise all share the scratch folder's disk. Before each, as many bytes are written and removed: a virtual machine
 pays for memory that it touches for the first time.
@@ -28,7 +28,7 @@ from rig import daemon, make_objects, server
 
 CONCURRENCY = 128
 LOWEST_RATE, HIGHEST_CPU = Target(0.9), Target(1.15, is_most=True)  # beside the bare loop
-SAMPLE_S = 0.02
+SAMPLE_S, SELDOM_S = 0.02, 0.1  # each sample costs the daemon a millisecond, so few are taken but at both ends
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 BARE = [sys.executable, str(Path(__file__).parent / "bare_loop.py")]
 
@@ -86,7 +86,7 @@ def fill_ours(url: str, cache_dir: Path, objects: int, object_bytes: int) -> Fil
                 marks.append((time.perf_counter(), _cpu_s(pid), here))
             if here >= objects:
                 break
-            time.sleep(SAMPLE_S)
+            time.sleep(SELDOM_S if objects // 10 <= here < objects * 8 // 10 else SAMPLE_S)
         first, last = marks[0], marks[-1]
         return Fill(last[2] - first[2], last[0] - first[0], last[1] - first[1])
 

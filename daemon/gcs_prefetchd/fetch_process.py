@@ -46,7 +46,8 @@ TOKEN_FOR_S = 30.0  # then the daemon is asked again, which knows when a token i
 LOOK_AGAIN_S = 0.01  # at the folders of the cache, which somebody may have moved
 _PR_SET_PDEATHSIG = 1
 
-_Message = tuple[str | int, ...]
+_Try = tuple[int, float, int, bool, bool]
+_Message = tuple[str | int | float, ...]
 
 
 class _Token:
@@ -87,12 +88,13 @@ class _Token:
 
 
 class _Account:
-    """Tells the daemon of the tries of one download."""
+    """Tells the daemon of the tries of one download. Of the good one with its end, for to hear twice of an object costs."""
 
     def __init__(self, number: int, send: Callable[..., None]) -> None:
         self._number = number
         self._send = send
         self._requests = 0
+        self._good: _Try | None = None
 
     def sent(self) -> None:
         """A request goes out."""
@@ -100,10 +102,23 @@ class _Account:
 
     def ended(self, outcome: Outcome) -> None:
         """A try has ended."""
-        requests, self._requests = self._requests, 0
-        self._send(
-            "tried", self._number, requests, outcome.seconds, outcome.received_bytes, outcome.is_refused, outcome.is_good
-        )
+        tried = (self._requests, outcome.seconds, outcome.received_bytes, outcome.is_refused, outcome.is_good)
+        self._requests = 0
+        if outcome.is_good:
+            self._good = tried
+        else:
+            self._send("tried", self._number, *tried)
+
+    def done(self, crc32c: int) -> _Message:
+        """The object has come."""
+        assert self._good is not None
+        return "done", self._number, crc32c, *self._good
+
+    def failed(self, error: str, text: str) -> _Message:
+        """It has not."""
+        if self._good is not None:  # and then the disk refused
+            self._send("tried", self._number, *self._good)
+        return "failed", self._number, error, text
 
 
 class _Sink:
@@ -207,9 +222,9 @@ class _FetchProcess:
             assert came.crc32c is not None
             self._look_again()
             sink.publish(Stamp(came.generation, came.size, came.crc32c))
-            return "done", number, came.crc32c
+            return account.done(came.crc32c)
         except PrefetchdError as exc:
-            return "failed", number, type(exc).__name__, str(exc)
+            return account.failed(type(exc).__name__, str(exc))
         finally:
             with contextlib.suppress(OSError):  # it goes with the next that is discarded, or when the next daemon starts
                 file.discard()
