@@ -16,7 +16,7 @@ from gcs_prefetchd.background import Background, Starter, go_on_in_background, w
 from gcs_prefetchd.client import DaemonClient, read_daemon_file
 from gcs_prefetchd.errors import DaemonUnavailableError, PrefetchdError, ProtocolError, SettingsError
 from gcs_prefetchd.logs import log_to
-from gcs_prefetchd.settings import Settings, check_against_disk, load_settings
+from gcs_prefetchd.settings import Settings, check_against_disk, load_settings, with_unit
 from gcs_prefetchd.sizes import format_size
 from gcs_prefetchd.summary import daemon_facts, stream_facts
 
@@ -166,7 +166,8 @@ def change(
         _fail(exc, EXIT_BAD_SETTING)
     except DaemonUnavailableError as exc:
         _fail(exc, EXIT_FAILED)
-    _show_values(values)
+    for name, value in values.items():
+        print(f"{name} = {with_unit(name, value)}")
 
 
 @app.command()
@@ -229,11 +230,7 @@ def _say_ready(answer: dict[str, Any], settings: Settings) -> None:
 
 
 def _show_settings(settings: Settings) -> None:
-    _show_values(settings.model_dump(mode="json"))
-
-
-def _show_values(values: Mapping[str, object]) -> None:
-    for name, value in values.items():
+    for name, value in settings.model_dump(mode="json").items():
         shown = "" if value is None else ", ".join(value) if isinstance(value, list) else value
         print(f"{name} = {shown}")
 
