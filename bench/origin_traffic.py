@@ -25,13 +25,27 @@ from gcs_prefetchd.order import plan_order
 from offline import belady_hits, endless_misses
 from rig import BUCKET, Reader, daemon, make_objects, media_gets, server, together
 
-ITEMS = 2000
-EPOCHS = 6
-SHARES = (0.10, 0.25, 0.50, 0.75, 0.90)
 SMALLEST_BYTES, LARGEST_BYTES = 2_000, 8_000
 LATENCY_MS = 10.0
 ITEMS_PER_S = 500.0
 SLOW_LATENCY_MS = 16.0
+SLOW_SHARE = 0.50
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much is read: items, epochs of a job, those of the job that is faster than its origin, what the caches hold."""
+
+    items: int
+    epochs: int
+    slow_epochs: int
+    shares: tuple[float, ...]
+
+
+WHOLE = Scale(2000, 6, 3, (0.10, 0.25, 0.50, 0.75, 0.90))
+# The rates are those of the whole one: a faster reader would measure the processor. With fewer items a tenth of an epoch
+# would be too few for its share of the misses to mean anything.
+QUICK = Scale(700, 3, 2, (0.50,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +64,16 @@ class Row:
 class Bench:
     """The runs; every one starts with an empty cache directory and a server of its own."""
 
-    def __init__(self, buckets: Path, scratch: Path, total_bytes: int, epochs: int, items_per_s: float) -> None:
+    def __init__(self, buckets: Path, scratch: Path, total_bytes: int, scale: Scale) -> None:
         self.buckets = buckets
         self.scratch = scratch
         self.total_bytes = total_bytes
-        self.epochs = epochs
-        self.items_per_s = items_per_s
+        self.scale = scale
         self._runs = 0
 
     def shuffled(self, share: float, policy: str) -> list[Row]:
         """One job over shuffled epochs."""
-        tenths = np.zeros((self.epochs, 10))
+        tenths = np.zeros((self.scale.epochs, 10))
         windows: list[int] = []
         before = 0
         with self._rig(share, policy=policy) as (endpoint, client, cache_dir):
@@ -72,11 +85,11 @@ class Bench:
                 before = gets
                 windows.extend(stream["window_items"] for stream in client.stats()["streams"] if epoch)
 
-            Reader(cache_dir, "job", 1, self.items_per_s).read(self.epochs, count)
+            Reader(cache_dir, "job", 1, ITEMS_PER_S).read(self.scale.epochs, count)
             residence = gets_per_residence(endpoint, client)
         fetched = float(tenths[1:].sum(axis=1).mean())
         window = round(float(np.mean(windows)))
-        bound = min(ITEMS, ITEMS * (1 - share) + window)
+        bound = min(self.scale.items, self.scale.items * (1 - share) + window)
         if policy == "lru":
             return [Row("shuffled, LRU", share, fetched, bound, "", True)]
         unevenness = float((tenths[1:].mean(axis=0) / tenths[1:].mean()).max())
@@ -90,37 +103,40 @@ class Bench:
         """One job that draws with replacement."""
         with self._rig(share) as (endpoint, _, cache_dir):
             marks: list[int] = []
-            reader = Reader(cache_dir, "job", 1, self.items_per_s, kind="endless")
-            reader.read(self.epochs, lambda epoch, tenth: marks.append(media_gets(endpoint)) if tenth == 10 else None)
-        fetched = (marks[-1] - marks[0]) / 2 / (self.epochs - 1)
-        reads = [item for epoch in range(self.epochs) for item in self._order("endless", 1, epoch)]
-        exact = endless_misses(reads, int(ITEMS * share), ITEMS, ITEMS) / (self.epochs - 1)
+            reader = Reader(cache_dir, "job", 1, ITEMS_PER_S, kind="endless")
+            reader.read(self.scale.epochs, lambda epoch, tenth: marks.append(media_gets(endpoint)) if tenth == 10 else None)
+        fetched = (marks[-1] - marks[0]) / 2 / (self.scale.epochs - 1)
+        reads = [item for epoch in range(self.scale.epochs) for item in self._order("endless", 1, epoch)]
+        items = self.scale.items
+        exact = endless_misses(reads, int(items * share), items, items) / (self.scale.epochs - 1)
         return [Row("endless", share, fetched, exact, "<= 1.05 x exact offline", fetched <= 1.05 * exact)]
 
     def two_jobs(self, share: float) -> list[Row]:
         """Two jobs with different seeds on the same data; hits per read."""
         with self._rig(share) as (endpoint, _, cache_dir):
-            readers = [Reader(cache_dir, f"job {seed}", seed, self.items_per_s / 2) for seed in (1, 2)]
+            readers = [Reader(cache_dir, f"job {seed}", seed, ITEMS_PER_S / 2) for seed in (1, 2)]
             before = media_gets(endpoint)
-            together(readers, self.epochs)
+            together(readers, self.scale.epochs)
             fetched = (media_gets(endpoint) - before) / 2
-        orders = [[item for epoch in range(self.epochs) for item in self._order("shuffled", seed, epoch)] for seed in (1, 2)]
+        epochs = range(self.scale.epochs)
+        orders = [[item for epoch in epochs for item in self._order("shuffled", seed, epoch)] for seed in (1, 2)]
         reads = [item for pair in zip(*orders, strict=True) for item in pair]
-        hits, exact = 1 - fetched / len(reads), belady_hits(reads, int(ITEMS * share)) / len(reads)
+        hits, exact = 1 - fetched / len(reads), belady_hits(reads, int(self.scale.items * share)) / len(reads)
         return [Row("two jobs, hits per read", share, hits, exact, ">= 0.85 x exact Belady", hits >= 0.85 * exact)]
 
     def slow_origin(self, share: float) -> list[Row]:
         """A reader twice as fast as the origin: the epoch's time over the ideal one, in which the origin never rests."""
-        rows = []
+        rows, epochs = [], self.scale.slow_epochs
         for policy in ("plan", "lru"):
             with self._rig(share, latency_ms=SLOW_LATENCY_MS, concurrency=4, policy=policy) as (endpoint, _, cache_dir):
-                # The first epoch is all misses for a reader that never pauses: so fast is the origin.
-                cold_s = Reader(cache_dir, "job", 1, math.inf).read(1)
-                items_per_s = 2 * ITEMS / cold_s
+                # The first epoch is all misses for a reader that never pauses: so fast is the origin. It is a job of its own,
+                # for the daemon would take the first reports of a second reader of that name for repeated ones.
+                cold_s = Reader(cache_dir, "cold", 1, math.inf).read(1)
+                items_per_s = 2 * self.scale.items / cold_s
                 before = media_gets(endpoint)
-                took_s = Reader(cache_dir, "job", 2, items_per_s).read(3) / 3
-                fetched = (media_gets(endpoint) - before) / 2 / 3
-            ideal_s = max(ITEMS / items_per_s, ITEMS * (1 - share) / (items_per_s / 2))
+                took_s = Reader(cache_dir, "job", 2, items_per_s).read(epochs) / epochs
+                fetched = (media_gets(endpoint) - before) / 2 / epochs
+            ideal_s = max(self.scale.items / items_per_s, self.scale.items * (1 - share) / (items_per_s / 2))
             target = "<= 1.05 x ideal" if policy == "plan" else ""
             ok = not target or took_s <= 1.05 * ideal_s
             name = f"origin at half the rate, {policy}: s an epoch"
@@ -128,7 +144,7 @@ class Bench:
         return rows
 
     def _order(self, kind: str, seed: int, epoch: int) -> list[int]:
-        order: list[int] = plan_order(kind, seed, epoch, np.arange(ITEMS, dtype=np.uint32)).tolist()
+        order: list[int] = plan_order(kind, seed, epoch, np.arange(self.scale.items, dtype=np.uint32)).tolist()
         return order
 
     def _rig(self, share: float, *, latency_ms: float = LATENCY_MS, **settings: object) -> "_Rig":
@@ -165,27 +181,32 @@ def gets_per_residence(endpoint: str, client: DaemonClient) -> float:
 
 def main() -> int:
     parser = command_line(__doc__)
-    parser.add_argument("--quick", action="store_true", help="three epochs, and a cache of 50 %% only")
+    quick = f"{QUICK.items} items for {WHOLE.items:,}, {QUICK.epochs} epochs for {WHOLE.epochs}"
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"every kind of run, but {quick}, one cache of half the data: about 70 s",
+    )
     parser.add_argument("--only", choices=["shuffled", "endless", "two_jobs", "slow_origin"], help="one kind of run")
     options = parser.parse_args()
+    scale = QUICK if options.quick else WHOLE
     with tempfile.TemporaryDirectory(prefix="gcs-prefetchd-bench-") as scratch:
-        total_bytes = make_objects(Path(scratch, "buckets"), ITEMS, SMALLEST_BYTES, LARGEST_BYTES)
+        total_bytes = make_objects(Path(scratch, "buckets"), scale.items, SMALLEST_BYTES, LARGEST_BYTES)
         assert Path(scratch, "buckets", BUCKET).is_dir()
-        bench = Bench(Path(scratch, "buckets"), Path(scratch), total_bytes, 3 if options.quick else EPOCHS, ITEMS_PER_S)
-        rows = list(run(bench, (0.50,) if options.quick else SHARES, options.only))
+        rows = run(Bench(Path(scratch, "buckets"), Path(scratch), total_bytes, scale), options.only)
     if options.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
     else:
-        show(rows)
+        show(rows, scale.items)
     if options.plot:
-        draw(lambda axes: plot(axes, rows), "Items fetched in each later epoch", options.plot)
+        draw(lambda axes: plot(axes, rows, scale.items), "Items fetched in each later epoch", options.plot)
     return 0 if all(row.ok for row in rows) else 1
 
 
-def run(bench: Bench, shares: tuple[float, ...], only: str | None) -> list[Row]:
+def run(bench: Bench, only: str | None) -> list[Row]:
     """Every run in turn."""
     rows: list[Row] = []
-    for share in shares:
+    for share in bench.scale.shares:
         if only in (None, "shuffled"):
             rows += bench.shuffled(share, "plan") + bench.shuffled(share, "lru")
         if only in (None, "endless"):
@@ -193,11 +214,11 @@ def run(bench: Bench, shares: tuple[float, ...], only: str | None) -> list[Row]:
         if only in (None, "two_jobs"):
             rows += bench.two_jobs(share)
     if only in (None, "slow_origin"):
-        rows += bench.slow_origin(0.50)
+        rows += bench.slow_origin(SLOW_SHARE)
     return rows
 
 
-def show(rows: list[Row]) -> None:
+def show(rows: list[Row], items: int) -> None:
     """The table."""
     table = Table("run", "cache holds", "measured", "reference", "ratio", "target", "", box=None, padding=(0, 2, 0, 0))
     for row in rows:
@@ -206,13 +227,13 @@ def show(rows: list[Row]) -> None:
         cells = [f"{row.value:,.3g}" if row.value < 10 else f"{row.value:,.0f}"]
         cells += [f"{row.reference:,.3g}" if row.reference < 10 else f"{row.reference:,.0f}", f"{ratio:.3f}"]
         table.add_row(row.name, f"{row.cache_share:.0%}", *cells, row.target, f"{verdict} {row.note}")
-    Console(width=140).print(f"{ITEMS:,} items, sizes varying 4x, {LATENCY_MS:g} ms, {ITEMS_PER_S:g} items/s", table)
+    Console(width=140).print(f"{items:,} items, sizes varying 4x, {LATENCY_MS:g} ms, {ITEMS_PER_S:g} items/s", table)
 
 
-def plot(axes: Any, rows: list[Row]) -> None:
+def plot(axes: Any, rows: list[Row], items: int) -> None:
     """Items fetched an epoch against what the cache holds."""
     for name, label in (("shuffled, LRU", "LRU"), ("shuffled", "by the plan"), ("endless", "by the plan, with replacement")):
-        points = [(row.cache_share, row.value / ITEMS) for row in rows if row.name == name]
+        points = [(row.cache_share, row.value / items) for row in rows if row.name == name]
         axes.plot(*zip(*points, strict=True), marker="o", label=label)
     axes.plot([0, 1], [1, 0], "k--", linewidth=1, label="lower bound, shuffled")
     axes.set(

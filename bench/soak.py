@@ -178,26 +178,15 @@ def soak(seconds: float, folder: Path, seed: int) -> list[Figure]:
         with readers.reading():
             until(lambda: readers.all_read)
             with Trouble(endpoint, bucket, seed) as first:
-                for _ in range(kills := max(1, int(seconds / 3 / KILL_EVERY_S))):
-                    with watch.watching():
-                        time.sleep(seconds / 3 / kills)
-                    daemon.kill()
-                    time.sleep(0.3)  # readers are without one for a while
-                    daemon.start()
+                live_and_die(daemon, watch, seconds / 3)
             with readers.paused():
                 before = settled(daemon)
             with Trouble(endpoint, bucket, seed + 1) as second, watch.watching():
                 time.sleep(seconds * 2 / 3)
             with readers.paused():
-                after = settled(daemon)
-                are_alive = readers.all_read
-                had = daemon.objects()
-                daemon.kill()
-                daemon.start()
-                gone = had - daemon.objects()  # by an eviction, where it was not lost
-                lost = max(0, len(gone) - daemon.stats()["cache"]["evictions"])
-        reads, wrong, failed = readers.counts
-    lines = daemon.log.read_bytes().splitlines()
+                after, are_alive = settled(daemon), readers.all_read
+                lost = lost_over_a_kill(daemon)
+    reads, wrong, failed = readers.counts
     return [
         Figure("objects read", reads, ""),
         Figure("wrong bytes", wrong, "", 0),
@@ -212,11 +201,45 @@ def soak(seconds: float, folder: Path, seed: int) -> list[Figure]:
         Figure("starts of the daemon", daemon.lives, ""),
         Figure("bytes on disk at most", watch.disk_bytes / 1e3, "KB", limit_bytes / 1e3),
         Figure("longest answer of /stats", watch.answer_s, "s", ANSWER_S),
+        *growth(before, after),
+        *complaints(daemon.log),
+    ]
+
+
+def live_and_die(daemon: Daemon, watch: Watch, seconds: float) -> None:
+    """Kill the daemon and start it again now and then."""
+    for _ in range(kills := max(1, int(seconds / KILL_EVERY_S))):
+        with watch.watching():
+            time.sleep(seconds / kills)
+        daemon.kill()
+        time.sleep(0.3)  # readers are without one for a while
+        daemon.start()
+
+
+def lost_over_a_kill(daemon: Daemon) -> int:
+    """Kill the daemon and start it again; returns how many objects the next one has not, though none was evicted for room."""
+    had = daemon.objects()
+    daemon.kill()
+    daemon.start()
+    gone = had - daemon.objects()
+    return max(0, len(gone) - int(daemon.stats()["cache"]["evictions"]))
+
+
+def growth(before: dict[str, int], after: dict[str, int]) -> list[Figure]:
+    """What the daemon takes at the end, against what it took after the first third."""
+    return [
         Figure("memory at the end", after["memory_bytes"] / 1e6, "MB", (before["memory_bytes"] + MORE_MEMORY_BYTES) / 1e6),
         Figure("open files at the end", after["open_files"], "", before["open_files"] + MORE_OPEN_FILES),
         Figure("tasks at the end", after["tasks"], "", before["tasks"] + MORE_TASKS),
         Figure("threads at the end", after["threads"], "", before["threads"] + MORE_THREADS),
         Figure("files in tmp/ at the end", after["temporary_files"], "", before["temporary_files"]),
+    ]
+
+
+def complaints(log: Path) -> list[Figure]:
+    """What should not be in the log."""
+    lines = log.read_bytes().splitlines()
+    return [
         Figure("lines of the log that are longer than 2 KB", sum(len(line) > LONGEST_LINE_BYTES for line in lines), "", 0),
         Figure("tracebacks in the log", sum(line.startswith(b"Traceback") for line in lines), "", 0),
     ]

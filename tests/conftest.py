@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from fault_support import Tally, table_of
+from fault_support import DATA, Tally, table_of
 from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.directory import CacheDirectory
-from gcs_prefetchd.testing import GCSServer
+from gcs_prefetchd.testing import GCSServer, ServingGCS, serving
+from support import BUCKET, put_items
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("tests", deadline=None)
@@ -31,6 +32,22 @@ async def gcs() -> AsyncIterator[GCSServer]:
     """A GCS-speaking server in this event loop."""
     async with GCSServer() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServingGCS]:
+    """A server with two items, in a thread; all tests of a module share it, and put more objects beside them."""
+    with serving() as server:
+        put_items(server, 2)
+        yield server
+
+
+@pytest.fixture
+def good(server: ServingGCS, request: pytest.FixtureRequest) -> str:
+    """The URI of an object that no fault touches, of this test alone; it holds `fault_support.DATA`."""
+    name = f"train/good/{abs(hash(request.node.name))}"
+    server.put(BUCKET, name, DATA)
+    return f"gs://{BUCKET}/{name}"
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ from typing import Any
 from gcs_prefetchd.client import DaemonClient
 from gcs_prefetchd.names import cache_path, parse_object_uri
 from gcs_prefetchd.stamp import read_checked
-from support import COMMAND, clean_environment, start_arguments
+from support import COMMAND, DATA_ROOT, clean_environment, start_arguments
 
+DATA = bytes(range(256)) * 100
 LONGEST_LINE_BYTES = 2048
 ANSWER_S = 1.0  # within which /stats answers, whatever goes on
 START_S = 60.0
@@ -154,6 +155,13 @@ def faulted_daemon(
                 os.kill(daemon.pid, signal.SIGKILL)
             process.kill()
             process.wait()
+
+
+def cached_items(daemon: Daemon) -> list[str]:
+    """Have the two items of the fixture `server` in the cache; returns the URIs of their parts."""
+    parts = [f"{DATA_ROOT}/{part}" for i in range(2) for part in (f"images/{i:05}.jpg", f"labels/{i:05}.png")]
+    assert set(daemon.client.fetch(parts)) == {""}
+    return parts
 
 
 def wait_for(what: Callable[[], object], within_s: float = SETTLE_S) -> None:

@@ -17,43 +17,29 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from cache_support import run_script
-from fault_support import Daemon, faulted_daemon, promises
+from fault_support import DATA, Daemon, cached_items, faulted_daemon, promises
 from gcs_prefetchd.client import short_address
 from gcs_prefetchd.service import STATISTICS_BOUNDS
 from gcs_prefetchd.testing import Fault, HtmlPage, Kind, ServingGCS, Status, serving
 from support import BUCKET, DATA_ROOT, put_items
 
-GOOD = f"gs://{BUCKET}/train/good"
-DATA = bytes(range(256)) * 100
-ITEMS = 2
 DEADLINE_S = 15.0
 OVER = ("TCP", "the socket")
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ServingGCS]:
-    """A server with two items, and an object outside every data root."""
-    with serving() as server:
-        put_items(server, ITEMS)
-        server.put(BUCKET, "private/key", b"not for the cache")
-        server.put("another-bucket", "train/images/1.jpg", b"not for the cache")
-        yield server
-
-
-@pytest.fixture
-def good(server: ServingGCS, request: pytest.FixtureRequest) -> str:
-    """An object of this test alone."""
-    name = f"train/good/{abs(hash(request.node.name))}"
-    server.put(BUCKET, name, DATA)
-    return f"gs://{BUCKET}/{name}"
+def server(server: ServingGCS) -> ServingGCS:
+    """There are objects outside every data root, too."""
+    server.put(BUCKET, "private/key", b"not for the cache")
+    server.put("another-bucket", "train/images/1.jpg", b"not for the cache")
+    return server
 
 
 @pytest.fixture(scope="module")
 def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon that has everything in its cache."""
     with faulted_daemon(tmp_path_factory.mktemp("surface") / "cache", server.url) as daemon:
-        parts = [f"{DATA_ROOT}/{part}" for i in range(ITEMS) for part in (f"images/{i:05}.jpg", f"labels/{i:05}.png")]
-        assert set(daemon.client.fetch(parts)) == {""}
+        cached_items(daemon)
         yield daemon
 
 
@@ -324,8 +310,7 @@ def test_no_digest_of_a_plan_leads_outside_the_manifests(daemon: Daemon, digest:
 def test_files_are_for_the_user_and_the_group_whatever_the_umask(server: ServingGCS, tmp_path: Path, umask: str) -> None:
     under = ["sh", "-c", f'umask {umask} && exec "$@"', "sh"]
     with faulted_daemon(tmp_path / "cache", server.url, under=under) as daemon:
-        parts = [f"{DATA_ROOT}/{part}" for i in range(ITEMS) for part in (f"images/{i:05}.jpg", f"labels/{i:05}.png")]
-        assert set(daemon.client.fetch(parts)) == {""}
+        cached_items(daemon)
         modes = {path: stat.S_IMODE(path.stat().st_mode) for path in [daemon.cache_dir, *daemon.cache_dir.rglob("*")]}
         assert modes.pop(daemon.cache_dir / "daemon.sock") == 0o660
         assert {str(path) for path, mode in modes.items() if path.is_dir() and mode != 0o750} == set()

@@ -67,21 +67,21 @@ def test_set_changes_a_running_daemon_and_shows_what_is_in_force(server: Serving
         shown = run_command("set", "--cache-dir", tmp_path / "cache")
         assert (shown.returncode, shown.stdout) == (
             0,
-            "concurrency = 64\nmin_concurrency = 8\nmax_requests_per_s = \nmax_bytes_per_s = \n",
+            "concurrency = 64 downloads\nmin_concurrency = 8 downloads\nmax_requests_per_s = none\nmax_bytes_per_s = none\n",
         )
         pairs = ["concurrency=32", "max-requests-per-s=1500.5", "max_bytes_per_s=500MB"]
         changed = run_command("set", "--cache-dir", tmp_path / "cache", *pairs)
         assert changed.stdout.splitlines() == [
-            "concurrency = 32",
-            "min_concurrency = 8",
-            "max_requests_per_s = 1500.5",
-            "max_bytes_per_s = 500000000",
+            "concurrency = 32 downloads",
+            "min_concurrency = 8 downloads",
+            "max_requests_per_s = 1500.5 requests/s",
+            "max_bytes_per_s = 500 MB/s",
         ]
         limits = client.stats()["limits"]
         assert (limits["max_concurrency"], limits["allowed_requests_per_s"], limits["allowed_bytes_per_s"]) == (32, 1500.5, 5e8)
         assert run_command("set", "--cache-dir", tmp_path / "cache", "max_bytes_per_s=").returncode == 0
         assert client.settings()["max_bytes_per_s"] is None
-    assert "setting concurrency: 32 from now on, 64 before" in (tmp_path / "cache/daemon.log").read_text()
+    assert "setting concurrency: 32 downloads from now on, 64 downloads before" in (tmp_path / "cache/daemon.log").read_text()
 
 
 @pytest.mark.parametrize(

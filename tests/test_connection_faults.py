@@ -18,13 +18,11 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from fault_support import Daemon, faulted_daemon, promises
+from fault_support import DATA, Daemon, cached_items, faulted_daemon, promises
 from gcs_prefetchd.testing import Fault, Kind, ServingGCS, Stall, Status, serving
-from support import BUCKET, DATA_ROOT, put_items, run_command, start_arguments
+from support import BUCKET, DATA_ROOT, run_command, start_arguments
 
-GOOD = f"gs://{BUCKET}/train/good"
 BAD = f"gs://{BUCKET}/train/bad"
-DATA = bytes(range(256)) * 100
 QUICK = ["--set", "relist_s=1", "--set", "deadline_s=1"]
 IN_FORCE = "the last listing stays in force, tried again in 1 s"
 REFUSED = Status(
@@ -107,27 +105,10 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ServingGCS]:
-    """A server with two items."""
-    with serving() as server:
-        put_items(server, 2)
-        server.put(BUCKET, "train/bad", DATA)
-        yield server
-
-
-@pytest.fixture
-def good(server: ServingGCS, request: pytest.FixtureRequest) -> str:
-    """An object that no fault touches, of this test alone."""
-    name = f"train/good/{abs(hash(request.node.name))}"
-    server.put(BUCKET, name, DATA)
-    return f"gs://{BUCKET}/{name}"
-
-
-def cached_items(daemon: Daemon) -> list[str]:
-    """Have the items in the cache; returns their parts."""
-    parts = [f"{DATA_ROOT}/{part}" for i in range(2) for part in (f"images/{i:05}.jpg", f"labels/{i:05}.png")]
-    assert set(daemon.client.fetch(parts)) == {""}
-    return parts
+def server(server: ServingGCS) -> ServingGCS:
+    """There is an object for the faults, too."""
+    server.put(BUCKET, "train/bad", DATA)
+    return server
 
 
 def test_while_gcs_refuses_connections_what_is_cached_is_served(server: ServingGCS, tmp_path: Path, good: str) -> None:

@@ -1,6 +1,7 @@
 """The connections to GCS, against servers that answer to the byte what a test wants."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -231,10 +232,19 @@ async def test_bytes_after_an_answer_that_nobody_asked_for_are_in_no_other_answe
         assert server.opened == 2
 
 
-@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\nContent-Le", plain(b"abcdef")[:-2]])
-async def test_silence_is_an_error_after_the_read_timeout_and_its_connection_closed(sent: bytes) -> None:
+@pytest.mark.parametrize(
+    ("sent", "says"),
+    [
+        (b"", "nothing came for 0.3 s"),
+        (b"HTTP/1.1 200 OK\r\nContent-Le", "the head of the answer did not end within 0.3 s"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", "the head of the answer did not end within 0.3 s"),
+        (plain(b"abcdef")[:-2], "nothing came for 0.3 s"),
+    ],
+    ids=["nothing", "head", "interim answer", "body"],
+)
+async def test_silence_is_an_error_after_the_read_timeout_and_its_connection_closed(sent: bytes, says: str) -> None:
     async with serving(lambda _: sent) as server, connected(server) as connections:
-        with pytest.raises(TimeoutError, match=r"nothing came for 0\.3 s"):
+        with pytest.raises(TimeoutError, match=f"^{re.escape(says)}$"):
             await body_of(connections)
         await server.all_closed.wait()
 
@@ -373,7 +383,7 @@ def dripping(start: bytes) -> Serve:
 
 async def test_a_head_that_drips_is_given_up_after_the_time_that_silence_has() -> None:
     async with scripted(dripping(b"HTTP/1.1 200 OK\r\nX-A: ")) as connections:
-        with pytest.raises(TimeoutError, match="nothing came for"):
+        with pytest.raises(TimeoutError, match=r"^the head of the answer did not end within 0\.3 s$"):
             await asyncio.wait_for(body_of(connections), 10 * READ_TIMEOUT_S)
 
 

@@ -18,20 +18,13 @@ from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.listing import newest_manifest, remove_old_manifests
 from gcs_prefetchd.names import path_of_uri
 from gcs_prefetchd.stamp import read_checked
-from gcs_prefetchd.testing import ServingGCS, serving
-from support import BUCKET, put_items, run_command, start_arguments
+from gcs_prefetchd.testing import ServingGCS
+from support import BUCKET, run_command, start_arguments
 
 DATA = bytes(range(256)) * 400
 # Root reads what it has no permission for; without these capabilities it is refused like anybody else.
 AS_ANYBODY = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
 needs_setpriv = pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ServingGCS]:
-    with serving() as server:
-        put_items(server, 2)
-        yield server
 
 
 @pytest.fixture(scope="module")

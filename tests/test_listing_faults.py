@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fault_support import Daemon, faulted_daemon, promises
+from fault_support import DATA, Daemon, faulted_daemon, promises
 from gcs_prefetchd.errors import PrefetchdError
 from gcs_prefetchd.service import Service
 from gcs_prefetchd.stamp import crc32c_of
@@ -21,7 +21,6 @@ from gcs_prefetchd.testing import Close, Cut, Fault, GCSServer, HtmlPage, Kind, 
 from support import BUCKET, DATA_ROOT, make_settings, put_items, running
 
 GOOD = f"gs://{BUCKET}/train/good"
-DATA = bytes(range(256)) * 100
 GENERATION = 7
 MIB = 1 << 20
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from gcs_prefetchd.origin import Access, Origin
 from gcs_prefetchd.prefetch import Prefetcher
 from gcs_prefetchd.readers import Reader
 from gcs_prefetchd.registry import Registry
-from gcs_prefetchd.testing import GCSServer, Stall
+from gcs_prefetchd.testing import GCSServer, Stall, Status
 from gcs_prefetchd.versions import ObjectVersion
 from plan_support import indices_of, plan_of
 from support import BUCKET, DATA_ROOT, put_items
@@ -634,6 +635,33 @@ async def test_after_an_outage_everything_is_planned_again_and_the_outage_is_log
         gcs.release()
         await node.prefetcher.settled()
         assert node.items_on_disk() == list(node.all)
+
+
+async def test_a_bucket_that_refuses_everything_is_a_line_with_a_name_and_another_with_how_many_more(
+    gcs: GCSServer, cache: Cache, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_items(gcs, 1000)
+    refusal = rf"fetch gs://{BUCKET}/train/\S+: GCS says 403 \(these credentials may not read it\); not prefetched"
+    async with prefetching(gcs, cache, window=1000) as node:
+        gcs.deny(BUCKET)
+        await node.follow()
+        assert gcs.counts.total("media") == 2000
+        (line,) = caplog.messages
+        assert re.fullmatch(refusal, line)
+    _, last = caplog.messages  # at the end, for the minute is not over
+    assert re.fullmatch(rf"{refusal}; 1,998 more like it since the line before", last)
+
+
+async def test_what_cannot_be_had_for_one_reason_does_not_hide_another(
+    gcs: GCSServer, cache: Cache, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_items(gcs, 20)
+    async with prefetching(gcs, cache) as node:
+        gcs.faults.add(Status(403), "*/images/*")
+        for item in node.all:
+            gcs.delete(BUCKET, node.manifest.version(item, 1).name.name)
+        await node.follow()
+        assert sorted("GCS says 403" in line for line in caplog.messages) == [False, True]
 
 
 async def test_an_outage_does_not_look_settled(gcs: GCSServer, cache: Cache) -> None:

@@ -16,8 +16,8 @@ from fault_support import Daemon, faulted_daemon, promises, wait_for
 from gcs_dataset.reports import ReadReporter, Reads
 from gcs_prefetchd.client import DaemonClient
 from gcs_prefetchd.errors import DaemonUnavailableError
-from gcs_prefetchd.testing import Counts, ServingGCS, serving
-from support import BUCKET, DATA_ROOT, put_items, run_command, start_arguments
+from gcs_prefetchd.testing import Counts, ServingGCS
+from support import BUCKET, DATA_ROOT, run_command, start_arguments
 
 SIZE = 60_000
 LARGE = 2_000_000
@@ -41,14 +41,6 @@ def put_new(server: ServingGCS, count: int, size_bytes: int = SIZE) -> list[str]
 def gets_of(counts: Counts, uris: list[str]) -> int:
     """How many GETs there were for any of them."""
     return sum(counts.media[uri.removeprefix("gs://")] for uri in uris)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ServingGCS]:
-    """A server with two items; the tests put more objects beside them."""
-    with serving() as server:
-        put_items(server, 2)
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -65,6 +65,7 @@ LAYERS = [
     "gcs_prefetchd.client",
     "gcs_prefetchd.settings",
     "gcs_prefetchd.logs",
+    "gcs_prefetchd.repeats",
     "gcs_prefetchd.pace",
     "gcs_prefetchd.packed",
     "gcs_prefetchd.recency",

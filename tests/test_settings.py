@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gcs_prefetchd.errors import SettingsError
-from gcs_prefetchd.settings import ENVIRONMENT_PREFIX, Settings, check_against_disk, load_settings
+from gcs_prefetchd.settings import ENVIRONMENT_PREFIX, Settings, check_against_disk, load_settings, with_unit
 
 REQUIRED: dict[str, object] = {"data_roots": ["gs://pictures/train"], "cache_dir": "/srv/cache", "cache_size": "200GB"}
 
@@ -420,3 +420,19 @@ def test_a_cache_directory_below_a_file_is_left_to_whoever_makes_it(tmp_path: Pa
 def test_settings_do_not_change_once_loaded() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load(REQUIRED).seed = 5
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("concurrency", 64, "64 downloads"),
+        ("min_concurrency", 8, "8 downloads"),
+        ("max_requests_per_s", 1500.5, "1500.5 requests/s"),
+        ("max_requests_per_s", 1_000_000.0, "1000000 requests/s"),
+        ("max_bytes_per_s", 500 * 10**6, "500 MB/s"),
+        ("max_bytes_per_s", 2**20, "1.048576 MB/s"),
+        ("max_bytes_per_s", None, "none"),
+    ],
+)
+def test_a_value_that_can_be_changed_is_shown_with_its_unit(name: str, value: object, shown: str) -> None:
+    assert with_unit(name, value) == shown

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gcs_prefetchd.sizes import format_size, parse_size
+from gcs_prefetchd.sizes import exact_size, format_size, parse_size
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,7 @@ from gcs_prefetchd.sizes import format_size, parse_size
         ("1.5TB", 1_500_000_000_000),
         ("3 PiB", 3 * 2**50),
         ("0.5K", 500),
+        ("1.001K", 1001),
         ("999999999999999999", 999_999_999_999_999_999),
         (4096, 4096),
         (10**12, 10**12),
@@ -107,3 +108,25 @@ def test_what_is_shown_reads_back_within_five_percent(size_bytes: int) -> None:
     shown = format_size(size_bytes)
     assert re.fullmatch(r"\d{1,3}(\.\d)? [KMGTP]?B", shown)
     assert abs(parse_size(shown) - size_bytes) <= 0.05 * size_bytes
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 KB"),
+        (1001, "1.001 KB"),
+        (2**20, "1.048576 MB"),
+        (500 * 10**6, "500 MB"),
+        (10**9 - 1, "999.999999 MB"),
+        (5 * 10**18, "5000 PB"),
+    ],
+)
+def test_an_exact_size_leaves_out_nothing_but_zeros(size_bytes: int, text: str) -> None:
+    assert exact_size(size_bytes) == text
+
+
+@given(st.integers(0, 10**18))
+def test_an_exact_size_reads_back_as_itself(size_bytes: int) -> None:
+    assert parse_size(exact_size(size_bytes)) == size_bytes

@@ -4,8 +4,8 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Mapping
-from contextlib import closing, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -16,7 +16,7 @@ from gcs_prefetchd.background import Background, Starter, go_on_in_background, w
 from gcs_prefetchd.client import DaemonClient, read_daemon_file
 from gcs_prefetchd.errors import DaemonUnavailableError, PrefetchdError, ProtocolError, SettingsError
 from gcs_prefetchd.logs import log_to
-from gcs_prefetchd.settings import Settings, check_against_disk, load_settings
+from gcs_prefetchd.settings import Settings, check_against_disk, load_settings, with_unit
 from gcs_prefetchd.sizes import format_size
 from gcs_prefetchd.summary import daemon_facts, stream_facts
 
@@ -77,25 +77,16 @@ def start(
         "credentials": credentials,
         "http": http,
     }
-    starter = Starter()
-    try:
+    with _failing_in_a_line():
         settings = load_settings(flags | _named_settings(setting or [], "--set "), config)
         if check_config:
             check_against_disk(settings)
             _show_settings(settings)
         elif foreground:
-            _run(settings, starter)
+            _run(settings)
         else:
             check_against_disk(settings)
-            if isinstance(started := go_on_in_background(), Background):
-                _say_ready(started.wait_until_ready(), settings)
-            else:
-                starter = started
-                _run(settings, starter)
-    except SettingsError as exc:
-        _fail(exc, EXIT_BAD_SETTING, starter)
-    except PrefetchdError as exc:
-        _fail(exc, EXIT_FAILED, starter)
+            _run_in_background(settings)
 
 
 @app.command()
@@ -166,7 +157,8 @@ def change(
         _fail(exc, EXIT_BAD_SETTING)
     except DaemonUnavailableError as exc:
         _fail(exc, EXIT_FAILED)
-    _show_values(values)
+    for name, value in values.items():
+        print(f"{name} = {with_unit(name, value)}")
 
 
 @app.command()
@@ -175,7 +167,16 @@ def version() -> None:
     print(__version__)
 
 
-def _run(settings: Settings, starter: Starter) -> None:
+def _run_in_background(settings: Settings) -> None:
+    started = go_on_in_background()
+    if isinstance(started, Background):
+        _say_ready(started.wait_until_ready(), settings)
+    else:
+        with _failing_in_a_line(started):
+            _run(settings, started)
+
+
+def _run(settings: Settings, starter: Starter = NOBODY) -> None:
     # Loaded only here: the other commands, and whoever waits for the daemon to be ready, answer in half the time.
     import uvloop
 
@@ -229,11 +230,7 @@ def _say_ready(answer: dict[str, Any], settings: Settings) -> None:
 
 
 def _show_settings(settings: Settings) -> None:
-    _show_values(settings.model_dump(mode="json"))
-
-
-def _show_values(values: Mapping[str, object]) -> None:
-    for name, value in values.items():
+    for name, value in settings.model_dump(mode="json").items():
         shown = "" if value is None else ", ".join(value) if isinstance(value, list) else value
         print(f"{name} = {shown}")
 
@@ -248,6 +245,17 @@ def _show_stats(snapshot: dict[str, Any]) -> None:
 def _show_facts(facts: Mapping[str, str]) -> None:
     for name, value in facts.items():
         print(f"{name:<14}{value}")
+
+
+@contextmanager
+def _failing_in_a_line(starter: Starter = NOBODY) -> Iterator[None]:
+    """End with one line and a status where the body fails: on stderr, or told to whoever started us."""
+    try:
+        yield
+    except SettingsError as exc:
+        _fail(exc, EXIT_BAD_SETTING, starter)
+    except PrefetchdError as exc:
+        _fail(exc, EXIT_FAILED, starter)
 
 
 def _fail(error: PrefetchdError, status: int, starter: Starter = NOBODY) -> NoReturn:

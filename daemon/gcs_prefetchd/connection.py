@@ -255,7 +255,9 @@ class Connection(asyncio.BufferedProtocol):
             self._heard_s = now_s
         left_s = self._heard_s + self.read_timeout_s - now_s
         if left_s <= 0:
-            self._fail(TimeoutError(f"nothing came for {self.read_timeout_s:g} s"))
+            is_in_head = not self._answer.status and self._useless_bytes > 0
+            what = "the head of the answer did not end within" if is_in_head else "nothing came for"
+            self._fail(TimeoutError(f"{what} {self.read_timeout_s:g} s"))
         else:
             self._timer = self._loop.call_later(min(left_s, self._look_every_s), self._look_at_the_clock)
 

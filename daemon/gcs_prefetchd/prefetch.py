@@ -19,6 +19,7 @@ from gcs_prefetchd.names import ObjectName, cache_path
 from gcs_prefetchd.readahead import ReadAhead
 from gcs_prefetchd.readers import Reader
 from gcs_prefetchd.registry import Registry
+from gcs_prefetchd.repeats import Repeats
 from gcs_prefetchd.sizes import format_size
 from gcs_prefetchd.streams import Epoch
 from gcs_prefetchd.versions import ObjectVersion
@@ -28,6 +29,7 @@ __all__ = ["Prefetcher"]
 log = logging.getLogger(__name__)
 
 TRY_AGAIN_S = 5.0
+SAY_AGAIN_S = 60.0
 # Items that are looked at before others on the event loop have their turn: about 5 ms.
 BURST_ITEMS = 256
 LOOKED_AT_ONCE = 2048  # places that need nothing done take a microsecond or two each
@@ -87,7 +89,8 @@ class Prefetcher:
         self._waiting_for_room = False
         self._refused = False
         self._filled: set[str] = set()  # streams beyond whose windows there is no room that is free
-        self._not_there: set[ObjectVersion] = set()
+        self._named: set[ObjectVersion] = set()  # those that the log has named, of which it says no more
+        self._repeats = Repeats(log, SAY_AGAIN_S)
         self._ahead_of: dict[str, Epoch] = {}  # the epochs whose next one is being worked out, by their streams
         self._woken = asyncio.Event()
         self._bringing: dict[Item, _Bringing] = {}
@@ -120,6 +123,7 @@ class Prefetcher:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._repeats.close()
 
     def wake(self) -> None:
         """A plan has come, something was read, or something left the cache: look again."""
@@ -261,6 +265,7 @@ class Prefetcher:
         if size_bytes <= self._cache.limit_bytes:
             return False
         self._say_once(
+            "too large",
             versions[0],
             f"{versions[0].name.uri}: with its label {format_size(size_bytes)}, more than the whole cache; its readers "
             "fetch it from GCS themselves",
@@ -319,14 +324,14 @@ class Prefetcher:
         elif isinstance(error, PrefetchdError) and version not in self._registry.versions(reader, item):
             self._plan_again((reader.key, item))  # it has been listed anew meanwhile
         elif isinstance(error, PrefetchdError):
-            self._say_once(version, f"{error}; not prefetched")
+            self._say_once(type(error).__name__, version, f"{error}; not prefetched")
         elif not isinstance(error, asyncio.CancelledError):  # the daemon is stopping
             log.error("prefetch %s: %r", version.name.uri, error, exc_info=error)
 
-    def _say_once(self, version: ObjectVersion, line: str) -> None:
-        if version not in self._not_there:
-            self._not_there.add(version)
-            log.warning("%s", line)
+    def _say_once(self, kind: str, version: ObjectVersion, line: str) -> None:
+        # Only those that were named are remembered: a bucket can refuse millions.
+        if version not in self._named and self._repeats.warn(kind, line):
+            self._named.add(version)
 
     def _try_again(self) -> None:
         self._timer = None

@@ -14,9 +14,17 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from gcs_prefetchd.errors import InvalidNameError, SettingsError
 from gcs_prefetchd.layout import IMAGE_PATTERN, LABEL_PATTERN, Layout
 from gcs_prefetchd.names import DataRoot
-from gcs_prefetchd.sizes import format_size, parse_size
+from gcs_prefetchd.sizes import exact_size, format_size, parse_size
 
-__all__ = ["ENVIRONMENT_PREFIX", "MOST_CONCURRENCY", "Settings", "change_settings", "check_against_disk", "load_settings"]
+__all__ = [
+    "ENVIRONMENT_PREFIX",
+    "MOST_CONCURRENCY",
+    "Settings",
+    "change_settings",
+    "check_against_disk",
+    "load_settings",
+    "with_unit",
+]
 
 ENVIRONMENT_PREFIX = "GCS_PREFETCHD_"
 SHOWN_AT_MOST = 200  # characters of a bad value
@@ -234,6 +242,16 @@ def change_settings(settings: Settings, changes: Mapping[str, object], source: s
         return Settings(**(settings.model_dump() | dict(changes)))
     except ValidationError as exc:
         raise SettingsError(_one_line(exc, dict.fromkeys(changes, source))) from None
+
+
+def with_unit(name: str, value: object) -> str:
+    """The value of a setting that can be changed while the daemon runs, as a user would write it; "none" for None."""
+    if value is None:
+        return "none"
+    if name == "max_bytes_per_s" and isinstance(value, int):
+        return f"{exact_size(value)}/s"
+    unit = "requests/s" if name == "max_requests_per_s" else "downloads"
+    return f"{value:.15g} {unit}" if isinstance(value, float) else f"{value} {unit}"
 
 
 def check_against_disk(settings: Settings) -> None:

@@ -1,8 +1,9 @@
 """Sizes as people write them: `200GB`, `1.5TiB`, `500M`."""
 
 import re
+from decimal import Decimal
 
-__all__ = ["format_size", "parse_size"]
+__all__ = ["exact_size", "format_size", "parse_size"]
 
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGTP", start=1):
@@ -16,7 +17,7 @@ def parse_size(text: str | int) -> int:
     unit = _UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None:
         raise ValueError("is no size; write a number and a unit, as in 200GB or 1.5TiB")
-    return int(float(match[1]) * unit) if "." in match[1] else int(match[1]) * unit
+    return int(Decimal(match[1]) * unit)
 
 
 def format_size(size_bytes: float) -> str:
@@ -27,3 +28,15 @@ def format_size(size_bytes: float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} PB"
+
+
+def exact_size(size_bytes: int) -> str:
+    """The size to the byte, in the largest unit of 1,000 that leaves at least 1 of it: `1.048576 MB`."""
+    unit, unit_bytes = "B", 1
+    for larger in ("KB", "MB", "GB", "TB", "PB"):
+        if size_bytes < 1000 * unit_bytes:
+            break
+        unit, unit_bytes = larger, 1000 * unit_bytes
+    whole, rest = divmod(size_bytes, unit_bytes)
+    decimals = f"{rest:0{len(str(unit_bytes)) - 1}}".rstrip("0") if rest else ""
+    return f"{whole}.{decimals} {unit}" if decimals else f"{whole} {unit}"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from gcs_prefetchd.errors import ProtocolError, SettingsError
 from gcs_prefetchd.governor import Governor
 from gcs_prefetchd.limit import Limit
-from gcs_prefetchd.settings import Settings, change_settings
+from gcs_prefetchd.settings import Settings, change_settings, with_unit
 from gcs_prefetchd.slots import Slots
 
 __all__ = ["CHANGEABLE", "Tuning", "make_slots"]
@@ -53,7 +53,7 @@ class Tuning:
         self._slots.set_bounds(least, most, changed.max_requests_per_s, changed.max_bytes_per_s)
         for name, value in self.values().items():
             if value != before[name]:
-                log.info("setting %s: %s from now on, %s before", name, _shown(value), _shown(before[name]))
+                log.info("setting %s: %s from now on, %s before", name, with_unit(name, value), with_unit(name, before[name]))
         return self.values()
 
 
@@ -77,7 +77,3 @@ def _read(body: bytes) -> Mapping[str, object]:
             wanted = "a number, null or a size such as 500MB" if name in SIZES else "a number or null"
             raise ProtocolError(f"setting {name}: must be {wanted}, not {type(value).__name__}")
     return changes
-
-
-def _shown(value: Value) -> str:
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
