@@ -37,8 +37,8 @@ from seeds import AsyncSeed, sync_seed_loader
 
 LATENCY_MS = 30.0
 WORKERS = (0, 2, 8)
-DISTINCT, NAMES_EACH = 300, 10  # many more items than are read, so that what the daemon begins with is hardly any of them
-ITEMS = 480
+DISTINCT, NAMES_EACH = 188, 8
+ITEMS = 1504
 SLOW_ITEMS = {0: 8, 2: 16, 8: 64}
 CACHE_BYTES = 2_000_000_000
 OURS, OUR_BYTES, LOCAL, SYNC, ASYNC = "ours", "ours, bytes", "local files", "sync seed", "async seed, bytes"

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -46,8 +47,7 @@ TOKEN_FOR_S = 30.0  # then the daemon is asked again, which knows when a token i
 LOOK_AGAIN_S = 0.01  # at the folders of the cache, which somebody may have moved
 _PR_SET_PDEATHSIG = 1
 
-_Try = tuple[int, float, int, bool, bool]
-_Message = tuple[str | int | float, ...]
+_Message = tuple[str | int, ...]
 
 
 class _Token:
@@ -88,13 +88,12 @@ class _Token:
 
 
 class _Account:
-    """Tells the daemon of the tries of one download. Of the good one with its end, for to hear twice of an object costs."""
+    """Tells the daemon of the tries of one download."""
 
     def __init__(self, number: int, send: Callable[..., None]) -> None:
         self._number = number
         self._send = send
         self._requests = 0
-        self._good: _Try | None = None
 
     def sent(self) -> None:
         """A request goes out."""
@@ -104,21 +103,31 @@ class _Account:
         """A try has ended."""
         tried = (self._requests, outcome.seconds, outcome.received_bytes, outcome.is_refused, outcome.is_good)
         self._requests = 0
-        if outcome.is_good:
-            self._good = tried
-        else:
-            self._send("tried", self._number, *tried)
+        self._send("tried", self._number, *tried)
 
-    def done(self, crc32c: int) -> _Message:
-        """The object has come."""
-        assert self._good is not None
-        return "done", self._number, crc32c, *self._good
 
-    def failed(self, error: str, text: str) -> _Message:
-        """It has not."""
-        if self._good is not None:  # and then the disk refused
-            self._send("tried", self._number, *self._good)
-        return "failed", self._number, error, text
+class _Turns:
+    """One after another, and in between the event loop sees what else has come: answers come many at a time, and writing all
+    of them first would hold up the requests that are next."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def next(self) -> None:
+        """Wait for a turn."""
+        turn = self._loop.create_future()
+        self._waiting.append(turn)
+        if len(self._waiting) == 1:
+            self._loop.call_soon(self._serve)
+        await turn
+
+    def _serve(self) -> None:
+        turn = self._waiting.popleft()
+        if not turn.done():
+            turn.set_result(None)
+        if self._waiting:
+            self._loop.call_soon(self._serve)
 
 
 class _Sink:
@@ -178,6 +187,7 @@ class _FetchProcess:
         self._token: _Token
         self._traffic = Traffic()
         self._downloader: Downloader
+        self._turns = _Turns()
         self._tasks: dict[int, asyncio.Task[_Message]] = {}
         self._hear: dict[str, Callable[..., None]] = {
             "begin": self._begin,
@@ -220,11 +230,12 @@ class _FetchProcess:
         try:
             came = await self._downloader.download(version.name, version, sink, account)
             assert came.crc32c is not None
+            await self._turns.next()
             self._look_again()
             sink.publish(Stamp(came.generation, came.size, came.crc32c))
-            return account.done(came.crc32c)
+            return "done", number, came.crc32c
         except PrefetchdError as exc:
-            return account.failed(type(exc).__name__, str(exc))
+            return "failed", number, type(exc).__name__, str(exc)
         finally:
             with contextlib.suppress(OSError):  # it goes with the next that is discarded, or when the next daemon starts
                 file.discard()

@@ -200,8 +200,7 @@ class FetchProcess:
         else:
             place.lift()
 
-    def _done(self, number: int, crc32c: int, *tried: Any) -> None:
-        self._tried(number, *tried)
+    def _done(self, number: int, crc32c: int) -> None:
         job = self._end(number)
         if not job.ended.done():
             job.ended.set_result(Stamp(job.version.generation, job.version.size, crc32c))

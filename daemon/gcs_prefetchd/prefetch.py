@@ -103,6 +103,7 @@ class Prefetcher:
         cache.on_used = registry.used
         cache.on_lost = self._lost
         cache.choose = partial(self._choose, None)
+        fetcher.slots.on_free = self._look_again
 
     async def run(self) -> None:
         """Prefetch until cancelled."""

@@ -1,7 +1,7 @@
 """Who downloads next: demand before prefetch, each in the order it came, as many at a time and as fast as is allowed.
 
 `Limit` says how many, `Governor` how fast. A prefetch waits for both; a demand waits only for a slot, among the
-most that there may be.
+most that there may be. A slot is for a request: where the bytes have come, the next one may go while they are written.
 """
 
 import asyncio
@@ -15,6 +15,8 @@ from gcs_prefetchd.limit import Limit, Outcome
 
 __all__ = ["Slots", "Ticket", "Turn"]
 
+MOST_PUBLISHING = 64  # objects whose bytes have come and wait for the disk; small ones are in memory meanwhile
+
 Clock = Callable[[], float]
 
 
@@ -27,15 +29,21 @@ class Turn:
     granted: asyncio.Future[None] | None = None
     spent_requests: int = 0
     spent_bytes: int = 0
+    has_come: bool = False
 
 
 class Slots:
-    """Slots with two queues. Whoever got one from `acquire` calls `release`, and tells of each request by a `Ticket`."""
+    """Slots with two queues. Whoever got one from `acquire` calls `release`, and tells of each request by a `Ticket`.
+
+    `on_free` hears of each slot that is free before its `release`.
+    """
 
     def __init__(self, limit: Limit, governor: Governor, clock: Clock = time.monotonic) -> None:
         self.limit = limit
         self.governor = governor
         self.in_use = 0
+        self.publishing = 0  # whose slot is another's already
+        self.on_free: Callable[[], None] = lambda: None
         self.changed_s = clock()  # when the limit last moved
         self._clock = clock
         self._demand: deque[Turn] = deque()
@@ -46,8 +54,8 @@ class Slots:
 
     @property
     def count(self) -> int:
-        """How many prefetches are worth starting: the limit of now."""
-        return self.limit.now
+        """How many prefetches are worth starting, those that are being published included."""
+        return self.limit.now + self.publishing
 
     @property
     def free(self) -> int:
@@ -88,6 +96,13 @@ class Slots:
             self._serve()
 
     def release(self, turn: Turn) -> None:
+        """The download has ended, well or not."""
+        if turn.has_come:
+            self.publishing -= 1
+        else:
+            self._give_back(turn)
+
+    def _give_back(self, turn: Turn) -> None:
         """Give the slot to the next in line, and back what was spent ahead and not used."""
         self.in_use -= 1
         if turn.spent_requests or turn.spent_bytes:
@@ -118,6 +133,11 @@ class Slots:
         if self.limit.now != before:
             self.changed_s = now_s
             self._serve()
+        if outcome.is_good and self.publishing < MOST_PUBLISHING:
+            turn.has_come = True
+            self.publishing += 1
+            self._give_back(turn)
+            self.on_free()
 
     async def page(self) -> "Ticket":
         """Wait until the rates allow a page of a listing, which needs no slot.
