@@ -51,6 +51,14 @@ def fetchers(daemon: Daemon) -> list[int]:
     return [pid for pid in children if b"gcs_prefetchd.fetch_process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+def has_ended(pid: int) -> bool:
+    """Whether the process is no more, but perhaps for the entry that its new parent has yet to take note of."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
+
+
 def at_work(daemon: Daemon) -> int:
     """How many of them can be told to fetch."""
     return int(daemon.stats()["process"]["fetch_processes"])
@@ -165,8 +173,7 @@ def test_after_faults_that_pass_all_is_there_and_right(daemon: Daemon, server: S
 def test_what_cannot_be_had_is_named_in_one_line_and_comes_when_it_can(daemon: Daemon, server: ServingGCS) -> None:
     with kept(daemon, server):
         objects = put_new(server, 1, faults=[Status(500)], always=True)
-        uri = next(iter(objects))
-        line = daemon.wait_for_line(f"fetch {uri}: gave up after 3 s and .* last: .*GCS says 500")
+        line = daemon.wait_for_line(f"fetch ({'|'.join(objects)}): gave up after 3 s and .* last: .*GCS says 500")
         assert "planned again in" in line
         server.faults.clear()
         wait_for(lambda: are_cached(daemon, objects), LONG_S)
@@ -233,7 +240,7 @@ def test_they_end_with_a_daemon_that_is_killed_and_the_next_one_starts_at_once(s
         objects, pids = held_up(server, 10), fetchers(daemon)
         os.kill(daemon.pid, signal.SIGKILL)
         with fetching_daemon(server, tmp_path / "cache") as next_daemon:
-            assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+            assert all(map(has_ended, pids))
             with kept(next_daemon, server):
                 wait_for(lambda: are_cached(next_daemon, objects), LONG_S)
 
@@ -245,7 +252,7 @@ def test_a_stop_in_the_middle_of_their_downloads_is_clean(server: ServingGCS, tm
         for pid in pids:
             os.kill(pid, signal.SIGTERM)  # as systemd does, which signals every process of a service
         daemon.stop()
-        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+        assert all(map(has_ended, pids))
         assert [path for path in (tmp_path / "cache/tmp").rglob("*") if path.is_file()] == []
         assert [line for line in daemon.lines() if " INFO " not in line] == []
 
@@ -254,11 +261,12 @@ def test_a_stop_in_the_middle_of_their_downloads_is_clean(server: ServingGCS, tm
 
 
 @needs_mount
-def test_a_full_disk_is_an_error_of_each_object_and_what_fits_again_comes(server: ServingGCS, tmp_path: Path) -> None:
-    with mounted(tmp_path / "disk", "tmpfs", "size=8m") as disk:
-        filler = disk / "filler"
+def test_a_full_disk_is_an_error_and_what_fits_again_comes(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "tmpfs", "size=8m") as disk, serving() as server:
+        put_items(server, 2)
         (disk / "cache").mkdir()
         with fetching_daemon(server, disk / "cache", ["--cache-size", "8MB"]) as daemon:
+            filler = disk / "filler"
             filler.write_bytes(bytes(6_000_000))
             objects = put_new(server, 15)
             daemon.wait_for_line("cache gs://.*: No space left on device")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cache_support import slots_of
 from gcs_prefetchd.governor import Governor
 from gcs_prefetchd.limit import Limit, Outcome
-from gcs_prefetchd.slots import Slots, Ticket, Turn
+from gcs_prefetchd.slots import MOST_PUBLISHING, Slots, Ticket, Turn
 
 
 async def settle() -> None:
@@ -360,3 +360,43 @@ async def test_a_limit_that_rises_lets_more_begin_at_once() -> None:
     while slots.limit.now == 128:
         ticket.ended(Outcome(0.03, 1000, is_good=True))
     await asyncio.wait_for(prefetch, 1)
+
+
+# A slot is for a request
+
+
+async def test_the_next_may_go_while_what_has_come_is_published() -> None:
+    slots, first, second = slots_of(1), Turn(demand=False), Turn(demand=False)
+    await slots.acquire(first)
+    waiting = asyncio.create_task(slots.acquire(second))
+    await settle()
+    assert not waiting.done()
+
+    Ticket(slots, first).ended(Outcome(0.03, 100, is_refused=False, is_good=True))
+    await waiting
+    assert (slots.in_use, slots.publishing) == (1, 1)
+    slots.release(first)
+    assert (slots.in_use, slots.publishing) == (1, 0)
+    slots.release(second)
+    assert (slots.in_use, slots.publishing) == (0, 0)
+
+
+async def test_a_try_that_failed_keeps_its_slot() -> None:
+    slots, turn = slots_of(1), Turn(demand=False)
+    await slots.acquire(turn)
+    Ticket(slots, turn).ended(Outcome(0.03, 100, is_refused=False, is_good=False))
+    assert slots.free == 0
+
+
+async def test_a_slow_disk_holds_requests_up_when_enough_waits_for_it() -> None:
+    slots = slots_of(1)
+    for _ in range(MOST_PUBLISHING):
+        turn = Turn(demand=False)
+        await slots.acquire(turn)
+        Ticket(slots, turn).ended(Outcome(0.03, 100, is_refused=False, is_good=True))
+    last = Turn(demand=False)
+    await slots.acquire(last)
+    Ticket(slots, last).ended(Outcome(0.03, 100, is_refused=False, is_good=True))
+    assert (slots.free, slots.publishing) == (0, MOST_PUBLISHING)
+    slots.release(last)
+    assert slots.free == 1

@@ -45,7 +45,6 @@ class _Bringing:
     reader: Reader
     room: Room
     left: int
-    size_bytes: int
     failures: list[tuple[ObjectVersion, BaseException]] = field(default_factory=list)
     planned_again: bool = False
 
@@ -94,16 +93,18 @@ class Prefetcher:
         self._ahead_of: dict[str, Epoch] = {}  # the epochs whose next one is being worked out, by their streams
         self._woken = asyncio.Event()
         self._bringing: dict[Item, _Bringing] = {}
-        self._objects = self._bytes = 0  # of all that is being brought
+        self._objects = 0  # that are being brought
+        self._coming: dict[str, int] = {}  # of those the ones that are not in the cache yet: their bytes, by path
+        self._coming_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._later: set[Item] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._settled = asyncio.Event()
-        cache.on_arrived = registry.arrived
+        cache.on_arrived = self._arrived
         cache.on_used = registry.used
         cache.on_lost = self._lost
         cache.choose = partial(self._choose, None)
-        fetcher.slots.on_free = self._look_again
+        fetcher.slots.on_free = self._slot_is_free
 
     async def run(self) -> None:
         """Prefetch until cancelled."""
@@ -254,12 +255,12 @@ class Prefetcher:
         size_bytes = sum(version.size for version in absent)
         if place >= ahead.window_end:
             room = _nothing
-            if not self._cache.has_room_for(self._bytes + size_bytes):
+            if not self._cache.has_room_for(self._coming_bytes + size_bytes):
                 # As one: an image that fits where its label does not would be of no use to anybody.
                 self._filled.add(stream.id)
                 stream.planned = place
                 return
-        self._bring(item, absent, _Bringing(reader, room, len(absent), size_bytes))
+        self._bring(item, absent, _Bringing(reader, room, len(absent)))
 
     def _is_too_large(self, versions: list[ObjectVersion]) -> bool:
         size_bytes = sum(version.size for version in versions)
@@ -279,14 +280,18 @@ class Prefetcher:
 
     def _bring(self, item: int, versions: list[ObjectVersion], bringing: _Bringing) -> None:
         self._bringing[bringing.reader.key, item] = bringing
-        self._bytes += bringing.size_bytes
         for version in versions:
             self._objects += 1
+            path = cache_path(version.name.bucket, version.name.name)
+            self._no_longer_coming(path)  # in another version that is not wanted any more
+            self._coming[path] = version.size
+            self._coming_bytes += version.size
             download = self._fetcher.start(version, bringing.room)
             download.add_done_callback(partial(self._one_ended, item, version, bringing))
 
     def _one_ended(self, item: int, version: ObjectVersion, bringing: _Bringing, download: asyncio.Task[None]) -> None:
         self._objects -= 1
+        self._no_longer_coming(cache_path(version.name.bucket, version.name.name))
         error = asyncio.CancelledError() if download.cancelled() else download.exception()
         if error is not None:
             bringing.failures.append((version, error))
@@ -298,7 +303,6 @@ class Prefetcher:
     def _all_ended(self, item: int, bringing: _Bringing) -> None:
         reader = bringing.reader
         del self._bringing[reader.key, item]
-        self._bytes -= bringing.size_bytes
         for version, error in bringing.failures:
             self._failed(reader, item, version, bringing.room, error)
         if not bringing.failures:
@@ -355,6 +359,17 @@ class Prefetcher:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda _: self._look_again())
+
+    def _slot_is_free(self) -> None:
+        if self._objects:  # else it was a demand's, and nothing of ours waits for it
+            self._look_again()
+
+    def _no_longer_coming(self, path: str) -> None:
+        self._coming_bytes -= self._coming.pop(path, 0)
+
+    def _arrived(self, path: str) -> None:
+        self._no_longer_coming(path)  # at once, for the cache counts it from now on
+        self._registry.arrived(path)
 
     def _lost(self, path: str) -> None:
         place = self._registry.left(path)

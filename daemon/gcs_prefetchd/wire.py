@@ -8,11 +8,13 @@ from typing import Any, cast
 
 __all__ = ["Wire"]
 
+TOGETHER_S = 0.001  # each line costs both ends a turn of their event loops, and nobody waits for one of these messages
+
 
 class Wire(asyncio.Protocol):
     """One end. `on_message` gets the parts of each message, `on_lost` hears once that the other end is gone.
 
-    A message is JSON; what is sent in one turn of the event loop goes together.
+    A message is JSON; what is sent within a millisecond goes together.
     """
 
     def __init__(self, on_message: Callable[..., None], on_lost: Callable[[], None]) -> None:
@@ -30,7 +32,7 @@ class Wire(asyncio.Protocol):
     def send(self, *message: Any) -> None:
         """Send a message; one that is sent when the other end is gone is lost."""
         if not self._outgoing:
-            self._loop.call_soon(self._flush)
+            self._loop.call_later(TOGETHER_S, self._flush)
         self._outgoing.append(message)
 
     def _flush(self) -> None:
