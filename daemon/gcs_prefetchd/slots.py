@@ -133,7 +133,8 @@ class Slots:
         if self.limit.now != before:
             self.changed_s = now_s
             self._serve()
-        if outcome.is_good and self.publishing < MOST_PUBLISHING:
+        # What has come once may come again, where a fetch process was lost before it had published it.
+        if outcome.is_good and not turn.has_come and self.publishing < MOST_PUBLISHING:
             turn.has_come = True
             self.publishing += 1
             self._give_back(turn)
