@@ -162,6 +162,10 @@ class FetchProcess:
         ProcessLostError.
         """
         number = next(self._numbers)
+        if self.lost.done():  # since it was free: nobody would tell of this download any more
+            ended: asyncio.Future[Stamp] = asyncio.get_running_loop().create_future()
+            ended.set_exception(ProcessLostError())
+            return number, ended
         job = _Job(version, place, account, time.monotonic(), asyncio.get_running_loop().create_future())
         self._jobs[number] = job
         self._work.traffic.in_flight += 1
