@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -207,6 +208,20 @@ def test_a_second_daemon_is_refused_and_told_who_holds_it_and_how_to_stop_that(t
         f"cache directory {tmp_path}/cache: held by another daemon (pid {other.pid}); stop it with "
         f"`gcs-prefetchd stop --cache-dir {tmp_path}/cache`"
     )
+
+
+def test_what_a_killed_daemons_processes_still_hold_is_waited_for(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with claimed(tmp_path) as directory:
+        os.pwrite(directory.lock, f"{ended.pid:10}\n".encode(), 0)
+        holder = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=(directory.lock,))
+    assert holder.stdin is not None
+    ends = threading.Timer(0.2, holder.stdin.close)
+    ends.start()
+    with claimed(tmp_path):
+        assert holder.wait(10) == 0
+    ends.join()
 
 
 @pytest.mark.parametrize("content", [b"", b"no number", b"\xff\xfe"])
