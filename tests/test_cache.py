@@ -214,6 +214,18 @@ async def test_dropping_an_object_while_its_next_generation_arrives_leaves_the_n
     assert await cache.check() == []
 
 
+async def test_dropping_an_object_whose_next_generation_does_not_come_after_all_drops_it_then(cache: Cache) -> None:
+    path = await put(cache, "a.jpg", b"old")
+    await cache.expect(path)
+    await cache.drop(path)
+    assert cache.stamp(path) is not None
+    cache.give_up(path)
+    assert cache.stamp(path) is None
+    await cache.drop(path)
+    assert not file_of(cache, path).exists()
+    assert await cache.check() == []
+
+
 async def test_an_empty_object_lost_and_fetched_again_in_the_same_moment_is_there(cache: Cache) -> None:
     """It reserves nothing, so nothing but the path itself makes it wait for the older file's unlinking."""
     for _ in range(50):

@@ -1,5 +1,6 @@
 """Fetch processes prefetch for the daemon. Whatever becomes of one, every promise holds and the daemon goes on without it."""
 
+import contextlib
 import itertools
 import os
 import signal
@@ -208,7 +209,7 @@ def test_what_a_killed_one_had_under_way_is_fetched_all_the_same(daemon: Daemon,
         wait_for(lambda: at_work(daemon) == 2, LONG_S)
         assert not set(fetchers(daemon)) & set(before)
     for pid in before:
-        assert "the daemon fetches in its place" in daemon.wait_for_line(f"ended with status -9 .pid {pid}")
+        assert "another begins in 1 s" in daemon.wait_for_line(f"ended with status -9 .pid {pid}")
 
 
 def test_kills_at_any_moment_lose_nothing(daemon: Daemon, server: ServingGCS) -> None:
@@ -256,6 +257,25 @@ def test_a_stop_in_the_middle_of_their_downloads_is_clean(server: ServingGCS, tm
         assert [path for path in (tmp_path / "cache/tmp").rglob("*") if path.is_file()] == []
         warnings = [line for line in daemon.lines() if " INFO " not in line]
         assert [line for line in warnings if "items are left out" not in line] == []  # listed between an image and its label
+
+
+def test_a_stop_does_not_wait_for_one_that_hangs(server: ServingGCS, tmp_path: Path) -> None:
+    with fetching_daemon(server, tmp_path / "cache", ["--set", "deadline_s=60"]) as daemon:
+        held_up(server, 10)
+        for pid in (pids := fetchers(daemon)):
+            os.kill(pid, signal.SIGSTOP)
+        daemon.stop()  # which is no clean one after stop_deadline_s
+        assert all(map(has_ended, pids))
+        assert [path for path in (tmp_path / "cache/tmp").rglob("*") if path.is_file()] == []
+
+
+def test_they_import_nothing_from_where_the_daemon_was_started(server: ServingGCS, tmp_path: Path) -> None:
+    """Training code has modules of the same names as Python's own."""
+    with contextlib.chdir(tmp_path), fetching_daemon(server, tmp_path / "cache") as daemon:
+        (tmp_path / "queue.py").write_text("raise SystemExit('not this one')")
+        for pid in (before := fetchers(daemon)):
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: at_work(daemon) == 2 and not set(fetchers(daemon)) & set(before))
 
 
 # Faults of the disk

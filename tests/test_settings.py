@@ -78,6 +78,7 @@ def test_every_setting_can_come_from_every_source(tmp_path: Path) -> None:
         "max_bytes_per_s": "500MB",
         "window_items": "4",
         "policy": "lru",
+        "fetch_processes": "3",
         "deadline_s": "5",
         "relist_s": "6",
         "rescan_s": "7",

@@ -406,8 +406,10 @@ async def test_what_comes_twice_gives_its_slot_back_once() -> None:
     """As where a fetch process was lost before it had published what it had."""
     slots, turn = slots_of(2), Turn(demand=False)
     await slots.acquire(turn)
-    for _ in range(2):
-        Ticket(slots, turn).ended(Outcome(0.03, 100, is_refused=False, is_good=True))
+    Ticket(slots, turn).ended(Outcome(0.03, 100, is_refused=False, is_good=True))
+    slots.again(turn)
+    assert (slots.in_use, slots.publishing) == (1, 0)
+    Ticket(slots, turn).ended(Outcome(0.03, 100, is_refused=False, is_good=True))
     assert (slots.in_use, slots.publishing) == (0, 1)
     slots.release(turn)
     assert (slots.in_use, slots.publishing) == (0, 0)

@@ -66,6 +66,7 @@ class Cache:
         self._unlinking: set[asyncio.Task[None]] = set()
         self._leaving: set[str] = set()
         self._arriving: set[str] = set()
+        self._unwanted: set[str] = set()  # of what is arriving, where the older file was to go
         self._held: set[asyncio.Task[None]] = set()
         self._index: Index | None = None
         self._writer = IndexWriter(self.disk.on_index)
@@ -182,16 +183,22 @@ class Cache:
     def give_up(self, path: str) -> None:
         """The file that was expected does not come."""
         self._arriving.discard(path)
+        if path in self._unwanted and path in self._contents.entries:
+            self._unlink([path])
+        self._unwanted.discard(path)
 
     def admit(self, path: str, stamp: Stamp) -> None:
         """A file has been published at this path."""
         self._arriving.discard(path)
+        self._unwanted.discard(path)
         self._contents.put(path, stamp)
         self.on_arrived(path)
 
     async def drop(self, path: str) -> None:
-        """Remove an object; one that is being replaced at this moment goes by that."""
-        if path in self._contents.entries and path not in self._arriving:
+        """Remove an object; one that is being replaced goes by that, or when it turns out that it is not replaced."""
+        if path in self._arriving:
+            self._unwanted.add(path)
+        elif path in self._contents.entries:
             self._unlink([path])
         if self._unlinking:
             await asyncio.wait(self._unlinking)
@@ -288,10 +295,7 @@ class Cache:
             await self.disk.on_index(index.start_afresh, exc)
             self._contents.clear()
         self._writer.start(index)
-        if index.complete:
-            await self.shrink()
-        else:
-            await self.rescan()
+        await (self.shrink() if index.complete else self.rescan())
 
     async def _index_pages(self) -> AsyncIterator[list[tuple[str, Record]]]:
         assert self._index is not None

@@ -5,7 +5,6 @@ import contextlib
 from functools import partial
 
 from gcs_prefetchd.cache import Cache, Room
-from gcs_prefetchd.errors import PrefetchdError
 from gcs_prefetchd.fetch_processes import FetchProcess, ProcessLostError
 from gcs_prefetchd.folders import Folders
 from gcs_prefetchd.place import Place
@@ -15,6 +14,8 @@ from gcs_prefetchd.tries import Account
 from gcs_prefetchd.versions import ObjectVersion
 
 __all__ = ["bring_by"]
+
+CANCEL_S = 1.0  # within which a process that is not hung says what became of a download that is not wanted any more
 
 
 async def bring_by(process: FetchProcess, cache: Cache, version: ObjectVersion, room: Room, account: Account) -> bool:
@@ -33,37 +34,46 @@ async def bring_by(process: FetchProcess, cache: Cache, version: ObjectVersion, 
     try:
         place.admit(await ended)
     except asyncio.CancelledError:
-        await asyncio.shield(cache.hold(_clean_up(process.cancel(number), cache, place, version)))
+        await asyncio.shield(cache.hold(_clean_up(process, process.cancel(number), cache, place, version)))
         raise
     except ProcessLostError:
-        return await _has_come(cache, place, version)
-    except PrefetchdError:
+        await asyncio.shield(cache.hold(_settle(cache, place, version)))
+        return place.is_admitted
+    except BaseException:
         place.give_up()
         raise
     return True
 
 
-async def _clean_up(ended: asyncio.Future[Stamp], cache: Cache, place: Place, version: ObjectVersion) -> None:
-    await asyncio.wait([ended])
+async def _clean_up(
+    process: FetchProcess, ended: asyncio.Future[Stamp], cache: Cache, place: Place, version: ObjectVersion
+) -> None:
+    await asyncio.wait([ended], timeout=CANCEL_S)
+    if not ended.done():  # it hangs
+        process.kill()
+        await asyncio.wait([ended])
     if ended.cancelled():
         place.give_up()
     elif ended.exception() is None:
         place.admit(ended.result())  # cancelled when nothing could stop it any more
     else:
-        await _has_come(cache, place, version)
+        await _settle(cache, place, version)
 
 
-async def _has_come(cache: Cache, place: Place, version: ObjectVersion) -> bool:
+async def _settle(cache: Cache, place: Place, version: ObjectVersion) -> None:
     """See what a process that is no more has left: the whole file, or part of one, which goes."""
-    with contextlib.suppress(OSError):
-        await cache.disk.in_turn(partial(cache.directory.discard_temporary, place.temporary))
     stamp: Stamp | None = None
-    with contextlib.suppress(OSError):
+    try:
+        with contextlib.suppress(OSError):
+            await cache.disk.in_turn(partial(cache.directory.discard_temporary, place.temporary))
         folders = Folders(cache.directory.objects, cache.directory.check_ours)
         (found,) = await cache.disk.call(find_each, folders, [place.path])
-        stamp = None if found is None or found.stamp is None or found.size != found.stamp.size else found.stamp
-    if stamp is None or (stamp.generation, stamp.size) != (version.generation, version.size):
-        place.give_up()
-        return False
-    place.admit(stamp)
-    return True
+        if found is not None and found.stamp is not None and found.size == found.stamp.size:
+            stamp = found.stamp
+    except (OSError, RuntimeError, MemoryError):  # no descriptor, thread or memory: the next rescan will find what there is
+        pass
+    finally:
+        if stamp is not None and (stamp.generation, stamp.size) == (version.generation, version.size):
+            place.admit(stamp)
+        else:
+            place.give_up()

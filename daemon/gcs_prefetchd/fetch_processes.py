@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gcs_prefetchd import errors
-from gcs_prefetchd.answers import UnfitAnswerError
+from gcs_prefetchd.answers import UnfitAnswerError, brief
 from gcs_prefetchd.directory import CacheDirectory
 from gcs_prefetchd.downloader import TokenSource
 from gcs_prefetchd.fetch_process import CANCELLED
@@ -31,7 +31,7 @@ __all__ = ["FetchProcess", "FetchProcesses", "ProcessLostError", "Work"]
 
 log = logging.getLogger(__name__)
 
-PROGRAM = [sys.executable, "-m", "gcs_prefetchd.fetch_process"]
+PROGRAM = [sys.executable, "-P", "-m", "gcs_prefetchd.fetch_process"]  # -P: nothing is imported from the working directory
 READY_S = 60.0  # a machine that is out of memory may take long to import anything
 GRACE_S = 5.0  # past the deadline of an object; then its process hangs
 LOOK_EVERY_S = 1.0
@@ -73,7 +73,7 @@ class FetchProcess:
         self.lost: asyncio.Future[int] = loop.create_future()
         self._work = work
         self._token = work.token()
-        self._process: subprocess.Popen[bytes]
+        self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket
         self._wire = Wire(lambda kind, *rest: self._hear[kind](*rest), self.kill)
         self._numbers = itertools.count()
@@ -92,7 +92,8 @@ class FetchProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Its process id, once it has begun."""
+        assert self._process is not None
         return self._process.pid
 
     @property
@@ -123,19 +124,22 @@ class FetchProcess:
                     pass_fds=(theirs.fileno(), lock),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
+                    process_group=0,  # a terminal's Ctrl-C is for the daemon
                 )
-                ended = self._watched()
+                self._watch_its_end()
             except BaseException:
                 self._socket.close()
                 raise
-        asyncio.get_running_loop().add_reader(ended, self._reap, ended)
 
-    def _watched(self) -> int:
+    def _watch_its_end(self) -> None:
         try:
-            return os.pidfd_open(self._process.pid)
-        except OSError:
+            ended = os.pidfd_open(self.pid)
+            asyncio.get_running_loop().add_reader(ended, self._reap, ended)
+        except BaseException:
+            assert self._process is not None
             self._process.kill()
             self._process.wait()
+            self._process = None
             raise
 
     async def connect(self) -> None:
@@ -145,15 +149,15 @@ class FetchProcess:
         self._wire.send("begin", str(work.directory.path), work.root, self._token is None, work.options)
 
     def kill(self) -> None:
-        """End it at once."""
-        if not self.lost.done():
+        """End it at once, if it has begun."""
+        if self._process is not None and not self.lost.done():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
     async def close(self) -> None:
         """End it; no download may be under way."""
         self.kill()
-        await self.lost
+        await asyncio.wait([self.lost])
 
     def fetch(self, version: ObjectVersion, place: Place, account: Account) -> tuple[int, asyncio.Future[Stamp]]:
         """Have an object brought to its place; returns the number of the download and its end.
@@ -216,11 +220,12 @@ class FetchProcess:
         if kind == CANCELLED:
             job.ended.cancel()
         else:
-            job.ended.set_exception(getattr(errors, kind)(text))
+            job.ended.set_exception(getattr(errors, kind, errors.OriginError)(text))
 
     def _end(self, number: int) -> _Job:
+        job = self._jobs.pop(number)
         self._work.traffic.in_flight -= 1
-        return self._jobs.pop(number)
+        return job
 
     def _ask_for_token(self) -> None:
         task = asyncio.create_task(self._tell_token())
@@ -233,6 +238,8 @@ class FetchProcess:
             self._wire.send("token", await self._token.get(), "", False)
         except UnfitAnswerError as exc:
             self._wire.send("token", None, str(exc), exc.final is not None)
+        except Exception as exc:  # whatever it is, the process waits for an answer
+            self._wire.send("token", None, f"no access token: {brief(exc)}", False)
 
     def _forget_token(self, refused: str) -> None:
         assert self._token is not None
@@ -241,6 +248,7 @@ class FetchProcess:
     def _reap(self, ended: int) -> None:
         asyncio.get_running_loop().remove_reader(ended)
         os.close(ended)
+        assert self._process is not None
         status = self._process.wait()
         for task in self._asking:
             task.cancel()
@@ -275,7 +283,6 @@ class FetchProcesses:
 
     async def run(self) -> None:
         """Keep so many processes at work, until cancelled."""
-        await self._wanted.wait()
         async with asyncio.TaskGroup() as keepers:
             for _ in range(self._count):
                 keepers.create_task(self._keep_one())
@@ -287,21 +294,21 @@ class FetchProcesses:
 
     async def _keep_one(self) -> None:
         pause_s = FIRST_PAUSE_S
+        await self._wanted.wait()
         while True:
-            process = FetchProcess(self._work)
+            process, began_s = FetchProcess(self._work), time.monotonic()
             try:
                 process.begin()
-            except (OSError, MemoryError) as exc:
-                why = f"there is none to be had ({exc})"
-            else:
                 self._processes.add(process)
-                began_s = time.monotonic()
                 await process.connect()
                 why = await self._watch(process)
                 self._processes.discard(process)
-                if time.monotonic() - began_s > LONGEST_PAUSE_S:
-                    pause_s = FIRST_PAUSE_S
-            log.warning("a fetch process: %s; the daemon fetches in its place, and begins another in %g s", why, pause_s)
+            except (OSError, MemoryError) as exc:
+                why = f"there is none to be had ({brief(exc)})"
+                process.kill()
+            if time.monotonic() - began_s > LONGEST_PAUSE_S:
+                pause_s = FIRST_PAUSE_S
+            log.warning("a fetch process: %s; others go on, or the daemon itself, and another begins in %g s", why, pause_s)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 

@@ -156,6 +156,7 @@ class Fetcher:
             # What a reader waits for is fetched here, without a hop.
             process = self._processes.free() if self._processes and version is not None and not turn.demand else None
             if process is None or version is None or not await bring_by(process, self._cache, version, room, ticket):
+                self.slots.again(turn)
                 async with Download(self._cache, name, room) as download:
                     if version is not None:
                         await download.begin(version)  # nothing is asked of GCS for which there is no room

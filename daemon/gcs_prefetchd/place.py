@@ -19,6 +19,7 @@ class Place:
         self._room = room
         self._reserved_bytes = self._landed_bytes = 0
         self._expected = False
+        self.is_admitted = False
 
     async def reserve(self, size_bytes: int) -> None:
         """Have so much room in all. Raises CacheFullError or CacheWriteError, that name the object."""
@@ -49,6 +50,7 @@ class Place:
         """It has been. In one step, for the bytes are either reserved or in the cache, and never counted twice."""
         self._release()
         self._expected = False
+        self.is_admitted = True
         self._cache.admit(self.path, stamp)
 
     def give_up(self) -> None:

@@ -29,7 +29,7 @@ __all__ = [
 ENVIRONMENT_PREFIX = "GCS_PREFETCHD_"
 SHOWN_AT_MOST = 200  # characters of a bad value
 MOST_CONCURRENCY = 1024
-CORES_A_FETCH_PROCESS = 4
+CORES_A_FETCH_PROCESS, MOST_FETCH_PROCESSES = 4, 8
 
 Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size, when_used="json")]
 
@@ -116,10 +116,13 @@ class Settings(BaseSettings):
 
     @property
     def fetch_process_count(self) -> int:
-        """How many fetch processes there are to be: one for every four cores, one at least."""
+        """How many fetch processes there are to be: one for every four cores, from one to eight.
+
+        More are for who knows the node: eight fill a link of 20 Gbit/s, and a container may have fewer cores than it sees.
+        """
         if self.fetch_processes is not None:
             return self.fetch_processes
-        return max(1, len(os.sched_getaffinity(0)) // CORES_A_FETCH_PROCESS)
+        return min(max(1, len(os.sched_getaffinity(0)) // CORES_A_FETCH_PROCESS), MOST_FETCH_PROCESSES)
 
     @property
     def layout(self) -> Layout:

@@ -102,6 +102,13 @@ class Slots:
         else:
             self._give_back(turn)
 
+    def again(self, turn: Turn) -> None:
+        """What had come is lost, and is asked for again: the turn has a slot again, in use by two for a moment."""
+        if turn.has_come:
+            turn.has_come = False
+            self.publishing -= 1
+            self.in_use += 1
+
     def _give_back(self, turn: Turn) -> None:
         """Give the slot to the next in line, and back what was spent ahead and not used."""
         self.in_use -= 1
@@ -133,8 +140,7 @@ class Slots:
         if self.limit.now != before:
             self.changed_s = now_s
             self._serve()
-        # What has come once may come again, where a fetch process was lost before it had published it.
-        if outcome.is_good and not turn.has_come and self.publishing < MOST_PUBLISHING:
+        if outcome.is_good and self.publishing < MOST_PUBLISHING:
             turn.has_come = True
             self.publishing += 1
             self._give_back(turn)

@@ -224,7 +224,11 @@ METRICS: dict[str, tuple[str, tuple[str, str], str]] = {
     "gcs_prefetchd_process_open_files": ("gauge", ("process", "open_files"), "Descriptors that the daemon has open"),
     "gcs_prefetchd_process_threads": ("gauge", ("process", "threads"), "Threads of the daemon"),
     "gcs_prefetchd_process_tasks": ("gauge", ("process", "tasks"), "Tasks of the daemon's event loop"),
-    "gcs_prefetchd_process_fetch_processes": ("gauge", ("process", "fetch_processes"), "Fetch processes that there are"),
+    "gcs_prefetchd_process_fetch_processes": (
+        "gauge",
+        ("process", "fetch_processes"),
+        "Fetch processes that can be told to fetch",
+    ),
     "gcs_prefetchd_process_fetch_memory_bytes": (
         "gauge",
         ("process", "fetch_memory_bytes"),
