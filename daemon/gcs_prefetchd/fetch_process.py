@@ -18,7 +18,7 @@ import socket
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from typing import Any
 import uvloop
 
 from gcs_prefetchd.answers import UnfitAnswerError
+from gcs_prefetchd.batches import Batches
 from gcs_prefetchd.directory import CacheDirectory
 from gcs_prefetchd.downloader import Downloader, Sender
 from gcs_prefetchd.errors import CacheWriteError, CredentialsError, PrefetchdError
@@ -42,6 +43,7 @@ from gcs_prefetchd.wire import Wire
 __all__ = ["CANCELLED"]
 
 CANCELLED = "cancelled"  # in the place of an error's name
+LARGE = 1 << 18  # bytes: what takes longer to write than others should wait
 WRITTEN_AT_ONCE = 1 << 20  # bytes; smaller bodies are written when they are whole
 TOKEN_FOR_S = 30.0  # then the daemon is asked again, which knows when a token is too old
 LOOK_AGAIN_S = 0.01  # at the folders of the cache, which somebody may have moved
@@ -131,22 +133,26 @@ class _Turns:
 
 
 class _Sink:
-    """Writes as it goes. Raises CacheWriteError where the disk refuses."""
+    """Writes as it goes: small bodies at once, while the processor's cache holds them, large ones in the thread `files`, for
+    meanwhile answers would pile up in the kernel. Raises CacheWriteError where the disk refuses. Ends in `discard`, always.
+    """
 
-    def __init__(self, file: UnfinishedFile, uri: str, cache_dir: Path, landed: Callable[[int], None]) -> None:
+    def __init__(self, file: UnfinishedFile, files: Batches, uri: str, cache_dir: Path, landed: Callable[[int], None]) -> None:
         self._file = file
+        self._files = files
         self._uri = uri
         self._cache_dir = cache_dir
         self._landed = landed
         self._chunks: list[bytes] = []
         self._buffered = 0
+        self._is_large = False
 
     async def begin(self, version: ObjectVersion) -> None:
         """An attempt starts at byte 0."""
         self._chunks.clear()
         self._buffered = 0
-        with self._disk_errors():
-            self._file.truncate()
+        self._is_large |= version.size >= LARGE
+        await self._on_disk(self._file.truncate)
         self._landed(0)
 
     async def write(self, chunk: bytes) -> None:
@@ -154,22 +160,30 @@ class _Sink:
         self._chunks.append(chunk)
         self._buffered += len(chunk)
         if self._buffered >= WRITTEN_AT_ONCE:
-            with self._disk_errors():
-                self._file.append(self._chunks)
-            self._landed(self._buffered)
-            self._chunks.clear()
-            self._buffered = 0
+            chunks, self._chunks, size_bytes, self._buffered = self._chunks, [], self._buffered, 0
+            await self._on_disk(partial(self._file.append, chunks))
+            self._landed(size_bytes)
 
-    def publish(self, stamp: Stamp) -> None:
+    async def publish(self, stamp: Stamp) -> None:
         """All has come."""
-        with self._disk_errors():
+
+        def finish() -> None:
             self._file.append(self._chunks)
             self._file.publish(stamp)
 
-    @contextlib.contextmanager
-    def _disk_errors(self) -> Iterator[None]:
+        await self._on_disk(finish)
+
+    async def discard(self) -> None:
+        """Leave nothing of what was not published."""
+        with contextlib.suppress(CacheWriteError):  # it goes with the next that is discarded, or when the next daemon starts
+            await self._on_disk(self._file.discard)
+
+    async def _on_disk(self, call: Callable[[], None]) -> None:
         try:
-            yield
+            if self._is_large:
+                await asyncio.shield(self._files.do(call))
+            else:
+                call()
         except OSError as exc:
             raise CacheWriteError(f"cache {self._uri}: {exc.strerror} ({self._cache_dir})") from exc
 
@@ -188,6 +202,7 @@ class _FetchProcess:
         self._traffic = Traffic()
         self._downloader: Downloader
         self._turns = _Turns()
+        self._files = Batches("files")
         self._tasks: dict[int, asyncio.Task[_Message]] = {}
         self._hear: dict[str, Callable[..., None]] = {
             "begin": self._begin,
@@ -223,22 +238,25 @@ class _FetchProcess:
         self._token.take(value, reason, is_final)
 
     async def _bring(self, number: int, temporary: str, path: str, version: ObjectVersion) -> _Message:
-        send, uri = self._wire.send, version.name.uri
+        send = self._wire.send
         account = _Account(number, send)
         file = UnfinishedFile(self._directory, self._folders, temporary, version.name, path)
-        sink = _Sink(file, uri, self._directory.path, lambda size_bytes: send("landed", number, size_bytes))
+        sink = _Sink(
+            file, self._files, version.name.uri, self._directory.path, lambda size_bytes: send("landed", number, size_bytes)
+        )
+        outcome: _Message = ("failed", number, CANCELLED, "")
         try:
             came = await self._downloader.download(version.name, version, sink, account)
             assert came.crc32c is not None
             await self._turns.next()
             self._look_again()
-            sink.publish(Stamp(came.generation, came.size, came.crc32c))
-            return "done", number, came.crc32c
+            await sink.publish(Stamp(came.generation, came.size, came.crc32c))
         except PrefetchdError as exc:
-            return "failed", number, type(exc).__name__, str(exc)
-        finally:
-            with contextlib.suppress(OSError):  # it goes with the next that is discarded, or when the next daemon starts
-                file.discard()
+            outcome = ("failed", number, type(exc).__name__, str(exc))
+        except asyncio.CancelledError:
+            pass  # it may have been published all the same
+        await sink.discard()
+        return outcome if file.published is None else ("done", number, file.published.crc32c)
 
     def _ended(self, number: int, task: asyncio.Task[_Message]) -> None:
         del self._tasks[number]
