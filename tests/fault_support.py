@@ -213,6 +213,7 @@ def promises(daemon: Daemon, good: str, data: bytes, *, entries_stay: bool = Tru
     nothing of what was cached before may be gone.
     """
     entries = set(daemon.client.cached_objects())  # first, for it connects, and the connection stays
+    wait_for(lambda: "anon_inode:inotify" in _links(daemon))  # it begins to watch its files just after it is ready
     before = _usage(daemon)
     with _bound_kept(daemon):
         yield
@@ -227,15 +228,20 @@ def promises(daemon: Daemon, good: str, data: bytes, *, entries_stay: bool = Tru
         assert len(line.encode()) <= LONGEST_LINE_BYTES, line
 
 
-def _usage(daemon: Daemon) -> dict[str, int]:
-    """What leaks would show in. Connections to GCS are kept open on purpose, so of sockets there may be some more, and fetch
-    processes are begun, of which each is a socket and a pidfd."""
+def _links(daemon: Daemon) -> list[str]:
+    """What its descriptors are of."""
     links = []
     for descriptor in Path(f"/proc/{daemon.pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
             links.append(str(descriptor.readlink()))
+    return links
+
+
+def _usage(daemon: Daemon) -> dict[str, int]:
+    """What leaks would show in. Connections to GCS are kept open on purpose, so of sockets there may be some more, and fetch
+    processes are begun, of which each is a socket and a pidfd."""
     return {
-        "files": sum(not link.startswith(("socket:", "anon_inode:[pidfd]")) for link in links),
+        "files": sum(not link.startswith(("socket:", "anon_inode:[pidfd]")) for link in _links(daemon)),
         "downloads": daemon.stats()["origin"]["in_flight"],
         "reserved_bytes": daemon.stats()["cache"]["reserved_bytes"],
         "tasks": daemon.stats()["process"]["tasks"],
