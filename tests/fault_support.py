@@ -164,6 +164,11 @@ def cached_items(daemon: Daemon) -> list[str]:
     return parts
 
 
+def data_of(name: str, size_bytes: int) -> bytes:
+    """The bytes of an object; no two have the same."""
+    return (name.encode() * (size_bytes // len(name) + 1))[:size_bytes]
+
+
 def wait_for(what: Callable[[], object], within_s: float = SETTLE_S) -> None:
     """Ask again and again until it is so."""
     until_s = time.monotonic() + within_s

@@ -22,12 +22,13 @@ from cache_support import (
 )
 from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.credentials import Access
-from gcs_prefetchd.download import BUFFER_BYTES, Download
+from gcs_prefetchd.download import Download
 from gcs_prefetchd.errors import CacheFullError, CacheWriteError, ObjectMissingError, OriginUnavailableError
 from gcs_prefetchd.names import ObjectName, parse_object_uri
 from gcs_prefetchd.origin import Origin
 from gcs_prefetchd.stamp import read_checked, read_object_name, read_stamp
 from gcs_prefetchd.testing import Cut, FlippedByte, GCSServer, Reset
+from gcs_prefetchd.unfinished import BUFFER_BYTES
 from gcs_prefetchd.versions import ObjectVersion
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cache_support import mounted, needs_mount
-from fault_support import Daemon, faulted_daemon, promises, wait_for
+from fault_support import Daemon, data_of, faulted_daemon, promises, wait_for
 from gcs_prefetchd.testing import Fault, Kind, ServingGCS, Stall, Status, serving
 from support import BUCKET, DATA_ROOT, put_items
 from test_origin_faults import PASSING
@@ -20,11 +20,6 @@ FLAGS = ["--set", "fetch_processes=2", "--set", "deadline_s=3", "--set", "relist
 SIZE = 100_000
 LONG_S = 30.0
 _numbers = itertools.count(100)
-
-
-def data_of(uri: str, size_bytes: int = SIZE) -> bytes:
-    """The bytes of an object; no two have the same."""
-    return (uri.encode() * (size_bytes // len(uri) + 1))[:size_bytes]
 
 
 def put_new(
@@ -87,8 +82,8 @@ def fetching_daemon(server: ServingGCS, cache_dir: Path, extra: list[str] | None
 def kept(daemon: Daemon, server: ServingGCS) -> Iterator[None]:
     """The promises hold after the body as before it."""
     name = f"train/good/{next(_numbers)}"
-    server.put(BUCKET, name, data_of(name))
-    with promises(daemon, f"gs://{BUCKET}/{name}", data_of(name)):
+    server.put(BUCKET, name, data_of(name, SIZE))
+    with promises(daemon, f"gs://{BUCKET}/{name}", data_of(name, SIZE)):
         yield
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fault_support import Daemon, faulted_daemon, promises, wait_for
+from fault_support import Daemon, data_of, faulted_daemon, promises, wait_for
 from gcs_dataset.reports import ReadReporter, Reads
 from gcs_prefetchd.client import DaemonClient
 from gcs_prefetchd.errors import DaemonUnavailableError
@@ -23,11 +23,6 @@ SIZE = 60_000
 LARGE = 2_000_000
 FLAGS = ["--set", "deadline_s=3", "--set", "rescan_s=1", "--set", "relist_s=1"]  # compares and lists all the time
 _numbers = itertools.count()
-
-
-def data_of(uri: str, size_bytes: int = SIZE) -> bytes:
-    """The bytes of an object; no two have the same."""
-    return (uri.encode() * (size_bytes // len(uri) + 1))[:size_bytes]
 
 
 def put_new(server: ServingGCS, count: int, size_bytes: int = SIZE) -> list[str]:
@@ -63,7 +58,7 @@ def mortal(server: ServingGCS, tmp_path: Path) -> Iterator[Daemon]:
 def kept(daemon: Daemon, server: ServingGCS) -> Iterator[None]:
     """The promises hold after the body as before it."""
     [good] = put_new(server, 1)
-    with promises(daemon, good, data_of(good)):
+    with promises(daemon, good, data_of(good, SIZE)):
         yield
 
 
@@ -72,7 +67,7 @@ def read_at_once(daemon: Daemon, uris: list[str]) -> list[str]:
     errors = daemon.client.fetch(uris)
     for uri, error in zip(uris, errors, strict=True):
         if not error:
-            assert daemon.cached(uri) == data_of(uri)
+            assert daemon.cached(uri) == data_of(uri, SIZE)
     return [error for error in errors if error]
 
 
@@ -170,13 +165,13 @@ def test_a_daemon_that_was_suspended_goes_on(daemon: Daemon, server: ServingGCS)
         server.wait_for(lambda counts: gets_of(counts, uris) > 40)
         with suspended(daemon), closing(DaemonClient(daemon.cache_dir, timeout_s=0.5)) as client:
             for uri in uris[:2]:
-                assert daemon.read(uri) == data_of(uri)  # hits need no daemon
+                assert daemon.read(uri) == data_of(uri, SIZE)  # hits need no daemon
             with pytest.raises(DaemonUnavailableError, match="TimeoutError"):
                 client.fetch(uris[-1:])
             with pytest.raises(DaemonUnavailableError, match="not asked again yet"):
                 client.fetch(uris[-1:])
     for uri in uris:
-        assert daemon.read(uri) == data_of(uri)
+        assert daemon.read(uri) == data_of(uri, SIZE)
     assert gets_of(server.counts, uris) == len(uris)
 
 

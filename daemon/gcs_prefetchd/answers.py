@@ -30,7 +30,7 @@ _FINAL: Mapping[int, type[OriginError]] = {
 class UnfitAnswerError(Exception):
     """An answer that is not what was asked for. `final` is the error to raise where another try would not help.
 
-    Never leaves this package's requests, so it may hold more than one string.
+    Never reaches whoever asked for an object or a listing, so it may hold more than one string.
     """
 
     def __init__(

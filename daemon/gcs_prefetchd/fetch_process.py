@@ -1,9 +1,9 @@
 """A process that downloads for the daemon: `python -m gcs_prefetchd.fetch_process SOCKET LOCK DAEMON_PID`.
 
 It does what needs no knowledge of plans: GET, check, write, stamp, rename, for one object after another of those that it is
-told to fetch, many at a time. It has one thread, which also writes: a body goes to the disk while the processor's cache
-still holds it, and nobody else's work waits for that disk. What is to be fetched, for which room, and what to do about what
-fails is the daemon's business.
+told to fetch, many at a time. Small bodies are written by the thread that received them: they go to the disk while the
+processor's cache still holds them, and no reader waits for that thread. What is to be fetched, for which room, and what to
+do about what fails is the daemon's business.
 
 It ends with the daemon: when its socket is closed, or at once where the daemon was killed. Until then it holds the cache
 directory's lock, too, so that no other daemon comes before its last file has.
@@ -29,22 +29,20 @@ from gcs_prefetchd.answers import UnfitAnswerError
 from gcs_prefetchd.batches import Batches
 from gcs_prefetchd.directory import CacheDirectory
 from gcs_prefetchd.downloader import Downloader, Sender
-from gcs_prefetchd.errors import CacheWriteError, CredentialsError, PrefetchdError
+from gcs_prefetchd.errors import CredentialsError, PrefetchdError
 from gcs_prefetchd.folders import Folders
 from gcs_prefetchd.limit import Outcome
 from gcs_prefetchd.malloc import keep_freed_memory
 from gcs_prefetchd.names import ObjectName
 from gcs_prefetchd.stamp import Stamp
 from gcs_prefetchd.traffic import Traffic
-from gcs_prefetchd.unfinished import UnfinishedFile
+from gcs_prefetchd.unfinished import FileSink, UnfinishedFile
 from gcs_prefetchd.versions import ObjectVersion
-from gcs_prefetchd.wire import Wire
+from gcs_prefetchd.wire import CANCELLED, Wire
 
-__all__ = ["CANCELLED"]
+__all__: list[str] = []
 
-CANCELLED = "cancelled"  # in the place of an error's name
 LARGE = 1 << 18  # bytes: what takes longer to write than others should wait
-WRITTEN_AT_ONCE = 1 << 20  # bytes; smaller bodies are written when they are whole
 TOKEN_FOR_S = 30.0  # then the daemon is asked again, which knows when a token is too old
 LOOK_AGAIN_S = 0.01  # at the folders of the cache, which somebody may have moved
 _PR_SET_PDEATHSIG = 1
@@ -132,60 +130,38 @@ class _Turns:
             self._loop.call_soon(self._serve)
 
 
-class _Sink:
-    """Writes as it goes: small bodies at once, while the processor's cache holds them, large ones in the thread `files`, for
-    meanwhile answers would pile up in the kernel. Raises CacheWriteError where the disk refuses. Ends in `discard`, always.
-    """
+class _Sink(FileSink):
+    """Writes small bodies at once, while the processor's cache holds them, and large ones in the thread `files`, for meanwhile
+    answers would pile up in the kernel. Ends in `discard`, always."""
 
-    def __init__(self, file: UnfinishedFile, files: Batches, uri: str, cache_dir: Path, landed: Callable[[int], None]) -> None:
-        self._file = file
+    def __init__(self, file: UnfinishedFile, files: Batches, landed: Callable[[int], None]) -> None:
+        super().__init__(file)
         self._files = files
-        self._uri = uri
-        self._cache_dir = cache_dir
-        self._landed = landed
-        self._chunks: list[bytes] = []
-        self._buffered = 0
+        self._tell = landed
         self._is_large = False
 
     async def begin(self, version: ObjectVersion) -> None:
         """An attempt starts at byte 0."""
-        self._chunks.clear()
-        self._buffered = 0
-        self._is_large |= version.size >= LARGE
-        await self._on_disk(self._file.truncate)
-        self._landed(0)
-
-    async def write(self, chunk: bytes) -> None:
-        """The next bytes."""
-        self._chunks.append(chunk)
-        self._buffered += len(chunk)
-        if self._buffered >= WRITTEN_AT_ONCE:
-            chunks, self._chunks, size_bytes, self._buffered = self._chunks, [], self._buffered, 0
-            await self._on_disk(partial(self._file.append, chunks))
-            self._landed(size_bytes)
+        self._is_large = version.size >= LARGE  # that of one generation, and so the same for each attempt
+        await super().begin(version)
 
     async def publish(self, stamp: Stamp) -> None:
         """All has come."""
-
-        def finish() -> None:
-            self._file.append(self._chunks)
-            self._file.publish(stamp)
-
-        await self._on_disk(finish)
+        await self._finish(stamp)
 
     async def discard(self) -> None:
         """Leave nothing of what was not published."""
-        with contextlib.suppress(CacheWriteError):  # it goes with the next that is discarded, or when the next daemon starts
-            await self._on_disk(self._file.discard)
+        with contextlib.suppress(OSError):  # it goes with the next that is discarded, or when the next daemon starts
+            await self._make(self._file.discard)
 
-    async def _on_disk(self, call: Callable[[], None]) -> None:
-        try:
-            if self._is_large:
-                await asyncio.shield(self._files.do(call))
-            else:
-                call()
-        except OSError as exc:
-            raise CacheWriteError(f"cache {self._uri}: {exc.strerror} ({self._cache_dir})") from exc
+    async def _make(self, call: Callable[[], None]) -> None:
+        if self._is_large:
+            await asyncio.shield(self._files.do(call))
+        else:
+            call()
+
+    def _landed(self, size_bytes: int) -> None:
+        self._tell(size_bytes)
 
 
 class _FetchProcess:
@@ -241,9 +217,7 @@ class _FetchProcess:
         send = self._wire.send
         account = _Account(number, send)
         file = UnfinishedFile(self._directory, self._folders, temporary, version.name, path)
-        sink = _Sink(
-            file, self._files, version.name.uri, self._directory.path, lambda size_bytes: send("landed", number, size_bytes)
-        )
+        sink = _Sink(file, self._files, lambda size_bytes: send("landed", number, size_bytes))
         outcome: _Message = ("failed", number, CANCELLED, "")
         try:
             came = await self._downloader.download(version.name, version, sink, account)

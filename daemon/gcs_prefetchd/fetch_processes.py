@@ -18,14 +18,13 @@ from gcs_prefetchd import errors
 from gcs_prefetchd.answers import UnfitAnswerError, brief
 from gcs_prefetchd.directory import CacheDirectory
 from gcs_prefetchd.downloader import TokenSource
-from gcs_prefetchd.fetch_process import CANCELLED
 from gcs_prefetchd.limit import Outcome
 from gcs_prefetchd.place import Place
 from gcs_prefetchd.stamp import Stamp
 from gcs_prefetchd.traffic import Traffic
 from gcs_prefetchd.tries import Account
 from gcs_prefetchd.versions import ObjectVersion
-from gcs_prefetchd.wire import Wire
+from gcs_prefetchd.wire import CANCELLED, Wire
 
 __all__ = ["FetchProcess", "FetchProcesses", "ProcessLostError", "Work"]
 
@@ -107,7 +106,7 @@ class FetchProcess:
         return len(self._jobs)
 
     @property
-    def overdue_s(self) -> float:
+    def oldest_s(self) -> float:
         """For how long it has been at the download that it began first."""
         first = next(iter(self._jobs.values()), None)
         return 0.0 if first is None else time.monotonic() - first.begun_s
@@ -134,7 +133,11 @@ class FetchProcess:
     def _watch_its_end(self) -> None:
         try:
             ended = os.pidfd_open(self.pid)
-            asyncio.get_running_loop().add_reader(ended, self._reap, ended)
+            try:
+                asyncio.get_running_loop().add_reader(ended, self._reap, ended)
+            except BaseException:
+                os.close(ended)
+                raise
         except BaseException:
             assert self._process is not None
             self._process.kill()
@@ -166,7 +169,7 @@ class FetchProcess:
         ProcessLostError.
         """
         number = next(self._numbers)
-        if self.lost.done():  # since it was free: nobody would tell of this download any more
+        if self.lost.done():  # since it was chosen: nobody would tell of this download any more
             ended: asyncio.Future[Stamp] = asyncio.get_running_loop().create_future()
             ended.set_exception(ProcessLostError())
             return number, ended
@@ -202,11 +205,7 @@ class FetchProcess:
         account.ended(Outcome(seconds, received_bytes, is_refused, is_good))
 
     def _landed(self, number: int, size_bytes: int) -> None:
-        place = self._jobs[number].place
-        if size_bytes:
-            place.land(size_bytes)
-        else:
-            place.lift()
+        self._jobs[number].place.land(size_bytes)
 
     def _done(self, number: int, crc32c: int) -> None:
         job = self._end(number)
@@ -275,7 +274,7 @@ class FetchProcesses:
         """Of those that are at work."""
         return [process.pid for process in self._processes if process.is_ready]
 
-    def free(self) -> FetchProcess | None:
+    def least_busy(self) -> FetchProcess | None:
         """The one that has least to do, or None where none is ready."""
         self._wanted.set()
         ready = (process for process in self._processes if process.is_ready)
@@ -306,6 +305,7 @@ class FetchProcesses:
             except (OSError, MemoryError) as exc:
                 why = f"there is none to be had ({brief(exc)})"
                 process.kill()
+                self._processes.discard(process)
             if time.monotonic() - began_s > LONGEST_PAUSE_S:
                 pause_s = FIRST_PAUSE_S
             log.warning("a fetch process: %s; others go on, or the daemon itself, and another begins in %g s", why, pause_s)
@@ -321,7 +321,7 @@ class FetchProcesses:
             process.kill()
         while not process.lost.done():
             await asyncio.wait([process.lost], timeout=LOOK_EVERY_S)
-            if process.overdue_s > self._work.options["deadline_s"] + GRACE_S:
+            if process.oldest_s > self._work.options["deadline_s"] + GRACE_S:
                 why = f"it hangs (pid {process.pid})"
                 process.kill()
         return why or f"it ended with status {process.lost.result()} (pid {process.pid})"

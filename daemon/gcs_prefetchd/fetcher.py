@@ -152,15 +152,11 @@ class Fetcher:
         started_s = time.monotonic()
         await self.slots.acquire(turn)
         try:
-            ticket = Ticket(self.slots, turn)
-            # What a reader waits for is fetched here, without a hop.
-            process = self._processes.free() if self._processes and version is not None and not turn.demand else None
-            if process is None or version is None or not await bring_by(process, self._cache, version, room, ticket):
-                self.slots.again(turn)
+            if version is None or not await self._bring_by_process(version, room, turn):
                 async with Download(self._cache, name, room) as download:
                     if version is not None:
                         await download.begin(version)  # nothing is asked of GCS for which there is no room
-                    await download.publish(await self._origin.download(name, version, download, ticket))
+                    await download.publish(await self._origin.download(name, version, download, Ticket(self.slots, turn)))
         finally:
             self.slots.release(turn)
         self.download_s.add(time.monotonic() - started_s)
@@ -168,6 +164,16 @@ class Fetcher:
             self.fetched.demand += 1
         else:
             self.fetched.prefetch += 1
+
+    async def _bring_by_process(self, version: ObjectVersion, room: Room, turn: Turn) -> bool:
+        """Whether a fetch process has brought it. What a reader waits for is fetched here, without a hop."""
+        process = self._processes.least_busy() if self._processes is not None and not turn.demand else None
+        if process is None:
+            return False
+        if await bring_by(process, self._cache, version, room, Ticket(self.slots, turn)):
+            return True
+        self.slots.again(turn)
+        return False
 
     def _ended(self, path: str, task: asyncio.Task[None]) -> None:
         del self._under_way[path]

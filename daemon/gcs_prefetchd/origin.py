@@ -157,11 +157,7 @@ class Origin:
     async def download(
         self, name: ObjectName, version: ObjectVersion | None, sink: Sink, account: Account | None = None
     ) -> ObjectVersion:
-        """Bring the object's stored bytes into the sink and return what they were checked to be.
-
-        With a `version` it is that generation, size and crc32c or an error (ObjectChangedError where the bucket no longer has
-        it); without one it is the live generation, whose size and hash the answer must name.
-        """
+        """What `Downloader.download` does."""
         return await self._downloader.download(name, version, sink, account)
 
     async def _page(self, bucket: str, prefix: str, ask: Ask, current: Try) -> tuple[Objects, str]:

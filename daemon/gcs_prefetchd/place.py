@@ -33,13 +33,9 @@ class Place:
         self._reserved_bytes = size_bytes
 
     def land(self, size_bytes: int) -> None:
-        """So many more of the bytes are on the disk."""
-        self._landed_bytes += size_bytes
-        self._cache.landed_bytes += size_bytes
-
-    def lift(self) -> None:
-        """None of them are there any more."""
-        self.land(-self._landed_bytes)
+        """So many of the bytes are on the disk now."""
+        self._cache.landed_bytes += size_bytes - self._landed_bytes
+        self._landed_bytes = size_bytes
 
     async def expect(self) -> None:
         """Returns when the file may be published."""
@@ -61,6 +57,6 @@ class Place:
         self._release()
 
     def _release(self) -> None:
-        self.lift()
+        self.land(0)
         self._cache.release(self._reserved_bytes)
         self._reserved_bytes = 0

@@ -94,7 +94,7 @@ class Prefetcher:
         self._woken = asyncio.Event()
         self._bringing: dict[Item, _Bringing] = {}
         self._objects = 0  # that are being brought
-        self._coming: dict[str, int] = {}  # of those the ones that are not in the cache yet: their bytes, by path
+        self._coming: dict[str, ObjectVersion] = {}  # of those the ones that are not in the cache yet, by path
         self._coming_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._later: set[Item] = set()
@@ -283,15 +283,16 @@ class Prefetcher:
         for version in versions:
             self._objects += 1
             path = cache_path(version.name.bucket, version.name.name)
-            self._no_longer_coming(path)  # in another version that is not wanted any more
-            self._coming[path] = version.size
+            if (other := self._coming.get(path)) is not None:  # a version that is not wanted any more
+                self._no_longer_coming(path, other.generation)
+            self._coming[path] = version
             self._coming_bytes += version.size
             download = self._fetcher.start(version, bringing.room)
             download.add_done_callback(partial(self._one_ended, item, version, bringing))
 
     def _one_ended(self, item: int, version: ObjectVersion, bringing: _Bringing, download: asyncio.Task[None]) -> None:
         self._objects -= 1
-        self._no_longer_coming(cache_path(version.name.bucket, version.name.name))
+        self._no_longer_coming(cache_path(version.name.bucket, version.name.name), version.generation)
         error = asyncio.CancelledError() if download.cancelled() else download.exception()
         if error is not None:
             bringing.failures.append((version, error))
@@ -364,11 +365,15 @@ class Prefetcher:
         if self._objects:  # else it was a demand's, and nothing of ours waits for it
             self._look_again()
 
-    def _no_longer_coming(self, path: str) -> None:
-        self._coming_bytes -= self._coming.pop(path, 0)
+    def _no_longer_coming(self, path: str, generation: int) -> None:
+        version = self._coming.get(path)
+        if version is not None and version.generation == generation:
+            del self._coming[path]
+            self._coming_bytes -= version.size
 
     def _arrived(self, path: str) -> None:
-        self._no_longer_coming(path)  # at once, for the cache counts it from now on
+        if (stamp := self._cache.stamp(path)) is not None:
+            self._no_longer_coming(path, stamp.generation)  # at once, for the cache counts it from now on
         self._registry.arrived(path)
 
     def _lost(self, path: str) -> None:

@@ -1,23 +1,28 @@
-"""The file of one object on its way into the cache: bytes in `tmp/`, then stamped and renamed. All of it blocks."""
+"""The file of one object on its way into the cache: bytes in `tmp/`, then stamped and renamed."""
 
 import contextlib
 import os
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from gcs_prefetchd.directory import CacheDirectory
+from gcs_prefetchd.errors import CacheWriteError
 from gcs_prefetchd.folders import Folders
 from gcs_prefetchd.names import ObjectName, name_of
 from gcs_prefetchd.stamp import Stamp, write_object_name, write_stamp
+from gcs_prefetchd.versions import ObjectVersion
 
-__all__ = ["UnfinishedFile", "publish"]
+__all__ = ["FileSink", "UnfinishedFile", "publish"]
 
 MOST_CHUNKS = 1024  # the kernel's IOV_MAX
+BUFFER_BYTES = 1 << 20  # below this an object is written in one go, in the same call that publishes it
 
 
 class UnfinishedFile:
     """`temporary` is one of `directory.temporary`, made by the first `append`; `objects/path` is where it will lie.
 
-    One thread at a time. Ends in `publish` or in `discard`. They raise OSError.
+    All of it blocks, in one thread at a time. Ends in `finish` or in `discard`. They raise OSError.
     """
 
     def __init__(self, directory: CacheDirectory, folders: Folders, temporary: str, name: ObjectName, path: str) -> None:
@@ -41,8 +46,9 @@ class UnfinishedFile:
             os.ftruncate(self._file, 0)
             os.lseek(self._file, 0, os.SEEK_SET)
 
-    def publish(self, stamp: Stamp) -> None:
-        """Give the file, whole and checked, its stamp and its final name."""
+    def finish(self, chunks: Sequence[bytes], stamp: Stamp) -> None:
+        """Write the last bytes and give the file, whole and checked, its stamp and its final name."""
+        self.append(chunks)
         assert self._file is not None
         hashed_name = self._name if name_of(self._path) is None else None
         publish(self._file, self._temporary, self._folders, self._path, stamp, hashed_name)
@@ -55,11 +61,61 @@ class UnfinishedFile:
         if self.published is None:
             self._directory.discard_temporary(self._temporary)
 
+    def refusal(self, exc: OSError) -> CacheWriteError:
+        """What is raised where the disk refuses, in a line that names the object."""
+        return CacheWriteError(f"cache {self._name.uri}: {exc.strerror} ({self._directory.path})")
+
     def _close(self) -> None:
         file, self._file = self._file, None  # closed once, whatever happens: its number may be another file's by then
         if file is not None:
             with contextlib.suppress(OSError):  # bytes that have not reached the disk are a miss to whoever reads them
                 os.close(file)
+
+
+class FileSink(ABC):
+    """A sink of `Downloader.download` that writes into a file. Raises CacheWriteError where the disk refuses."""
+
+    def __init__(self, file: UnfinishedFile) -> None:
+        self._file = file
+        self._chunks: list[bytes] = []
+        self._buffered = self._landed_bytes = 0
+        self._is_on_disk = False  # some of it is, or is on its way there
+
+    async def begin(self, version: ObjectVersion) -> None:
+        """An attempt starts at byte 0."""
+        self._chunks.clear()
+        self._buffered = self._landed_bytes = 0
+        if self._is_on_disk:
+            await self._on_disk(self._file.truncate)
+            self._landed(0)
+
+    async def write(self, chunk: bytes) -> None:
+        """The next bytes."""
+        self._chunks.append(chunk)
+        self._buffered += len(chunk)
+        if self._buffered >= BUFFER_BYTES:
+            chunks, self._chunks, size_bytes, self._buffered = self._chunks, [], self._buffered, 0
+            await self._on_disk(partial(self._file.append, chunks))
+            self._landed_bytes += size_bytes
+            self._landed(self._landed_bytes)
+
+    async def _finish(self, stamp: Stamp) -> None:
+        await self._on_disk(partial(self._file.finish, self._chunks, stamp))
+
+    async def _on_disk(self, call: Callable[[], None]) -> None:
+        self._is_on_disk = True
+        try:
+            await self._make(call)
+        except OSError as exc:
+            raise self._file.refusal(exc) from exc
+
+    @abstractmethod
+    async def _make(self, call: Callable[[], None]) -> None:
+        """Make a call that blocks, after those before it."""
+
+    @abstractmethod
+    def _landed(self, size_bytes: int) -> None:
+        """So many of the bytes are on the disk now."""
 
 
 def publish(file: int, temporary: str, folders: Folders, path: str, stamp: Stamp, hashed_name: ObjectName | None) -> None:

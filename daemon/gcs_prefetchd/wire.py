@@ -6,7 +6,9 @@ import socket
 from collections.abc import Callable
 from typing import Any, cast
 
-__all__ = ["Wire"]
+__all__ = ["CANCELLED", "Wire"]
+
+CANCELLED = "cancelled"  # in the place of an error's name
 
 TOGETHER_S = 0.001  # each line costs both ends a turn of their event loops, and nobody waits for one of these messages
 
