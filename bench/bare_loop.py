@@ -16,7 +16,7 @@ import aiohttp
 import uvloop
 from gcloud.aio.storage import Storage
 
-from gcs_prefetchd.malloc import keep_freed_memory
+from gcs_prefetchd.shared.malloc import keep_freed_memory
 from rig import BUCKET
 
 

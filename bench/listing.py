@@ -24,12 +24,12 @@ from gcloud.aio.storage import Storage
 from comparison import Row, Target, command_line, finish
 from fast_origin import computed_origin, has_nginx
 from gcs_prefetchd.credentials import Access
-from gcs_prefetchd.layout import Layout
 from gcs_prefetchd.listing import list_manifest
-from gcs_prefetchd.manifest import Manifest, load_manifest
-from gcs_prefetchd.names import DataRoot
 from gcs_prefetchd.origin import Origin
 from gcs_prefetchd.pages import FIELDS
+from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.manifest import Manifest, load_manifest
+from gcs_prefetchd.shared.objects import DataRoot
 
 ROOT = DataRoot("bench", "train")
 TARGET = 0.2  # of the time that one page after another takes

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from comparison import command_line, draw
-from gcs_prefetchd.client import DaemonClient
-from gcs_prefetchd.order import plan_order
+from gcs_prefetchd.shared.daemon_client import DaemonClient
+from gcs_prefetchd.shared.epoch_order import plan_order
 from offline import belady_hits, endless_misses
 from rig import BUCKET, Reader, daemon, make_objects, media_gets, server, together
 

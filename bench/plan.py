@@ -15,13 +15,14 @@ import numpy as np
 
 from comparison import command_line
 from figures import Figure, finish
-from gcs_prefetchd.layout import Layout
-from gcs_prefetchd.manifest import Listing, Manifest, Objects
-from gcs_prefetchd.names import DataRoot, cache_path
-from gcs_prefetchd.order import epoch_order, order_digest
-from gcs_prefetchd.protocol import Plan
 from gcs_prefetchd.readers import Reader
 from gcs_prefetchd.registry import Registry
+from gcs_prefetchd.shared.epoch_order import epoch_order, order_digest
+from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.manifest import Listing, Manifest, Objects
+from gcs_prefetchd.shared.messages import Plan
+from gcs_prefetchd.shared.objects import DataRoot
+from gcs_prefetchd.shared.paths import cache_path
 
 ROOT = DataRoot("bench", "train")
 OBJECT_BYTES = 100_000

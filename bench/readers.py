@@ -24,11 +24,11 @@ from gcs_dataset.pairs import Pairs
 from gcs_dataset.plans import PlanSender
 from gcs_dataset.reports import ReadReporter, Reads
 from gcs_dataset.versions import Versions
-from gcs_prefetchd.client import DaemonClient
-from gcs_prefetchd.layout import IMAGE_PATTERN, LABEL_PATTERN
-from gcs_prefetchd.manifest import Ids, Manifest
-from gcs_prefetchd.names import path_of_uri
-from gcs_prefetchd.stamp import read_checked
+from gcs_prefetchd.shared.checksums import read_checked
+from gcs_prefetchd.shared.daemon_client import DaemonClient
+from gcs_prefetchd.shared.item_patterns import IMAGE_PATTERN, LABEL_PATTERN
+from gcs_prefetchd.shared.manifest import Ids, Manifest
+from gcs_prefetchd.shared.paths import path_of_uri
 from rig import DATA_ROOT, server
 
 __all__ = ["BATCH", "SEED", "PlainBytes", "StoredBytes", "cached", "cached_bytes", "length", "origin", "widths"]

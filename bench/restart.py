@@ -25,15 +25,16 @@ from comparison import command_line
 from figures import Figure, finish
 from gcs_dataset.cached import CachedLoader
 from gcs_prefetchd.background import wait_for_end
-from gcs_prefetchd.client import DaemonClient, read_daemon_file
 from gcs_prefetchd.directory import CacheDirectory
 from gcs_prefetchd.index import Index, Record
-from gcs_prefetchd.layout import Layout
-from gcs_prefetchd.manifest import Listing, Manifest, Objects
-from gcs_prefetchd.names import DataRoot, cache_path
-from gcs_prefetchd.order import order_digest, plan_order
-from gcs_prefetchd.protocol import Plan, pack
-from gcs_prefetchd.stamp import Stamp, crc32c_of, write_stamp
+from gcs_prefetchd.shared.checksums import Stamp, crc32c_of, write_stamp
+from gcs_prefetchd.shared.daemon_client import DaemonClient, read_daemon_file
+from gcs_prefetchd.shared.epoch_order import order_digest, plan_order
+from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.manifest import Listing, Manifest, Objects
+from gcs_prefetchd.shared.messages import Plan, pack
+from gcs_prefetchd.shared.objects import DataRoot
+from gcs_prefetchd.shared.paths import cache_path
 from rig import PROGRAM
 
 ROOT = DataRoot("bench", "train")

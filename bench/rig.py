@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from gcs_prefetchd.client import DaemonClient
-from gcs_prefetchd.manifest import Manifest, load_manifest
-from gcs_prefetchd.names import cache_path
-from gcs_prefetchd.order import Indices, order_digest, plan_order
-from gcs_prefetchd.protocol import Plan, ReadReport, pack
+from gcs_prefetchd.shared.daemon_client import DaemonClient
+from gcs_prefetchd.shared.epoch_order import Indices, order_digest, plan_order
+from gcs_prefetchd.shared.manifest import Manifest, load_manifest
+from gcs_prefetchd.shared.messages import Plan, ReadReport, pack
+from gcs_prefetchd.shared.paths import cache_path
 
 __all__ = ["BUCKET", "DATA_ROOT", "Reader", "daemon", "get_json", "make_objects", "media_gets", "server", "together"]
 

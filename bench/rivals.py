@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from gcs_prefetchd.names import parse_object_uri
+from gcs_prefetchd.shared.objects import parse_object_uri
 from rig import BUCKET
 
 __all__ = ["RIVALS", "Rival"]

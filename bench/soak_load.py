@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gcs_dataset import CachedLoader, generate_stream, get_cached_dataloaders
-from gcs_prefetchd.layout import IMAGE_PATTERN, LABEL_PATTERN
+from gcs_prefetchd.shared.item_patterns import IMAGE_PATTERN, LABEL_PATTERN
 from rig import BUCKET, DATA_ROOT
 
 __all__ = ["Bucket", "Readers", "Trouble"]

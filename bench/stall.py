@@ -27,7 +27,7 @@ from typing import Any
 from comparison import Row, Target, apart, arguments, finish
 from fast_origin import has_nginx
 from gcs_dataset import get_local_dataloaders
-from gcs_prefetchd.client import DaemonClient
+from gcs_prefetchd.shared.daemon_client import DaemonClient
 from pictures import make_pictures
 from readers import BATCH, cached, origin, widths
 from rig import daemon

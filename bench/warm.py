@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from comparison import Row, Target, apart, arguments, finish
 from gcs_dataset import CachedLoader, ImageDataset, get_local_dataloaders, get_manifest, pil_loader
-from gcs_prefetchd.malloc import keep_freed_memory
+from gcs_prefetchd.shared.malloc import keep_freed_memory
 from pictures import make_pictures
 from readers import BATCH, PlainBytes, StoredBytes, cached, cached_bytes, origin, widths
 from rig import DATA_ROOT, daemon

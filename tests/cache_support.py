@@ -20,10 +20,10 @@ from gcs_prefetchd.directory import CacheDirectory
 from gcs_prefetchd.download import Download
 from gcs_prefetchd.governor import Governor
 from gcs_prefetchd.limit import Limit
-from gcs_prefetchd.names import ObjectName, cache_path
+from gcs_prefetchd.shared.checksums import ATTRIBUTE, Stamp, crc32c_of
+from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
+from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.slots import Slots
-from gcs_prefetchd.stamp import ATTRIBUTE, Stamp, crc32c_of
-from gcs_prefetchd.versions import ObjectVersion
 
 BUCKET = "pictures"
 LIMIT = 1_000_000

@@ -17,13 +17,13 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from gcs_prefetchd.layout import Layout
-from gcs_prefetchd.manifest import Manifest, build_manifest
-from gcs_prefetchd.names import DataRoot, ObjectName, cache_path, parse_object_uri
-from gcs_prefetchd.protocol import FetchRequest, Plan, ReadReport, Status
-from gcs_prefetchd.stamp import Stamp, crc32c_of, write_stamp
+from gcs_prefetchd.shared.checksums import Stamp, crc32c_of, write_stamp
+from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.manifest import Manifest, build_manifest
+from gcs_prefetchd.shared.messages import FetchRequest, Plan, ReadReport, Status
+from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion, parse_object_uri
+from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.testing import ServingGCS, serving
-from gcs_prefetchd.versions import ObjectVersion
 
 ROOT = "gs://pictures/set"
 SIZE = 16  # pixels a side

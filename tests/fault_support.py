@@ -17,9 +17,10 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from gcs_prefetchd.client import DaemonClient
-from gcs_prefetchd.names import cache_path, parse_object_uri
-from gcs_prefetchd.stamp import read_checked
+from gcs_prefetchd.shared.checksums import read_checked
+from gcs_prefetchd.shared.daemon_client import DaemonClient
+from gcs_prefetchd.shared.objects import parse_object_uri
+from gcs_prefetchd.shared.paths import cache_path
 from support import COMMAND, DATA_ROOT, clean_environment, start_arguments
 
 DATA = bytes(range(256)) * 100

@@ -4,12 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from gcs_prefetchd.layout import Layout
-from gcs_prefetchd.manifest import Ids, Manifest, build_manifest
-from gcs_prefetchd.names import DataRoot, ObjectName
-from gcs_prefetchd.order import Indices, order_digest, plan_order
-from gcs_prefetchd.protocol import Plan
-from gcs_prefetchd.versions import ObjectVersion
+from gcs_prefetchd.shared.epoch_order import Indices, order_digest, plan_order
+from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.manifest import Ids, Manifest, build_manifest
+from gcs_prefetchd.shared.messages import Plan
+from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion
 
 ROOT = "gs://pictures/train"
 

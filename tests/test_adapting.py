@@ -11,12 +11,11 @@ from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.governor import Governor
 from gcs_prefetchd.limit import Limit
-from gcs_prefetchd.names import ObjectName
 from gcs_prefetchd.origin import Access, Origin
+from gcs_prefetchd.shared.checksums import crc32c_of
+from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 from gcs_prefetchd.slots import Slots
-from gcs_prefetchd.stamp import crc32c_of
 from gcs_prefetchd.testing import FlippedByte, GCSServer, Pace, Stall, Status
-from gcs_prefetchd.versions import ObjectVersion
 
 BUCKET = "pictures"
 SIZE_BYTES = 100

@@ -9,16 +9,15 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from gcs_prefetchd.answers import answer_error, named_version
-from gcs_prefetchd.errors import (
+from gcs_prefetchd.shared.checksums import crc32c_of
+from gcs_prefetchd.shared.errors import (
     AccessDeniedError,
     CredentialsError,
     ObjectChangedError,
     ObjectMissingError,
     OriginError,
 )
-from gcs_prefetchd.names import ObjectName
-from gcs_prefetchd.stamp import crc32c_of
-from gcs_prefetchd.versions import ObjectVersion
+from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 
 NAME = ObjectName("pictures", "train/images/1.jpg")
 CRC32C = crc32c_of(b"123456789")

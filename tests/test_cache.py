@@ -30,8 +30,8 @@ from cache_support import (
 )
 from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.directory import CacheDirectory
-from gcs_prefetchd.errors import CacheFullError
-from gcs_prefetchd.stamp import Stamp, read_checked, read_stamp, write_stamp
+from gcs_prefetchd.shared.checksums import Stamp, read_checked, read_stamp, write_stamp
+from gcs_prefetchd.shared.errors import CacheFullError
 
 PAGE = 4096
 

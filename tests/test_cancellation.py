@@ -16,11 +16,11 @@ from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.credentials import Access
 from gcs_prefetchd.disk import DISK_THREADS
 from gcs_prefetchd.download import Download
-from gcs_prefetchd.errors import DaemonUnavailableError
 from gcs_prefetchd.fetcher import Fetcher
-from gcs_prefetchd.names import ObjectName
 from gcs_prefetchd.origin import Origin
-from gcs_prefetchd.stamp import read_checked
+from gcs_prefetchd.shared.checksums import read_checked
+from gcs_prefetchd.shared.errors import DaemonUnavailableError
+from gcs_prefetchd.shared.objects import ObjectName
 from gcs_prefetchd.testing import ServingGCS, Stall, serving
 from gcs_prefetchd.unfinished import BUFFER_BYTES
 

@@ -2,7 +2,7 @@
 
 from gcs_prefetchd.comparison import Comparison, Found
 from gcs_prefetchd.entries import Entries
-from gcs_prefetchd.stamp import Stamp
+from gcs_prefetchd.shared.checksums import Stamp
 
 A, B = Stamp(1, 10, 0xA), Stamp(2, 20, 0xB)
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from gcs_prefetchd.client import DaemonClient
-from gcs_prefetchd.errors import DaemonUnavailableError, ProtocolError
-from gcs_prefetchd.layout import Layout
-from gcs_prefetchd.manifest import build_manifest, load_manifest
-from gcs_prefetchd.protocol import Plan, ReadReport, pack
 from gcs_prefetchd.service import Service
-from gcs_prefetchd.stamp import read_checked
+from gcs_prefetchd.shared.checksums import read_checked
+from gcs_prefetchd.shared.daemon_client import DaemonClient
+from gcs_prefetchd.shared.errors import DaemonUnavailableError, ProtocolError
+from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.manifest import build_manifest, load_manifest
+from gcs_prefetchd.shared.messages import Plan, ReadReport, pack
 from gcs_prefetchd.testing import GCSServer
 from plan_support import listing_of, plan_of
 from support import BUCKET, DATA_ROOT, make_settings, put_items, running
@@ -27,7 +27,7 @@ TIMEOUT_S = 20.0
 HOLD_A_LEASE = """
 import sys
 from pathlib import Path
-from gcs_prefetchd.client import DaemonClient
+from gcs_prefetchd.shared.daemon_client import DaemonClient
 lease = DaemonClient(Path(sys.argv[1])).lease(sys.argv[2])
 print("held", flush=True)
 sys.stdin.read()

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from gcloud.aio.auth import Token
 
 from gcs_prefetchd.credentials import Access, make_token
-from gcs_prefetchd.errors import CredentialsError
+from gcs_prefetchd.shared.errors import CredentialsError
 
 
 def pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, password: bytes | None = None) -> str:
@@ -214,7 +214,7 @@ ASK = """
 import asyncio, os
 import aiohttp
 from gcs_prefetchd.credentials import Access, make_token
-from gcs_prefetchd.errors import CredentialsError
+from gcs_prefetchd.shared.errors import CredentialsError
 
 async def main():
     async with aiohttp.ClientSession() as session:

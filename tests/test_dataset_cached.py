@@ -30,12 +30,11 @@ from dataset_support import (
 from gcs_dataset import CachedLoader, ImageDataset, to_tensors
 from gcs_dataset.gcs import GCSLoader
 from gcs_dataset.versions import Versions
-from gcs_prefetchd.errors import InvalidNameError, ItemError, ObjectMissingError
-from gcs_prefetchd.layout import Layout
-from gcs_prefetchd.manifest import build_manifest, load_manifest
-from gcs_prefetchd.names import DataRoot, parse_object_uri
+from gcs_prefetchd.shared.errors import InvalidNameError, ItemError, ObjectMissingError
+from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.manifest import build_manifest, load_manifest
+from gcs_prefetchd.shared.objects import DataRoot, ObjectVersion, parse_object_uri
 from gcs_prefetchd.testing import Kind, ServingGCS
-from gcs_prefetchd.versions import ObjectVersion
 
 URI = f"{ROOT}/images/0003.jpg"
 LABEL = f"{ROOT}/labels/0003.png"

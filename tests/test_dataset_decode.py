@@ -10,7 +10,7 @@ from PIL import Image
 
 from dataset_support import SIZE, encoded, image_bytes, label_bytes, number_of
 from gcs_dataset.decode import decode, gunzip
-from gcs_prefetchd.errors import ItemError
+from gcs_prefetchd.shared.errors import ItemError
 
 
 def test_an_image_comes_loaded_and_in_rgb() -> None:

@@ -23,9 +23,9 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from dataset_support import ROOT, NotingDaemon, manifest_of, warnings_of
 from gcs_dataset import CachedLoader, FollowedSampler, PlannedSampler, follow
-from gcs_prefetchd.errors import SettingsError
-from gcs_prefetchd.order import order_digest
-from gcs_prefetchd.protocol import unpack
+from gcs_prefetchd.shared.epoch_order import order_digest
+from gcs_prefetchd.shared.errors import SettingsError
+from gcs_prefetchd.shared.messages import unpack
 
 ITEMS = 40
 DATASET: Any = list(range(ITEMS))

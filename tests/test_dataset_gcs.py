@@ -17,7 +17,7 @@ from dataset_support import ROOT, fill, gcs, image_bytes, number_of, read_all, w
 from gcs_dataset import ImageDataset, gcs_pil_loader
 from gcs_dataset.gcs import GCSLoader
 from gcs_dataset.storage import storage_client
-from gcs_prefetchd.errors import (
+from gcs_prefetchd.shared.errors import (
     AccessDeniedError,
     CredentialsError,
     InvalidNameError,

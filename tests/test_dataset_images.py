@@ -11,7 +11,7 @@ from PIL import Image
 
 from dataset_support import number_of, write_local
 from gcs_dataset import ImageDataset, pil_loader, to_tensors
-from gcs_prefetchd.errors import InvalidNameError, ItemError, SettingsError
+from gcs_prefetchd.shared.errors import InvalidNameError, ItemError, SettingsError
 
 
 @pytest.fixture

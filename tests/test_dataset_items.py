@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 
 from gcs_dataset import consistent_train_test_split
 from gcs_dataset.items import Items, Selection, ids_of, warn_of_incomplete
-from gcs_prefetchd.errors import ItemError, SettingsError
-from gcs_prefetchd.layout import Layout
-from gcs_prefetchd.manifest import Ids, build_manifest, load_manifest
-from gcs_prefetchd.names import DataRoot, ObjectName
-from gcs_prefetchd.versions import ObjectVersion
+from gcs_prefetchd.shared.errors import ItemError, SettingsError
+from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.manifest import Ids, build_manifest, load_manifest
+from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion
 
 
 @given(st.sets(st.text(min_size=1, max_size=8)), st.floats(0, 1))

@@ -7,9 +7,9 @@ import pytest
 from dataset_support import ROOT, fill, gcs
 from gcs_dataset import load_items_gcs
 from gcs_dataset.listing import list_manifest
-from gcs_prefetchd.errors import AccessDeniedError, InvalidNameError, ItemError, ObjectMissingError
-from gcs_prefetchd.layout import Layout
-from gcs_prefetchd.names import DataRoot
+from gcs_prefetchd.shared.errors import AccessDeniedError, InvalidNameError, ItemError, ObjectMissingError
+from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.objects import DataRoot
 from gcs_prefetchd.testing import Kind, ServingGCS, Status
 
 

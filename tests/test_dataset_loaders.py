@@ -25,10 +25,10 @@ from gcs_dataset import (
     get_streamed_dataloaders,
 )
 from gcs_dataset.listing import list_manifest
-from gcs_prefetchd.errors import ItemError, ManifestError, ObjectMissingError, SettingsError
-from gcs_prefetchd.layout import Layout
-from gcs_prefetchd.names import DataRoot
-from gcs_prefetchd.order import epoch_order, plan_order
+from gcs_prefetchd.shared.epoch_order import epoch_order, plan_order
+from gcs_prefetchd.shared.errors import ItemError, ManifestError, ObjectMissingError, SettingsError
+from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.objects import DataRoot
 from gcs_prefetchd.testing import Kind, ServingGCS
 
 COUNT = 40

@@ -8,8 +8,8 @@ import pytest
 from dataset_support import number_of, write_local
 from gcs_dataset import list_items_local, pil_loader
 from gcs_dataset.local import list_pairs_local
-from gcs_prefetchd.errors import ItemError
-from gcs_prefetchd.layout import Layout
+from gcs_prefetchd.shared.errors import ItemError
+from gcs_prefetchd.shared.item_patterns import Layout
 
 
 def test_an_image_is_loaded_and_its_file_closed(tmp_path: Path) -> None:

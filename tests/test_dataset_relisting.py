@@ -21,12 +21,12 @@ from dataset_support import ROOT, NotingDaemon, encoded, gcs, warnings_of
 from gcs_dataset import CachedLoader, ImageDataset, PlannedDataLoader, PlannedSampler, Relisting, get_cached_dataloaders
 from gcs_dataset.listing import list_manifest
 from gcs_dataset.plans import PlanSender
-from gcs_prefetchd.client import DaemonClient
-from gcs_prefetchd.errors import ManifestError, SettingsError
-from gcs_prefetchd.layout import Layout
-from gcs_prefetchd.manifest import Manifest, load_manifest
-from gcs_prefetchd.names import DataRoot
-from gcs_prefetchd.order import epoch_order
+from gcs_prefetchd.shared.daemon_client import DaemonClient
+from gcs_prefetchd.shared.epoch_order import epoch_order
+from gcs_prefetchd.shared.errors import ManifestError, SettingsError
+from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.manifest import Manifest, load_manifest
+from gcs_prefetchd.shared.objects import DataRoot
 from gcs_prefetchd.testing import Kind, ServingGCS
 from support import DATA_ROOT, daemon_process
 

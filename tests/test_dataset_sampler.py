@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader
 from dataset_support import ROOT, NotingDaemon, manifest_of
 from gcs_dataset import PlannedSampler
 from gcs_dataset.plans import PlanSender, Share
-from gcs_prefetchd.errors import ManifestError, PrefetchdError, SettingsError
-from gcs_prefetchd.manifest import Manifest
-from gcs_prefetchd.order import epoch_order, order_digest, plan_order
-from gcs_prefetchd.protocol import Plan, unpack
+from gcs_prefetchd.shared.epoch_order import epoch_order, order_digest, plan_order
+from gcs_prefetchd.shared.errors import ManifestError, PrefetchdError, SettingsError
+from gcs_prefetchd.shared.manifest import Manifest
+from gcs_prefetchd.shared.messages import Plan, unpack
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 
 from dataset_support import ROOT, fill, gcs, number_of, read_all
 from gcs_dataset import AsyncImageDataset, generate_stream
-from gcs_prefetchd.errors import CredentialsError, InvalidNameError, ItemError, ObjectMissingError, SettingsError
-from gcs_prefetchd.manifest import Ids
+from gcs_prefetchd.shared.errors import CredentialsError, InvalidNameError, ItemError, ObjectMissingError, SettingsError
+from gcs_prefetchd.shared.manifest import Ids
 from gcs_prefetchd.testing import FlippedByte, Kind, Pace, ServingGCS, Stall, Status
 
 IDS = [f"{number:04d}" for number in range(20)]

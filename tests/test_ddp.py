@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gcs_prefetchd.client import DaemonClient
-from gcs_prefetchd.order import epoch_order
+from gcs_prefetchd.shared.daemon_client import DaemonClient
+from gcs_prefetchd.shared.epoch_order import epoch_order
 from gcs_prefetchd.testing import ServingGCS, serving
 from support import DATA_ROOT, clean_environment, daemon_process, put_items
 

@@ -16,8 +16,8 @@ from dataset_support import manifest_of
 from fault_support import Daemon, faulted_daemon, promises
 from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.listing import newest_manifest, remove_old_manifests
-from gcs_prefetchd.names import path_of_uri
-from gcs_prefetchd.stamp import read_checked
+from gcs_prefetchd.shared.checksums import read_checked
+from gcs_prefetchd.shared.paths import path_of_uri
 from gcs_prefetchd.testing import ServingGCS
 from support import BUCKET, run_command, start_arguments
 

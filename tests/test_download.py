@@ -23,13 +23,12 @@ from cache_support import (
 from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.credentials import Access
 from gcs_prefetchd.download import Download
-from gcs_prefetchd.errors import CacheFullError, CacheWriteError, ObjectMissingError, OriginUnavailableError
-from gcs_prefetchd.names import ObjectName, parse_object_uri
 from gcs_prefetchd.origin import Origin
-from gcs_prefetchd.stamp import read_checked, read_object_name, read_stamp
+from gcs_prefetchd.shared.checksums import read_checked, read_object_name, read_stamp
+from gcs_prefetchd.shared.errors import CacheFullError, CacheWriteError, ObjectMissingError, OriginUnavailableError
+from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion, parse_object_uri
 from gcs_prefetchd.testing import Cut, FlippedByte, GCSServer, Reset
 from gcs_prefetchd.unfinished import BUFFER_BYTES
-from gcs_prefetchd.versions import ObjectVersion
 
 
 async def fetch(cache: Cache, gcs: GCSServer, name: str, version: ObjectVersion | None = None, deadline_s: float = 30.0) -> str:
@@ -223,7 +222,7 @@ LIMITED = """
 import asyncio, resource, signal, sys
 from pathlib import Path
 from cache_support import content, opened, put
-from gcs_prefetchd.errors import CacheWriteError
+from gcs_prefetchd.shared.errors import CacheWriteError
 
 async def main():
     async with opened(Path(sys.argv[1])) as cache:

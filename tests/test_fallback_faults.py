@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cache_support import run_script
 from fault_support import faulted_daemon
 from gcs_dataset.gcs import GCSLoader
-from gcs_prefetchd.errors import AccessDeniedError, ObjectMissingError, OriginError, OriginUnavailableError
+from gcs_prefetchd.shared.errors import AccessDeniedError, ObjectMissingError, OriginError, OriginUnavailableError
 from gcs_prefetchd.testing import (
     Cut,
     Fault,

@@ -8,20 +8,20 @@ import pytest
 
 from cache_support import keeping, slots_of
 from gcs_prefetchd.cache import Cache, Room
-from gcs_prefetchd.errors import (
+from gcs_prefetchd.fetcher import Fetcher
+from gcs_prefetchd.origin import Access, Origin
+from gcs_prefetchd.shared.checksums import crc32c_of, read_checked
+from gcs_prefetchd.shared.errors import (
     CacheFullError,
     DaemonUnavailableError,
     ObjectChangedError,
     ObjectMissingError,
     OriginUnavailableError,
 )
-from gcs_prefetchd.fetcher import Fetcher
-from gcs_prefetchd.names import ObjectName, cache_path
-from gcs_prefetchd.origin import Access, Origin
-from gcs_prefetchd.pace import Spread
-from gcs_prefetchd.stamp import crc32c_of, read_checked
+from gcs_prefetchd.shared.moving_average import Spread
+from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
+from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.testing import FlippedByte, GCSServer, Stall, Status
-from gcs_prefetchd.versions import ObjectVersion
 
 BUCKET = "pictures"
 

@@ -22,17 +22,18 @@ from hypothesis import strategies as st
 
 from cache_support import IN_MEMORY, content, opened, path_of, put, stamp_of, version_of
 from fault_support import LINE, Daemon, Tally, faulted_daemon
-from gcs_prefetchd.client import DaemonClient
 from gcs_prefetchd.credentials import Access
-from gcs_prefetchd.errors import DaemonUnavailableError, ManifestError, PrefetchdError, ProtocolError
-from gcs_prefetchd.layout import Layout
 from gcs_prefetchd.listing import list_manifest, newest_manifest, remove_old_manifests
-from gcs_prefetchd.manifest import Manifest, build_manifest, load_manifest
-from gcs_prefetchd.names import DataRoot, ObjectName, cache_path
-from gcs_prefetchd.order import order_digest, plan_order
 from gcs_prefetchd.origin import Origin
-from gcs_prefetchd.protocol import KINDS, Plan, pack
-from gcs_prefetchd.stamp import ATTRIBUTE, read_checked
+from gcs_prefetchd.shared.checksums import ATTRIBUTE, read_checked
+from gcs_prefetchd.shared.daemon_client import DaemonClient
+from gcs_prefetchd.shared.epoch_order import order_digest, plan_order
+from gcs_prefetchd.shared.errors import DaemonUnavailableError, ManifestError, PrefetchdError, ProtocolError
+from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.manifest import Manifest, build_manifest, load_manifest
+from gcs_prefetchd.shared.messages import KINDS, Plan, pack
+from gcs_prefetchd.shared.objects import DataRoot, ObjectName
+from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.testing import GCSServer, Kind, ServingGCS, Status, serving
 from support import BUCKET, DATA_ROOT, jpeg, put_items
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from gcs_prefetchd.client import DaemonClient, read_daemon_file
+from gcs_prefetchd.shared.daemon_client import DaemonClient, read_daemon_file
 from gcs_prefetchd.testing import GCSServer
 from support import DATA_ROOT, make_settings, put_items, running
 

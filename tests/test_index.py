@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gcs_prefetchd.errors import CacheWriteError
 from gcs_prefetchd.index import INDEX_ERRORS, Index, Record
-from gcs_prefetchd.stamp import Stamp
+from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.errors import CacheWriteError
 
 A = Record(Stamp(1, 10, 0xA), 1.0)
 B = Record(Stamp(2, 20, 0xB), 2.0)

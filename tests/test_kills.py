@@ -17,10 +17,10 @@ import pytest
 
 from fault_support import Tally
 from gcs_prefetchd.background import wait_for_end
-from gcs_prefetchd.client import DaemonClient, read_daemon_file
-from gcs_prefetchd.errors import DaemonUnavailableError
-from gcs_prefetchd.names import path_of_uri
-from gcs_prefetchd.stamp import read_checked
+from gcs_prefetchd.shared.checksums import read_checked
+from gcs_prefetchd.shared.daemon_client import DaemonClient, read_daemon_file
+from gcs_prefetchd.shared.errors import DaemonUnavailableError
+from gcs_prefetchd.shared.paths import path_of_uri
 from gcs_prefetchd.testing import Kind, ServingGCS, serving
 from support import BUCKET, DATA_ROOT, check_left_behind, clean_environment, make_settings, start_arguments
 

@@ -11,15 +11,14 @@ from pathlib import Path
 import pytest
 
 from gcs_prefetchd.credentials import Access
-from gcs_prefetchd.errors import ItemError, ManifestError, ObjectMissingError, OriginUnavailableError
-from gcs_prefetchd.layout import Layout
 from gcs_prefetchd.listing import KEPT_PER_DATA_ROOT, list_manifest, newest_manifest, remove_old_manifests
-from gcs_prefetchd.manifest import Manifest, build_manifest, load_manifest
-from gcs_prefetchd.names import DataRoot, ObjectName
 from gcs_prefetchd.origin import Origin
-from gcs_prefetchd.stamp import crc32c_of
+from gcs_prefetchd.shared.checksums import crc32c_of
+from gcs_prefetchd.shared.errors import ItemError, ManifestError, ObjectMissingError, OriginUnavailableError
+from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.manifest import Manifest, build_manifest, load_manifest
+from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion
 from gcs_prefetchd.testing import GCSServer, Kind, Stall, Status
-from gcs_prefetchd.versions import ObjectVersion
 
 BUCKET = "pictures"
 ROOT = DataRoot(BUCKET, "train")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gcs_prefetchd.errors import StartError
 from gcs_prefetchd.logs import log_to
+from gcs_prefetchd.shared.errors import StartError
 
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR) (.*)")
 

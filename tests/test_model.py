@@ -25,14 +25,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from cache_support import IN_MEMORY, content
 from fault_support import Tally
-from gcs_prefetchd.client import DaemonClient
-from gcs_prefetchd.errors import PrefetchdError
-from gcs_prefetchd.manifest import load_manifest
-from gcs_prefetchd.names import DataRoot, ObjectName, cache_path
-from gcs_prefetchd.order import order_digest, plan_order
-from gcs_prefetchd.protocol import Plan, ReadReport, pack
 from gcs_prefetchd.service import Service
-from gcs_prefetchd.stamp import read_checked, read_stamp
+from gcs_prefetchd.shared.checksums import read_checked, read_stamp
+from gcs_prefetchd.shared.daemon_client import DaemonClient
+from gcs_prefetchd.shared.epoch_order import order_digest, plan_order
+from gcs_prefetchd.shared.errors import PrefetchdError
+from gcs_prefetchd.shared.manifest import load_manifest
+from gcs_prefetchd.shared.messages import Plan, ReadReport, pack
+from gcs_prefetchd.shared.objects import DataRoot, ObjectName
+from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.testing import Close, EmptyBody, Fault, FlippedByte, GCSServer, HtmlPage, Kind, Reset, Status
 from support import BUCKET, DATA_ROOT, make_settings
 

@@ -11,7 +11,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from gcs_prefetchd.errors import (
+from gcs_prefetchd.origin import Access, Origin
+from gcs_prefetchd.shared.checksums import crc32c_of
+from gcs_prefetchd.shared.errors import (
     AccessDeniedError,
     CredentialsError,
     ObjectChangedError,
@@ -19,9 +21,7 @@ from gcs_prefetchd.errors import (
     OriginError,
     OriginUnavailableError,
 )
-from gcs_prefetchd.names import ObjectName
-from gcs_prefetchd.origin import Access, Origin
-from gcs_prefetchd.stamp import crc32c_of
+from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 from gcs_prefetchd.testing import (
     Close,
     Cut,
@@ -41,7 +41,6 @@ from gcs_prefetchd.testing import (
     Status,
     WrongGeneration,
 )
-from gcs_prefetchd.versions import ObjectVersion
 
 BUCKET = "pictures"
 DATA = bytes(range(256)) * 20

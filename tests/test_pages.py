@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gcs_prefetchd.answers import UnfitAnswerError
-from gcs_prefetchd.names import ObjectName
 from gcs_prefetchd.pages import parse_page, without_folders
-from gcs_prefetchd.versions import ObjectVersion
+from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 
 
 def item(name: str = "a.jpg", **changes: Any) -> dict[str, Any]:

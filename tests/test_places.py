@@ -4,11 +4,11 @@ import pytest
 
 from cache_support import content, version_of
 from gcs_prefetchd.catalog import Catalog
-from gcs_prefetchd.layout import Layout
-from gcs_prefetchd.manifest import Manifest, build_manifest
-from gcs_prefetchd.names import DataRoot, ObjectName, cache_path
 from gcs_prefetchd.places import REMEMBERED, Places
-from gcs_prefetchd.versions import ObjectVersion
+from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.manifest import Manifest, build_manifest
+from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion
+from gcs_prefetchd.shared.paths import cache_path
 
 ROOT = DataRoot.parse("gs://pictures/train")
 

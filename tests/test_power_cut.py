@@ -11,7 +11,7 @@ import pytest
 
 from cache_support import content, needs_mount, opened, put
 from fault_support import Tally, ext4_disk
-from gcs_prefetchd.stamp import read_checked
+from gcs_prefetchd.shared.checksums import read_checked
 
 pytestmark = needs_mount
 

@@ -13,17 +13,17 @@ import pytest
 from cache_support import slots_of
 from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.fetcher import Fetcher
-from gcs_prefetchd.layout import Layout
 from gcs_prefetchd.listing import list_manifest
-from gcs_prefetchd.manifest import Manifest
-from gcs_prefetchd.names import DataRoot, ObjectName, cache_path
-from gcs_prefetchd.order import epoch_order
 from gcs_prefetchd.origin import Access, Origin
 from gcs_prefetchd.prefetch import Prefetcher
 from gcs_prefetchd.readers import Reader
 from gcs_prefetchd.registry import Registry
+from gcs_prefetchd.shared.epoch_order import epoch_order
+from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.manifest import Manifest
+from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion
+from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.testing import GCSServer, Stall, Status
-from gcs_prefetchd.versions import ObjectVersion
 from plan_support import indices_of, plan_of
 from support import BUCKET, DATA_ROOT, put_items
 

@@ -14,8 +14,8 @@ import pytest
 
 from fault_support import Daemon, data_of, faulted_daemon, promises, wait_for
 from gcs_dataset.reports import ReadReporter, Reads
-from gcs_prefetchd.client import DaemonClient
-from gcs_prefetchd.errors import DaemonUnavailableError
+from gcs_prefetchd.shared.daemon_client import DaemonClient
+from gcs_prefetchd.shared.errors import DaemonUnavailableError
 from gcs_prefetchd.testing import Counts, ServingGCS
 from support import BUCKET, DATA_ROOT, run_command, start_arguments
 

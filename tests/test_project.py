@@ -23,24 +23,25 @@ import typer
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
-from gcs_prefetchd import __version__, errors, protocol, testing
+from gcs_prefetchd import __version__, testing
 from gcs_prefetchd.cli import app
 from gcs_prefetchd.control import Control, control_app
 from gcs_prefetchd.directory import MARKER, CacheDirectory
 from gcs_prefetchd.http import statistics_app
-from gcs_prefetchd.layout import Layout
 from gcs_prefetchd.limit import WHYS
-from gcs_prefetchd.manifest import Manifest, build_manifest
-from gcs_prefetchd.names import DataRoot, cache_path, parse_object_uri
 from gcs_prefetchd.readers import WAITS
 from gcs_prefetchd.registry import LARGEST_SPARE, LONGEST_WINDOW, SPARE_ITEMS
 from gcs_prefetchd.service import Service
 from gcs_prefetchd.settings import ENVIRONMENT_PREFIX, Settings, load_settings
-from gcs_prefetchd.stamp import ATTRIBUTE, NAME_ATTRIBUTE, read_stamp, write_stamp
+from gcs_prefetchd.shared import errors, messages
+from gcs_prefetchd.shared.checksums import ATTRIBUTE, NAME_ATTRIBUTE, read_stamp, write_stamp
+from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.manifest import Manifest, build_manifest
+from gcs_prefetchd.shared.objects import DataRoot, ObjectVersion, parse_object_uri
+from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.statistics import METRICS
 from gcs_prefetchd.testing.control import CONTROL_PATHS
 from gcs_prefetchd.tuning import CHANGEABLE
-from gcs_prefetchd.versions import ObjectVersion
 from support import DATA_ROOT, make_settings
 
 ROOT = Path(__file__).parents[1]
@@ -51,22 +52,22 @@ SOURCES = [*sorted(DAEMON.rglob("*.py")), *sorted(DATASET.rglob("*.py"))]
 # Each imports only what stands above it.
 LAYERS = [
     "gcs_prefetchd",
-    "gcs_prefetchd.errors",
-    "gcs_prefetchd.sizes",
-    "gcs_prefetchd.malloc",
-    "gcs_prefetchd.names",
-    "gcs_prefetchd.versions",
-    "gcs_prefetchd.order",
-    "gcs_prefetchd.stamp",
-    "gcs_prefetchd.ids",
-    "gcs_prefetchd.layout",
-    "gcs_prefetchd.manifest",
-    "gcs_prefetchd.protocol",
-    "gcs_prefetchd.client",
+    "gcs_prefetchd.shared.errors",
+    "gcs_prefetchd.shared.byte_sizes",
+    "gcs_prefetchd.shared.malloc",
+    "gcs_prefetchd.shared.objects",
+    "gcs_prefetchd.shared.objects",
+    "gcs_prefetchd.shared.epoch_order",
+    "gcs_prefetchd.shared.checksums",
+    "gcs_prefetchd.shared.item_ids",
+    "gcs_prefetchd.shared.item_patterns",
+    "gcs_prefetchd.shared.manifest",
+    "gcs_prefetchd.shared.messages",
+    "gcs_prefetchd.shared.daemon_client",
     "gcs_prefetchd.settings",
     "gcs_prefetchd.logs",
     "gcs_prefetchd.repeats",
-    "gcs_prefetchd.pace",
+    "gcs_prefetchd.shared.moving_average",
     "gcs_prefetchd.packed",
     "gcs_prefetchd.recency",
     "gcs_prefetchd.streams",
@@ -192,7 +193,10 @@ def test_nothing_imports_the_testing_server_which_itself_needs_next_to_nothing()
     for module, path in MODULES.items():
         ours = imports(path, "gcs_prefetchd")
         if is_testing(module):
-            assert {name for name in ours if not is_testing(name)} <= {"gcs_prefetchd.errors", "gcs_prefetchd.malloc"}, module
+            assert {name for name in ours if not is_testing(name)} <= {
+                "gcs_prefetchd.shared.errors",
+                "gcs_prefetchd.shared.malloc",
+            }, module
         else:
             assert not {name for name in ours if is_testing(name)}, module
 
@@ -453,8 +457,8 @@ def test_every_message_is_documented_with_its_fields_and_no_other() -> None:
     documented = {}
     for name, rest in re.findall(r"^`(\w+)`\n\n((?:\|.*\n)+)", text, re.MULTILINE):
         documented[name] = [code(row[0]) for row in table(rest)]
-    messages = {name: getattr(protocol, name) for name in protocol.__all__ if name[0].isupper() and name != "KINDS"}
-    assert documented == {name: [field.name for field in dataclasses.fields(one)] for name, one in messages.items()}
+    classes = {name: getattr(messages, name) for name in messages.__all__ if name[0].isupper() and name != "KINDS"}
+    assert documented == {name: [field.name for field in dataclasses.fields(one)] for name, one in classes.items()}
 
 
 # --- docs/cache-layout.md

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gcs_prefetchd.names import cache_path
 from gcs_prefetchd.readahead import MOST_WAITING, ReadAhead
+from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.testing import GCSServer
 from plan_support import plan_of
 from support import DATA_ROOT, make_settings, put_items, running

@@ -23,8 +23,8 @@ from dataset_support import ROOT, fill, gcs, number_of
 from fault_support import faulted_daemon, promises, wait_for
 from gcs_dataset import CachedLoader
 from gcs_dataset.gcs import GCSLoader
-from gcs_prefetchd.client import LARGEST_ANSWER_BYTES, DaemonClient
-from gcs_prefetchd.errors import DaemonUnavailableError
+from gcs_prefetchd.shared.daemon_client import LARGEST_ANSWER_BYTES, DaemonClient
+from gcs_prefetchd.shared.errors import DaemonUnavailableError
 from gcs_prefetchd.testing import Kind, ServingGCS
 from support import BUCKET, DATA_ROOT, put_items
 from training_support import Run

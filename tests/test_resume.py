@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cache_support import BUCKET, content
-from gcs_prefetchd.errors import ObjectChangedError
-from gcs_prefetchd.names import ObjectName
 from gcs_prefetchd.origin import Access, Origin
-from gcs_prefetchd.stamp import crc32c_of
+from gcs_prefetchd.shared.checksums import crc32c_of
+from gcs_prefetchd.shared.errors import ObjectChangedError
+from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 from gcs_prefetchd.testing import (
     Cut,
     Drip,
@@ -23,7 +23,6 @@ from gcs_prefetchd.testing import (
     Status,
     WrongGeneration,
 )
-from gcs_prefetchd.versions import ObjectVersion
 
 NAME = ObjectName(BUCKET, "images/a.jpg")
 KEY = f"{BUCKET}/{NAME.name}"

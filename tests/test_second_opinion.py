@@ -17,12 +17,13 @@ from gcp_storage_emulator.storage import Storage
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
-from gcs_prefetchd.client import DaemonClient
-from gcs_prefetchd.errors import ObjectMissingError
-from gcs_prefetchd.names import ObjectName, cache_path, parse_object_uri
 from gcs_prefetchd.origin import Access, Origin
 from gcs_prefetchd.service import Service
-from gcs_prefetchd.stamp import read_checked
+from gcs_prefetchd.shared.checksums import read_checked
+from gcs_prefetchd.shared.daemon_client import DaemonClient
+from gcs_prefetchd.shared.errors import ObjectMissingError
+from gcs_prefetchd.shared.objects import ObjectName, parse_object_uri
+from gcs_prefetchd.shared.paths import cache_path
 from support import BUCKET, DATA_ROOT, daemon_process, jpeg, make_settings, put_items, running
 
 ITEMS = 40

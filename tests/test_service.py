@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from gcs_prefetchd.client import DaemonClient, read_daemon_file
-from gcs_prefetchd.errors import ObjectMissingError
 from gcs_prefetchd.listing import list_manifest
-from gcs_prefetchd.names import DataRoot, ObjectName, cache_path, parse_object_uri, path_of_uri
-from gcs_prefetchd.stamp import read_checked
+from gcs_prefetchd.shared.checksums import read_checked
+from gcs_prefetchd.shared.daemon_client import DaemonClient, read_daemon_file
+from gcs_prefetchd.shared.errors import ObjectMissingError
+from gcs_prefetchd.shared.objects import DataRoot, ObjectName, parse_object_uri
+from gcs_prefetchd.shared.paths import cache_path, path_of_uri
 from gcs_prefetchd.testing import GCSServer, Kind, ServingGCS, Stall, Status, serving
 from support import BUCKET, COMMAND, DATA_ROOT, clean_environment, make_settings, put_items, running, start_arguments
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gcs_prefetchd.errors import SettingsError
 from gcs_prefetchd.settings import ENVIRONMENT_PREFIX, Settings, check_against_disk, load_settings, with_unit
+from gcs_prefetchd.shared.errors import SettingsError
 
 REQUIRED: dict[str, object] = {"data_roots": ["gs://pictures/train"], "cache_dir": "/srv/cache", "cache_size": "200GB"}
 

@@ -12,7 +12,7 @@ import pytest
 from cache_support import LIMIT, content, opened, path_of, put, rows, stamp_of
 from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.directory import CacheDirectory
-from gcs_prefetchd.stamp import write_stamp
+from gcs_prefetchd.shared.checksums import write_stamp
 
 
 @asynccontextmanager

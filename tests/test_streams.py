@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gcs_prefetchd.order import epoch_order
+from gcs_prefetchd.shared.epoch_order import epoch_order
 from gcs_prefetchd.streams import NEVER, Epoch, Stream
 
 ITEMS = 20

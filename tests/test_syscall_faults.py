@@ -157,9 +157,9 @@ def test_every_system_call_that_makes_or_removes_files_fails_in_turn(
 COMMITTER = """
 import sys
 from pathlib import Path
-from gcs_prefetchd.errors import CacheWriteError
+from gcs_prefetchd.shared.errors import CacheWriteError
 from gcs_prefetchd.index import INDEX_ERRORS, Index, Record
-from gcs_prefetchd.stamp import Stamp
+from gcs_prefetchd.shared.checksums import Stamp
 
 folder, index = Path(sys.argv[1]), None
 for line in sys.stdin:

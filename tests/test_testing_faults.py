@@ -2,7 +2,7 @@
 
 import pytest
 
-from gcs_prefetchd.errors import ProtocolError
+from gcs_prefetchd.shared.errors import ProtocolError
 from gcs_prefetchd.testing import Close, Cut, FaultPlan, Kind, Reset, Status
 from gcs_prefetchd.testing.control import read_rule
 

@@ -20,7 +20,7 @@ import pytest_asyncio
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from gcs_prefetchd.errors import InvalidNameError, SettingsError, StartError
+from gcs_prefetchd.shared.errors import InvalidNameError, SettingsError, StartError
 from gcs_prefetchd.testing import GCSServer, Stall, Status, serving
 
 DATA = bytes(range(256)) * 4

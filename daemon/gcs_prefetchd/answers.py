@@ -5,15 +5,14 @@ import json
 from collections.abc import Mapping
 
 from gcs_prefetchd.backoff import parse_retry_after
-from gcs_prefetchd.errors import (
+from gcs_prefetchd.shared.errors import (
     AccessDeniedError,
     CredentialsError,
     ObjectChangedError,
     ObjectMissingError,
     OriginError,
 )
-from gcs_prefetchd.names import ObjectName
-from gcs_prefetchd.versions import ObjectVersion
+from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 
 __all__ = ["UnfitAnswerError", "answer_error", "brief", "described_version", "named_version"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gcs_prefetchd.contents import Contents
-from gcs_prefetchd.stamp import Stamp, read_checked
+from gcs_prefetchd.shared.checksums import Stamp, read_checked
 from gcs_prefetchd.tree import find_files
 
 __all__ = ["disagreements"]

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from gcs_prefetchd.errors import DaemonUnavailableError, SettingsError, StartError
+from gcs_prefetchd.shared.errors import DaemonUnavailableError, SettingsError, StartError
 
 __all__ = ["Background", "Starter", "go_on_in_background", "wait_for_end"]
 

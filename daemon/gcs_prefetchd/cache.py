@@ -19,13 +19,14 @@ from gcs_prefetchd.comparison import Comparison, Found
 from gcs_prefetchd.contents import Contents
 from gcs_prefetchd.directory import CacheDirectory
 from gcs_prefetchd.disk import Disk, free_bytes
-from gcs_prefetchd.errors import CacheFullError, CacheWriteError
 from gcs_prefetchd.folders import Folders
 from gcs_prefetchd.index import INDEX_ERRORS, Index, Record
 from gcs_prefetchd.indexer import IndexWriter
-from gcs_prefetchd.names import ObjectName, name_of
-from gcs_prefetchd.sizes import format_size
-from gcs_prefetchd.stamp import Stamp, is_whole, read_object_name
+from gcs_prefetchd.shared.byte_sizes import format_size
+from gcs_prefetchd.shared.checksums import Stamp, is_whole, read_object_name
+from gcs_prefetchd.shared.errors import CacheFullError, CacheWriteError
+from gcs_prefetchd.shared.objects import ObjectName
+from gcs_prefetchd.shared.paths import name_of
 from gcs_prefetchd.stock import load_index
 from gcs_prefetchd.tree import find_each, find_files, unlink_all
 

@@ -4,11 +4,10 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
-from gcs_prefetchd.manifest import Manifest, build_manifest
-from gcs_prefetchd.names import ObjectName
-from gcs_prefetchd.order import Indices
+from gcs_prefetchd.shared.epoch_order import Indices
+from gcs_prefetchd.shared.manifest import Manifest, build_manifest
+from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 from gcs_prefetchd.streams import NEVER
-from gcs_prefetchd.versions import ObjectVersion
 
 __all__ = ["Catalog", "Listing"]
 

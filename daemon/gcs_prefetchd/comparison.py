@@ -4,7 +4,7 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
 from gcs_prefetchd.entries import Entries
-from gcs_prefetchd.stamp import Stamp
+from gcs_prefetchd.shared.checksums import Stamp
 
 __all__ = ["Comparison", "Differences", "Found"]
 

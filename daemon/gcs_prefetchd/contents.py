@@ -7,7 +7,7 @@ from itertools import chain
 
 from gcs_prefetchd.entries import Entries
 from gcs_prefetchd.index import Record
-from gcs_prefetchd.stamp import Stamp
+from gcs_prefetchd.shared.checksums import Stamp
 
 __all__ = ["Contents"]
 

@@ -10,12 +10,13 @@ from aiohttp import web
 
 from gcs_prefetchd import __version__
 from gcs_prefetchd.cache import Cache
-from gcs_prefetchd.errors import InvalidNameError, PrefetchdError, ProtocolError
-from gcs_prefetchd.names import DataRoot, cache_path, parse_object_uri
 from gcs_prefetchd.prefetch import Prefetcher
-from gcs_prefetchd.protocol import FetchAnswer, FetchRequest, ManifestAnswer, Plan, ReadReport, Status
 from gcs_prefetchd.registry import Registry
 from gcs_prefetchd.reporters import Reporters
+from gcs_prefetchd.shared.errors import InvalidNameError, PrefetchdError, ProtocolError
+from gcs_prefetchd.shared.messages import FetchAnswer, FetchRequest, ManifestAnswer, Plan, ReadReport, Status
+from gcs_prefetchd.shared.objects import DataRoot, parse_object_uri
+from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.statistics import Statistics
 from gcs_prefetchd.tuning import Tuning
 

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from gcloud.aio.auth import Token
 
-from gcs_prefetchd.errors import CredentialsError
+from gcs_prefetchd.shared.errors import CredentialsError
 
 __all__ = ["Access", "key_token", "make_token"]
 

@@ -14,8 +14,8 @@ import time
 import uuid
 from pathlib import Path
 
-from gcs_prefetchd.errors import CacheDirectoryError, CacheHeldError
 from gcs_prefetchd.folders import make_folder
+from gcs_prefetchd.shared.errors import CacheDirectoryError, CacheHeldError
 
 __all__ = ["CacheDirectory"]
 

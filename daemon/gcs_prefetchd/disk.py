@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from gcs_prefetchd.batches import Batches
-from gcs_prefetchd.errors import CacheWriteError
+from gcs_prefetchd.shared.errors import CacheWriteError
 
 __all__ = ["DISK_THREADS", "Disk", "free_bytes"]
 

@@ -7,11 +7,10 @@ from types import TracebackType
 from typing import Self
 
 from gcs_prefetchd.cache import Cache, Room
-from gcs_prefetchd.names import ObjectName
 from gcs_prefetchd.place import Place
-from gcs_prefetchd.stamp import Stamp
+from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 from gcs_prefetchd.unfinished import FileSink, UnfinishedFile
-from gcs_prefetchd.versions import ObjectVersion
 
 __all__ = ["Download"]
 

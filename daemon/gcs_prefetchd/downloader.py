@@ -14,12 +14,11 @@ from gcs_prefetchd.answers import UnfitAnswerError, answer_error, described_vers
 from gcs_prefetchd.backoff import parse_retry_after
 from gcs_prefetchd.connection import Answer
 from gcs_prefetchd.connections import Connections
-from gcs_prefetchd.errors import ObjectChangedError
-from gcs_prefetchd.names import ObjectName
 from gcs_prefetchd.resume import Received
+from gcs_prefetchd.shared.errors import ObjectChangedError
+from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 from gcs_prefetchd.traffic import Traffic
 from gcs_prefetchd.tries import TRY_SHARE, Account, Retries, Try
-from gcs_prefetchd.versions import ObjectVersion
 
 __all__ = ["LARGEST_ERROR_BODY", "READ_TIMEOUT_S", "Downloader", "Sender", "Sink", "TokenSource"]
 

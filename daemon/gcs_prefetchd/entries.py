@@ -12,7 +12,7 @@ import numpy as np
 
 from gcs_prefetchd.arena import Arena
 from gcs_prefetchd.columns import Column
-from gcs_prefetchd.stamp import Stamp
+from gcs_prefetchd.shared.checksums import Stamp
 
 __all__ = ["Entries"]
 

@@ -8,10 +8,10 @@ from gcs_prefetchd.cache import Cache, Room
 from gcs_prefetchd.fetch_processes import FetchProcess, ProcessLostError
 from gcs_prefetchd.folders import Folders
 from gcs_prefetchd.place import Place
-from gcs_prefetchd.stamp import Stamp
+from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.objects import ObjectVersion
 from gcs_prefetchd.tree import find_each
 from gcs_prefetchd.tries import Account
-from gcs_prefetchd.versions import ObjectVersion
 
 __all__ = ["bring_by"]
 

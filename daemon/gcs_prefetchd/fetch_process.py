@@ -29,15 +29,14 @@ from gcs_prefetchd.answers import UnfitAnswerError
 from gcs_prefetchd.batches import Batches
 from gcs_prefetchd.directory import CacheDirectory
 from gcs_prefetchd.downloader import Downloader, Sender
-from gcs_prefetchd.errors import CredentialsError, PrefetchdError
 from gcs_prefetchd.folders import Folders
 from gcs_prefetchd.limit import Outcome
-from gcs_prefetchd.malloc import keep_freed_memory
-from gcs_prefetchd.names import ObjectName
-from gcs_prefetchd.stamp import Stamp
+from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.errors import CredentialsError, PrefetchdError
+from gcs_prefetchd.shared.malloc import keep_freed_memory
+from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 from gcs_prefetchd.traffic import Traffic
 from gcs_prefetchd.unfinished import FileSink, UnfinishedFile
-from gcs_prefetchd.versions import ObjectVersion
 from gcs_prefetchd.wire import CANCELLED, Wire
 
 __all__: list[str] = []

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from gcs_prefetchd.cache import Cache, Room
 from gcs_prefetchd.download import Download
 from gcs_prefetchd.errand import bring_by
-from gcs_prefetchd.errors import DaemonUnavailableError, ObjectChangedError
 from gcs_prefetchd.fetch_processes import FetchProcesses
-from gcs_prefetchd.names import ObjectName, cache_path
 from gcs_prefetchd.origin import Origin
-from gcs_prefetchd.pace import Spread
+from gcs_prefetchd.shared.errors import DaemonUnavailableError, ObjectChangedError
+from gcs_prefetchd.shared.moving_average import Spread
+from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
+from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.slots import Slots, Ticket, Turn
-from gcs_prefetchd.versions import ObjectVersion
 
 __all__ = ["Fetched", "Fetcher"]
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import diskcache
 
-from gcs_prefetchd.errors import CacheWriteError
-from gcs_prefetchd.stamp import Stamp
+from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.errors import CacheWriteError
 
 __all__ = ["INDEX_ERRORS", "Index", "Record"]
 

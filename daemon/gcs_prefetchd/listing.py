@@ -6,11 +6,11 @@ import logging
 import shutil
 from pathlib import Path
 
-from gcs_prefetchd.errors import ItemError, ManifestError
-from gcs_prefetchd.layout import Layout
-from gcs_prefetchd.manifest import Listing, Manifest, is_digest, is_left_behind, load_manifest
-from gcs_prefetchd.names import DataRoot
 from gcs_prefetchd.origin import Origin
+from gcs_prefetchd.shared.errors import ItemError, ManifestError
+from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.manifest import Listing, Manifest, is_digest, is_left_behind, load_manifest
+from gcs_prefetchd.shared.objects import DataRoot
 
 __all__ = ["list_manifest", "newest_manifest", "remove_old_manifests"]
 

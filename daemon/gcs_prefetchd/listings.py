@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable
 
 from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.directory import CacheDirectory
-from gcs_prefetchd.errors import CacheWriteError, ManifestError, PrefetchdError
 from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.listing import list_manifest, newest_manifest, remove_old_manifests
-from gcs_prefetchd.manifest import Manifest, is_digest, load_manifest
-from gcs_prefetchd.names import DataRoot
 from gcs_prefetchd.origin import Origin
 from gcs_prefetchd.registry import Registry
 from gcs_prefetchd.settings import Settings
+from gcs_prefetchd.shared.errors import CacheWriteError, ManifestError, PrefetchdError
+from gcs_prefetchd.shared.manifest import Manifest, is_digest, load_manifest
+from gcs_prefetchd.shared.objects import DataRoot
 
 __all__ = ["Listings"]
 

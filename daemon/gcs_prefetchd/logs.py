@@ -7,7 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from gcs_prefetchd.errors import StartError
+from gcs_prefetchd.shared.errors import StartError
 
 __all__ = ["log_to"]
 

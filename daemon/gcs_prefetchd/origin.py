@@ -17,15 +17,14 @@ from gcs_prefetchd.bodies import bounded_answers, no_redirects
 from gcs_prefetchd.connections import CONNECT_TIMEOUT_S
 from gcs_prefetchd.credentials import Access, key_token, make_token
 from gcs_prefetchd.downloader import READ_TIMEOUT_S, Downloader, Sender, Sink
-from gcs_prefetchd.errors import OriginError
-from gcs_prefetchd.manifest import Objects
-from gcs_prefetchd.names import ObjectName
 from gcs_prefetchd.pages import FIELDS, parse_page, without_folders
 from gcs_prefetchd.ranges import Ask, Ranges
+from gcs_prefetchd.shared.errors import OriginError
+from gcs_prefetchd.shared.manifest import Objects
+from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 from gcs_prefetchd.tokens import SharedToken
 from gcs_prefetchd.traffic import Traffic
 from gcs_prefetchd.tries import TRY_SHARE, Account, Attempt, Retries, Try
-from gcs_prefetchd.versions import ObjectVersion
 
 __all__ = ["Access", "Origin"]
 

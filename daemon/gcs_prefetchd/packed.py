@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from gcs_prefetchd.order import Indices
+from gcs_prefetchd.shared.epoch_order import Indices
 
 __all__ = ["Packed"]
 

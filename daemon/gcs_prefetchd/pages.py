@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from gcs_prefetchd.answers import UnfitAnswerError
-from gcs_prefetchd.ids import Numbers
-from gcs_prefetchd.manifest import UNKNOWN_CRC32C, Objects
+from gcs_prefetchd.shared.item_ids import Numbers
+from gcs_prefetchd.shared.manifest import UNKNOWN_CRC32C, Objects
 
 __all__ = ["FIELDS", "parse_page", "without_folders"]
 

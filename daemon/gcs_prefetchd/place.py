@@ -1,9 +1,10 @@
 """An object's place in the cache while it comes: its room, its path, and the moment in which it is there."""
 
 from gcs_prefetchd.cache import Cache, Room
-from gcs_prefetchd.errors import CacheFullError, CacheWriteError
-from gcs_prefetchd.names import ObjectName, cache_path
-from gcs_prefetchd.stamp import Stamp
+from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.errors import CacheFullError, CacheWriteError
+from gcs_prefetchd.shared.objects import ObjectName
+from gcs_prefetchd.shared.paths import cache_path
 
 __all__ = ["Place"]
 

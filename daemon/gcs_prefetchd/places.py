@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from gcs_prefetchd.catalog import Catalog
-from gcs_prefetchd.names import ObjectName, cache_path, name_of
-from gcs_prefetchd.versions import ObjectVersion
+from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
+from gcs_prefetchd.shared.paths import cache_path, name_of
 
 __all__ = ["Place", "Places"]
 

@@ -7,22 +7,22 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from gcs_prefetchd.cache import Cache, Room
-from gcs_prefetchd.errors import (
+from gcs_prefetchd.fetcher import Fetcher
+from gcs_prefetchd.readahead import ReadAhead
+from gcs_prefetchd.readers import Reader
+from gcs_prefetchd.registry import Registry
+from gcs_prefetchd.repeats import Repeats
+from gcs_prefetchd.shared.byte_sizes import format_size
+from gcs_prefetchd.shared.errors import (
     CacheFullError,
     CacheWriteError,
     CredentialsError,
     OriginUnavailableError,
     PrefetchdError,
 )
-from gcs_prefetchd.fetcher import Fetcher
-from gcs_prefetchd.names import ObjectName, cache_path
-from gcs_prefetchd.readahead import ReadAhead
-from gcs_prefetchd.readers import Reader
-from gcs_prefetchd.registry import Registry
-from gcs_prefetchd.repeats import Repeats
-from gcs_prefetchd.sizes import format_size
+from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
+from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.streams import Epoch
-from gcs_prefetchd.versions import ObjectVersion
 
 __all__ = ["Prefetcher"]
 

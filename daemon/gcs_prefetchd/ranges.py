@@ -16,7 +16,7 @@ from string import ascii_uppercase, digits
 from sys import maxunicode
 
 from gcs_prefetchd.answers import UnfitAnswerError
-from gcs_prefetchd.errors import OriginError
+from gcs_prefetchd.shared.errors import OriginError
 
 __all__ = ["Ask", "Ranges", "split_point"]
 

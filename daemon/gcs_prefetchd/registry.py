@@ -14,18 +14,18 @@ from dataclasses import replace
 import numpy as np
 
 from gcs_prefetchd.catalog import Catalog, Listing
-from gcs_prefetchd.errors import ProtocolError
-from gcs_prefetchd.manifest import Manifest
-from gcs_prefetchd.names import ObjectName, cache_path
-from gcs_prefetchd.order import Indices
-from gcs_prefetchd.pace import Spread
 from gcs_prefetchd.places import Place, Places
 from gcs_prefetchd.planner import Planner, Victim
-from gcs_prefetchd.protocol import Plan
 from gcs_prefetchd.readers import Prepared, Reader, prepare, prepare_seeded, seeded_id
+from gcs_prefetchd.shared.epoch_order import Indices
+from gcs_prefetchd.shared.errors import ProtocolError
+from gcs_prefetchd.shared.manifest import Manifest
+from gcs_prefetchd.shared.messages import Plan
+from gcs_prefetchd.shared.moving_average import Spread
+from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
+from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.shelf import Shelf
 from gcs_prefetchd.streams import NEVER, Stream
-from gcs_prefetchd.versions import ObjectVersion
 
 __all__ = ["Registry"]
 

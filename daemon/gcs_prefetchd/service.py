@@ -16,25 +16,25 @@ from pathlib import Path
 from typing import Any
 
 from gcs_prefetchd.cache import Cache
-from gcs_prefetchd.client import short_address
 from gcs_prefetchd.control import Control, control_app
 from gcs_prefetchd.credentials import Access
 from gcs_prefetchd.directory import CacheDirectory
-from gcs_prefetchd.errors import StartError
 from gcs_prefetchd.fetch_processes import FetchProcesses, Work
 from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.http import statistics_app
 from gcs_prefetchd.listen import Bounds, listen
 from gcs_prefetchd.listings import Listings
-from gcs_prefetchd.malloc import return_freed_memory
-from gcs_prefetchd.names import cache_path
 from gcs_prefetchd.notify import ping_watchdog, tell_systemd
 from gcs_prefetchd.origin import Origin
-from gcs_prefetchd.pace import Spread
 from gcs_prefetchd.prefetch import Prefetcher
 from gcs_prefetchd.readahead import ReadAhead
 from gcs_prefetchd.registry import Registry
 from gcs_prefetchd.settings import MOST_CONCURRENCY, Settings, check_against_disk
+from gcs_prefetchd.shared.daemon_client import short_address
+from gcs_prefetchd.shared.errors import StartError
+from gcs_prefetchd.shared.malloc import return_freed_memory
+from gcs_prefetchd.shared.moving_average import Spread
+from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.statistics import Statistics
 from gcs_prefetchd.tuning import Tuning, make_slots
 from gcs_prefetchd.watch import Watch

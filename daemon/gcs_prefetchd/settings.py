@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from gcs_prefetchd.errors import InvalidNameError, SettingsError
-from gcs_prefetchd.layout import IMAGE_PATTERN, LABEL_PATTERN, Layout
-from gcs_prefetchd.names import DataRoot
-from gcs_prefetchd.sizes import exact_size, format_size, parse_size
+from gcs_prefetchd.shared.byte_sizes import exact_size, format_size, parse_size
+from gcs_prefetchd.shared.errors import InvalidNameError, SettingsError
+from gcs_prefetchd.shared.item_patterns import IMAGE_PATTERN, LABEL_PATTERN, Layout
+from gcs_prefetchd.shared.objects import DataRoot
 
 __all__ = [
     "ENVIRONMENT_PREFIX",

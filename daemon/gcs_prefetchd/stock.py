@@ -8,7 +8,7 @@ import numpy as np
 
 from gcs_prefetchd.contents import Contents
 from gcs_prefetchd.index import Record
-from gcs_prefetchd.malloc import return_freed_memory
+from gcs_prefetchd.shared.malloc import return_freed_memory
 
 __all__ = ["load_index"]
 

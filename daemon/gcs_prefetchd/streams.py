@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gcs_prefetchd.order import Indices
-from gcs_prefetchd.pace import Rate
+from gcs_prefetchd.shared.epoch_order import Indices
+from gcs_prefetchd.shared.moving_average import Rate
 
 __all__ = ["NEVER", "Epoch", "Stream"]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gcs_prefetchd.limit import WHYS
-from gcs_prefetchd.sizes import format_size
+from gcs_prefetchd.shared.byte_sizes import format_size
 
 __all__ = ["daemon_facts", "stream_facts"]
 

@@ -8,7 +8,7 @@ import aiohttp
 from gcloud.aio.auth import Token
 
 from gcs_prefetchd.answers import UnfitAnswerError, brief
-from gcs_prefetchd.errors import CredentialsError
+from gcs_prefetchd.shared.errors import CredentialsError
 
 __all__ = ["SharedToken"]
 

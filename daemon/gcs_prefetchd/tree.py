@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gcs_prefetchd.comparison import Found
 from gcs_prefetchd.folders import Folders
-from gcs_prefetchd.stamp import read_stamp
+from gcs_prefetchd.shared.checksums import read_stamp
 
 __all__ = ["find_each", "find_files", "unlink_all"]
 

@@ -9,8 +9,8 @@ from typing import Protocol, TypeVar
 
 from gcs_prefetchd.answers import UnfitAnswerError, brief
 from gcs_prefetchd.backoff import delay_s
-from gcs_prefetchd.errors import OriginUnavailableError
 from gcs_prefetchd.limit import Outcome
+from gcs_prefetchd.shared.errors import OriginUnavailableError
 from gcs_prefetchd.traffic import Traffic
 
 __all__ = ["TRY_SHARE", "Account", "Attempt", "Retries", "Try"]

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from gcs_prefetchd.directory import CacheDirectory
-from gcs_prefetchd.errors import CacheWriteError
 from gcs_prefetchd.folders import Folders
-from gcs_prefetchd.names import ObjectName, name_of
-from gcs_prefetchd.stamp import Stamp, write_object_name, write_stamp
-from gcs_prefetchd.versions import ObjectVersion
+from gcs_prefetchd.shared.checksums import Stamp, write_object_name, write_stamp
+from gcs_prefetchd.shared.errors import CacheWriteError
+from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
+from gcs_prefetchd.shared.paths import name_of
 
 __all__ = ["FileSink", "UnfinishedFile", "publish"]
 

@@ -16,11 +16,11 @@ from gcs_dataset.decode import decode
 from gcs_dataset.gcs import gcs_pil_loader
 from gcs_dataset.reports import ReadReporter, Reads
 from gcs_dataset.versions import Versions
-from gcs_prefetchd.client import DaemonClient
-from gcs_prefetchd.errors import ItemError, PrefetchdError
-from gcs_prefetchd.manifest import Manifest, load_manifest
-from gcs_prefetchd.names import path_of_uri
-from gcs_prefetchd.stamp import Stamp, read_checked
+from gcs_prefetchd.shared.checksums import Stamp, read_checked
+from gcs_prefetchd.shared.daemon_client import DaemonClient
+from gcs_prefetchd.shared.errors import ItemError, PrefetchdError
+from gcs_prefetchd.shared.manifest import Manifest, load_manifest
+from gcs_prefetchd.shared.paths import path_of_uri
 
 __all__ = ["CachedLoader"]
 

@@ -5,7 +5,7 @@ import zlib
 
 from PIL import Image, UnidentifiedImageError
 
-from gcs_prefetchd.errors import ItemError
+from gcs_prefetchd.shared.errors import ItemError
 
 __all__ = ["decode", "gunzip"]
 

@@ -17,8 +17,8 @@ from typing import Any, Self
 import janus
 
 from gcs_dataset.storage import emulator_endpoint
-from gcs_prefetchd.names import parse_object_uri
 from gcs_prefetchd.origin import Access, Origin
+from gcs_prefetchd.shared.objects import parse_object_uri
 
 __all__ = ["Downloads"]
 

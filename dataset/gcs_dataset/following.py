@@ -16,10 +16,10 @@ from gcs_dataset.background import in_background
 from gcs_dataset.cached import CachedLoader
 from gcs_dataset.manifests import manifest_of_daemon, newer_manifest
 from gcs_dataset.plans import CHECK_PAUSE_S, FIRST_ITEM_WAIT_S, PlanSender, Share
-from gcs_prefetchd.errors import PrefetchdError, SettingsError
-from gcs_prefetchd.manifest import Manifest
-from gcs_prefetchd.names import DataRoot
-from gcs_prefetchd.order import Indices
+from gcs_prefetchd.shared.epoch_order import Indices
+from gcs_prefetchd.shared.errors import PrefetchdError, SettingsError
+from gcs_prefetchd.shared.manifest import Manifest
+from gcs_prefetchd.shared.objects import DataRoot
 
 __all__ = ["FollowedSampler", "follow"]
 

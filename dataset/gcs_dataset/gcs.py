@@ -12,9 +12,9 @@ from PIL import Image
 from gcs_dataset.background import in_background
 from gcs_dataset.decode import decode
 from gcs_dataset.storage import SOCKET_TIMEOUT_S, retrying, storage_client
-from gcs_prefetchd.errors import WrongBytesError
-from gcs_prefetchd.names import ObjectName, parse_object_uri
-from gcs_prefetchd.stamp import crc32c_of
+from gcs_prefetchd.shared.checksums import crc32c_of
+from gcs_prefetchd.shared.errors import WrongBytesError
+from gcs_prefetchd.shared.objects import ObjectName, parse_object_uri
 
 __all__ = ["GCSLoader", "checksum_of_base64", "gcs_pil_loader"]
 

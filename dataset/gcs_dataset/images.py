@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from gcs_dataset.local import pil_loader
 from gcs_dataset.pairs import LabelMode, Pairs, pillow_mode
-from gcs_prefetchd.layout import IMAGE_PATTERN, LABEL_PATTERN
+from gcs_prefetchd.shared.item_patterns import IMAGE_PATTERN, LABEL_PATTERN
 
 __all__ = ["ImageDataset"]
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gcs_prefetchd.errors import ItemError, SettingsError
-from gcs_prefetchd.layout import Layout
-from gcs_prefetchd.manifest import Ids
+from gcs_prefetchd.shared.errors import ItemError, SettingsError
+from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.manifest import Ids
 
 __all__ = ["Items", "Selection", "complete_items", "consistent_train_test_split", "ids_of", "warn_of_incomplete"]
 

@@ -6,10 +6,9 @@ from typing import Any
 from gcs_dataset.gcs import DEADLINE_S, checksum_of_base64
 from gcs_dataset.items import ids_of
 from gcs_dataset.storage import SOCKET_TIMEOUT_S, retrying, storage_client
-from gcs_prefetchd.layout import Layout
-from gcs_prefetchd.manifest import Manifest, build_manifest
-from gcs_prefetchd.names import DataRoot, ObjectName
-from gcs_prefetchd.versions import ObjectVersion
+from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.manifest import Manifest, build_manifest
+from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion
 
 __all__ = ["list_manifest", "load_items_gcs"]
 

@@ -28,9 +28,9 @@ from gcs_dataset.sampler import PlannedSampler
 from gcs_dataset.stream import AsyncImageDataset
 from gcs_dataset.tensors import to_tensors
 from gcs_dataset.workers import worker_init_fn
-from gcs_prefetchd.layout import IMAGE_PATTERN, LABEL_PATTERN, Layout
-from gcs_prefetchd.manifest import Manifest
-from gcs_prefetchd.names import DataRoot
+from gcs_prefetchd.shared.item_patterns import IMAGE_PATTERN, LABEL_PATTERN, Layout
+from gcs_prefetchd.shared.manifest import Manifest
+from gcs_prefetchd.shared.objects import DataRoot
 
 __all__ = ["get_async_dataloaders", "get_cached_dataloaders", "get_local_dataloaders", "get_streamed_dataloaders"]
 

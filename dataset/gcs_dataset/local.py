@@ -8,8 +8,8 @@ from PIL import Image
 
 from gcs_dataset.decode import decode
 from gcs_dataset.items import Items, complete_items, ids_of
-from gcs_prefetchd.errors import ItemError
-from gcs_prefetchd.layout import Layout
+from gcs_prefetchd.shared.errors import ItemError
+from gcs_prefetchd.shared.item_patterns import Layout
 
 __all__ = ["list_items_local", "list_pairs_local", "pil_loader"]
 

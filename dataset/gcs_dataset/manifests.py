@@ -9,12 +9,12 @@ from pathlib import Path
 from gcs_dataset.background import in_background
 from gcs_dataset.items import Items, warn_of_incomplete
 from gcs_dataset.listing import list_manifest
-from gcs_prefetchd.client import DaemonClient
-from gcs_prefetchd.errors import ManifestError, PrefetchdError
-from gcs_prefetchd.layout import IMAGE_PATTERN, LABEL_PATTERN, Layout
-from gcs_prefetchd.manifest import Manifest, load_manifest
-from gcs_prefetchd.names import DataRoot
-from gcs_prefetchd.protocol import ManifestAnswer
+from gcs_prefetchd.shared.daemon_client import DaemonClient
+from gcs_prefetchd.shared.errors import ManifestError, PrefetchdError
+from gcs_prefetchd.shared.item_patterns import IMAGE_PATTERN, LABEL_PATTERN, Layout
+from gcs_prefetchd.shared.manifest import Manifest, load_manifest
+from gcs_prefetchd.shared.messages import ManifestAnswer
+from gcs_prefetchd.shared.objects import DataRoot
 
 __all__ = ["get_manifest", "load_another", "manifest_of_daemon", "newer_manifest"]
 

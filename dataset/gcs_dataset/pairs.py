@@ -4,9 +4,9 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from gcs_prefetchd.errors import SettingsError
-from gcs_prefetchd.layout import Layout
-from gcs_prefetchd.names import DataRoot
+from gcs_prefetchd.shared.errors import SettingsError
+from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.objects import DataRoot
 
 __all__ = ["LabelMode", "Pairs", "pillow_mode"]
 

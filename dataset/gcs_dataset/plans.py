@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from gcs_dataset.background import in_background
-from gcs_prefetchd.client import DaemonClient, Lease
-from gcs_prefetchd.errors import PrefetchdError, ProtocolError
-from gcs_prefetchd.manifest import Manifest
-from gcs_prefetchd.order import Indices, order_digest, plan_order
-from gcs_prefetchd.protocol import Plan
+from gcs_prefetchd.shared.daemon_client import DaemonClient, Lease
+from gcs_prefetchd.shared.epoch_order import Indices, order_digest, plan_order
+from gcs_prefetchd.shared.errors import PrefetchdError, ProtocolError
+from gcs_prefetchd.shared.manifest import Manifest
+from gcs_prefetchd.shared.messages import Plan
 
 __all__ = ["PlanSender", "Share"]
 

@@ -11,9 +11,9 @@ from gcs_dataset.cached import CachedLoader
 from gcs_dataset.images import ImageDataset
 from gcs_dataset.manifests import load_another, newer_manifest
 from gcs_dataset.sampler import PlannedSampler
-from gcs_prefetchd.errors import PrefetchdError
-from gcs_prefetchd.manifest import Ids, Manifest, is_digest
-from gcs_prefetchd.order import Indices
+from gcs_prefetchd.shared.epoch_order import Indices
+from gcs_prefetchd.shared.errors import PrefetchdError
+from gcs_prefetchd.shared.manifest import Ids, Manifest, is_digest
 
 __all__ = ["Relisting"]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from pathlib import Path
 
-from gcs_prefetchd.client import DaemonClient
-from gcs_prefetchd.errors import PrefetchdError, ProtocolError
-from gcs_prefetchd.protocol import MAX_OBJECTS_PER_MESSAGE, ReadReport
+from gcs_prefetchd.shared.daemon_client import DaemonClient
+from gcs_prefetchd.shared.errors import PrefetchdError, ProtocolError
+from gcs_prefetchd.shared.messages import MAX_OBJECTS_PER_MESSAGE, ReadReport
 
 __all__ = ["ReadReporter", "Reads"]
 

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from gcs_dataset.plans import PlanSender, Share
-from gcs_prefetchd.errors import ManifestError, SettingsError
-from gcs_prefetchd.manifest import Manifest
-from gcs_prefetchd.order import Indices, order_digest, share_length
+from gcs_prefetchd.shared.epoch_order import Indices, order_digest, share_length
+from gcs_prefetchd.shared.errors import ManifestError, SettingsError
+from gcs_prefetchd.shared.manifest import Manifest
 
 __all__ = ["PlannedSampler"]
 

@@ -12,7 +12,7 @@ from concurrent.futures import wait
 from typing import Any, TypeVar
 
 from gcs_dataset.background import in_background
-from gcs_prefetchd.errors import (
+from gcs_prefetchd.shared.errors import (
     AccessDeniedError,
     CredentialsError,
     ObjectMissingError,

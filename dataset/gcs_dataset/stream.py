@@ -13,9 +13,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from gcs_dataset.decode import decode
 from gcs_dataset.pairs import LabelMode, Pairs, pillow_mode
-from gcs_prefetchd.errors import SettingsError
-from gcs_prefetchd.layout import IMAGE_PATTERN, LABEL_PATTERN
-from gcs_prefetchd.order import endless
+from gcs_prefetchd.shared.epoch_order import endless
+from gcs_prefetchd.shared.errors import SettingsError
+from gcs_prefetchd.shared.item_patterns import IMAGE_PATTERN, LABEL_PATTERN
 
 __all__ = ["AsyncImageDataset", "generate_stream"]
 

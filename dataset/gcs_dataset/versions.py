@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gcs_prefetchd.manifest import UNKNOWN_CRC32C, Manifest
-from gcs_prefetchd.names import parse_object_uri
-from gcs_prefetchd.stamp import Stamp
+from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.manifest import UNKNOWN_CRC32C, Manifest
+from gcs_prefetchd.shared.objects import parse_object_uri
 
 __all__ = ["Versions"]
 

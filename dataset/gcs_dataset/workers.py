@@ -5,7 +5,7 @@ import random
 import numpy as np
 import torch
 
-from gcs_prefetchd.malloc import keep_freed_memory
+from gcs_prefetchd.shared.malloc import keep_freed_memory
 
 __all__ = ["worker_init_fn"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import uvloop
 
-from gcs_prefetchd.errors import PrefetchdError
-from gcs_prefetchd.malloc import keep_freed_memory
+from gcs_prefetchd.shared.errors import PrefetchdError
+from gcs_prefetchd.shared.malloc import keep_freed_memory
 from gcs_prefetchd.testing.server import GCSServer
 
 __all__ = ["main"]

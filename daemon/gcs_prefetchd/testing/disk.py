@@ -8,7 +8,7 @@ from os import scandir, stat_result
 from pathlib import Path
 from stat import S_ISREG
 
-from gcs_prefetchd.errors import SettingsError
+from gcs_prefetchd.shared.errors import SettingsError
 from gcs_prefetchd.testing.objects import Attributes, MemoryBucket, StoredObject, check_object_name, digests
 from gcs_prefetchd.testing.paths import is_bucket_name
 

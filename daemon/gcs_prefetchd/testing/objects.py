@@ -12,7 +12,7 @@ from typing import Protocol
 
 import google_crc32c
 
-from gcs_prefetchd.errors import InvalidNameError
+from gcs_prefetchd.shared.errors import InvalidNameError
 
 __all__ = ["Attributes", "Bucket", "MemoryBucket", "StoredObject", "check_object_name", "digests", "new_generation"]
 

@@ -12,7 +12,7 @@ from typing import Self
 
 from aiohttp import web
 
-from gcs_prefetchd.errors import StartError
+from gcs_prefetchd.shared.errors import StartError
 from gcs_prefetchd.testing.alter import alter
 from gcs_prefetchd.testing.answers import Answer
 from gcs_prefetchd.testing.asks import Ask, read_ask

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from multidict import CIMultiDict
 
-from gcs_prefetchd.errors import InvalidNameError
+from gcs_prefetchd.shared.errors import InvalidNameError
 from gcs_prefetchd.testing.answers import Answer, Refusal, empty_answer, json_answer, refuse
 from gcs_prefetchd.testing.asks import Ask
 from gcs_prefetchd.testing.objects import Bucket, StoredObject, digests

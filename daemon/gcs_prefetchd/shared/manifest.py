@@ -18,11 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gcs_prefetchd.errors import ManifestError
-from gcs_prefetchd.ids import Bytes, Ids, Numbers, sort_texts, take_texts
-from gcs_prefetchd.layout import Layout
-from gcs_prefetchd.names import DataRoot, ObjectName
-from gcs_prefetchd.versions import ObjectVersion
+from gcs_prefetchd.shared.errors import ManifestError
+from gcs_prefetchd.shared.item_ids import Bytes, Ids, Numbers, sort_texts, take_texts
+from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion
 
 __all__ = [
     "UNKNOWN_CRC32C",

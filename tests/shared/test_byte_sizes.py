@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gcs_prefetchd.sizes import exact_size, format_size, parse_size
+from gcs_prefetchd.shared.byte_sizes import exact_size, format_size, parse_size
 
 
 @pytest.mark.parametrize(

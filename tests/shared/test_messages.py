@@ -9,11 +9,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gcs_prefetchd.errors import ProtocolError
-from gcs_prefetchd.protocol import (
+from gcs_prefetchd.shared.errors import ProtocolError
+from gcs_prefetchd.shared.messages import (
     KINDS as KINDS_OF_PLANS,
 )
-from gcs_prefetchd.protocol import (
+from gcs_prefetchd.shared.messages import (
     LONGEST_TEXT,
     MAX_OBJECTS_PER_MESSAGE,
     FetchAnswer,

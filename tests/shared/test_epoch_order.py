@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DistributedSampler
 
-from gcs_prefetchd.order import Indices, endless, epoch_order, order_digest, plan_order, share_length
+from gcs_prefetchd.shared.epoch_order import Indices, endless, epoch_order, order_digest, plan_order, share_length
 
 LARGEST = 2**63 - 1
 
@@ -170,7 +170,7 @@ def test_the_digest_is_of_the_values_and_not_of_how_they_lie_in_memory() -> None
 LARGE = """
 import pathlib, time
 import numpy as np
-from gcs_prefetchd.order import plan_order
+from gcs_prefetchd.shared.epoch_order import plan_order
 indices = np.arange(10_000_000, dtype=np.uint32)
 started_s = time.process_time()
 order = plan_order(KIND, 1, 2, indices)

@@ -1,10 +1,10 @@
-"""Texts sorted and taken in arrays, as they would be one by one. What `Ids` promises is in test_manifest.py."""
+"""Texts sorted and taken in arrays, as they would be one by one. What `Ids` promises is in shared/test_manifest.py."""
 
 import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gcs_prefetchd.ids import TAKEN_AT_ONCE, Bytes, Ids, Numbers, sort_texts, take_texts
+from gcs_prefetchd.shared.item_ids import TAKEN_AT_ONCE, Bytes, Ids, Numbers, sort_texts, take_texts
 
 # Few characters, NUL among them, and lengths around those that are compared at a time.
 texts = st.lists(st.text("\0ab", max_size=24).map(str.encode) | st.binary(max_size=30), max_size=30)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from sys import byteorder
 from typing import Any, Self
 
-from gcs_prefetchd.errors import ProtocolError
+from gcs_prefetchd.shared.errors import ProtocolError
 
 __all__ = ["KINDS", "FetchAnswer", "FetchRequest", "ManifestAnswer", "Plan", "ReadReport", "Status", "pack", "unpack"]
 

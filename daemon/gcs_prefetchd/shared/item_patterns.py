@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
-from gcs_prefetchd.errors import SettingsError
+from gcs_prefetchd.shared.errors import SettingsError
 
 __all__ = ["IMAGE_PATTERN", "LABEL_PATTERN", "Layout"]
 

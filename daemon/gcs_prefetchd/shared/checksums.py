@@ -14,8 +14,8 @@ from pathlib import Path
 
 import google_crc32c
 
-from gcs_prefetchd.errors import InvalidNameError
-from gcs_prefetchd.names import ObjectName, parse_object_uri
+from gcs_prefetchd.shared.errors import InvalidNameError
+from gcs_prefetchd.shared.objects import ObjectName, parse_object_uri
 
 __all__ = [
     "OPEN_FLAGS",

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
-from gcs_prefetchd.errors import DaemonUnavailableError, PrefetchdError, ProtocolError
-from gcs_prefetchd.protocol import FetchAnswer, FetchRequest, ManifestAnswer, Plan, ReadReport, Status
+from gcs_prefetchd.shared.errors import DaemonUnavailableError, PrefetchdError, ProtocolError
+from gcs_prefetchd.shared.messages import FetchAnswer, FetchRequest, ManifestAnswer, Plan, ReadReport, Status
 
 __all__ = ["DaemonClient", "Lease", "read_daemon_file", "short_address"]
 

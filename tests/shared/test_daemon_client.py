@@ -21,9 +21,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from gcs_prefetchd.client import FIRST_PAUSE_S, LONGEST_PAUSE_S, DaemonClient, read_daemon_file, short_address
-from gcs_prefetchd.errors import DaemonUnavailableError, ProtocolError
-from gcs_prefetchd.protocol import ManifestAnswer, Plan, ReadReport, Status, pack
+from gcs_prefetchd.shared.daemon_client import FIRST_PAUSE_S, LONGEST_PAUSE_S, DaemonClient, read_daemon_file, short_address
+from gcs_prefetchd.shared.errors import DaemonUnavailableError, ProtocolError
+from gcs_prefetchd.shared.messages import ManifestAnswer, Plan, ReadReport, Status, pack
 
 STATUS = Status(42, "instance", "1.0", ["gs://pictures/train"], ["train-1"])
 PLAN = Plan("job", "job/0", "gs://pictures/train", "d", "shuffled", 7, 1, 2, 0, 1, 0, 0, "0")
@@ -498,7 +498,7 @@ def test_without_a_daemon_there_is_no_lease(tmp_path: Path, client: DaemonClient
 HOLD_A_LEASE_AND_FORK = """
 import os, signal, sys
 from pathlib import Path
-from gcs_prefetchd.client import DaemonClient
+from gcs_prefetchd.shared.daemon_client import DaemonClient
 lease = DaemonClient(Path(sys.argv[1])).lease("job")
 if os.fork() == 0:
     print(os.getpid(), lease.is_held, flush=True)

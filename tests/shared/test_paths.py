@@ -8,19 +8,9 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from gcs_prefetchd.errors import InvalidNameError
-from gcs_prefetchd.names import (
-    _ORDINARY,
-    MAX_NAME_BYTES,
-    DataRoot,
-    ObjectName,
-    _path_by_the_rules,
-    cache_path,
-    name_of,
-    parse_object_uri,
-    path_of_uri,
-    validate_bucket,
-)
+from gcs_prefetchd.shared.errors import InvalidNameError
+from gcs_prefetchd.shared.objects import MAX_NAME_BYTES, DataRoot, ObjectName, parse_object_uri, validate_bucket
+from gcs_prefetchd.shared.paths import _ORDINARY, _path_by_the_rules, cache_path, name_of, path_of_uri
 
 BUCKET = "pictures"
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from gcs_prefetchd.pace import ASSUMED_DOWNLOAD_S, ASSUMED_PER_S, SLOWEST_PER_S, Rate, Spread
+from gcs_prefetchd.shared.moving_average import ASSUMED_DOWNLOAD_S, ASSUMED_PER_S, SLOWEST_PER_S, Rate, Spread
 
 
 def rate_of(per_s: float, seconds: float, step_s: float = 0.1) -> Rate:

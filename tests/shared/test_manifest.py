@@ -13,11 +13,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gcs_prefetchd.errors import ManifestError, SettingsError
-from gcs_prefetchd.layout import Layout
-from gcs_prefetchd.manifest import Ids, Manifest, build_manifest, load_manifest
-from gcs_prefetchd.names import DataRoot, ObjectName
-from gcs_prefetchd.versions import ObjectVersion
+from gcs_prefetchd.shared.errors import ManifestError, SettingsError
+from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.manifest import Ids, Manifest, build_manifest, load_manifest
+from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion
 
 ROOT = DataRoot.parse("gs://pictures/train")
 

@@ -1,0 +1,123 @@
+"""Objects and data roots: their names, URIs and generations."""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from gcs_prefetchd.shared.errors import InvalidNameError
+
+__all__ = [
+    "MAX_NAME_BYTES",
+    "DataRoot",
+    "ObjectName",
+    "ObjectVersion",
+    "parse_object_uri",
+    "validate_bucket",
+    "validate_object_name",
+]
+
+MAX_NAME_BYTES = 1024  # https://cloud.google.com/storage/docs/objects#naming
+SHOWN_AT_MOST = 200  # characters of a name that is too long
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+_IP_ADDRESS = re.compile(r"\d+\.\d+\.\d+\.\d+")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ObjectName:
+    """An object in a bucket, whatever its generation."""
+
+    bucket: str
+    name: str
+
+    @property
+    def uri(self) -> str:
+        """`gs://bucket/name`."""
+        return f"gs://{self.bucket}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectVersion:
+    """One generation of an object, as a listing or a response names it. `crc32c` is None where GCS told none."""
+
+    name: ObjectName
+    generation: int
+    size: int
+    crc32c: int | None
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class DataRoot:
+    """`gs://bucket/prefix`: what holds the images and the labels of one dataset. The prefix has no trailing slash."""
+
+    bucket: str
+    prefix: str
+
+    @classmethod
+    def parse(cls, uri: str) -> "DataRoot":
+        """Read `gs://bucket[/prefix]`; raises InvalidNameError."""
+        bucket, name = _split_uri(uri)
+        prefix = name.strip("/")
+        if prefix:
+            validate_object_name(prefix, uri)
+        return cls(bucket, prefix)
+
+    @property
+    def uri(self) -> str:
+        """`gs://bucket/prefix`, or `gs://bucket` without a prefix."""
+        return f"gs://{self.bucket}/{self.prefix}" if self.prefix else f"gs://{self.bucket}"
+
+    @property
+    def folder(self) -> str:
+        """What the names of all its objects start with: `prefix/`, or nothing."""
+        return f"{self.prefix}/" if self.prefix else ""
+
+    def __contains__(self, name: ObjectName) -> bool:
+        return name.bucket == self.bucket and name.name.startswith(self.folder)
+
+
+def parse_object_uri(uri: str) -> ObjectName:
+    """Read `gs://bucket/name`; raises InvalidNameError."""
+    bucket, name = _split_uri(uri)
+    validate_object_name(name, uri)
+    return ObjectName(bucket, name)
+
+
+def _split_uri(uri: str) -> tuple[str, str]:
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme != "gs":
+        raise InvalidNameError(f"{_shown(uri)} is no gs:// URI; write gs://bucket/prefix")
+    bucket, _, name = rest.partition("/")
+    validate_bucket(bucket)
+    return bucket, name
+
+
+@lru_cache  # a process reads from few buckets, many times
+def validate_bucket(bucket: str) -> None:
+    """Raise InvalidNameError unless GCS allows the bucket's name. Clients do not quote it, so nothing else may pass.
+
+    Rules: https://cloud.google.com/storage/docs/buckets#naming
+    """
+    if (
+        not _BUCKET.fullmatch(bucket)
+        or any(not part or len(part) > 63 for part in bucket.split("."))
+        or _IP_ADDRESS.fullmatch(bucket)
+    ):
+        raise InvalidNameError(
+            f"{_shown(bucket)} is no bucket name: 3 to 63 lowercase letters, digits, '-', '_' and '.', "
+            "a letter or digit at both ends"
+        )
+
+
+def validate_object_name(name: str, shown: str) -> None:
+    """Raise InvalidNameError unless GCS allows the object's name; `shown` is how the message calls it."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise InvalidNameError(f"{_shown(shown)} is no object name: it is not valid Unicode") from None
+    if not 1 <= size <= MAX_NAME_BYTES:
+        raise InvalidNameError(f"{_shown(shown)} is no object name: {size} bytes, and GCS allows 1 to {MAX_NAME_BYTES}")
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= SHOWN_AT_MOST else name[:SHOWN_AT_MOST] + "...")
