@@ -23,10 +23,10 @@ from gcloud.aio.storage import Storage
 
 from comparison import Row, Target, command_line, finish
 from fast_origin import computed_origin, has_nginx
-from gcs_prefetchd.credentials import Access
+from gcs_prefetchd.gcs.client import Origin
+from gcs_prefetchd.gcs.credentials import Access
+from gcs_prefetchd.gcs.list_pages import FIELDS
 from gcs_prefetchd.listing import list_manifest
-from gcs_prefetchd.origin import Origin
-from gcs_prefetchd.pages import FIELDS
 from gcs_prefetchd.shared.item_patterns import Layout
 from gcs_prefetchd.shared.manifest import Manifest, load_manifest
 from gcs_prefetchd.shared.objects import DataRoot

@@ -9,9 +9,9 @@ import pytest
 
 from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.fetcher import Fetcher
+from gcs_prefetchd.gcs.client import Access, Origin
 from gcs_prefetchd.governor import Governor
 from gcs_prefetchd.limit import Limit
-from gcs_prefetchd.origin import Access, Origin
 from gcs_prefetchd.shared.checksums import crc32c_of
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 from gcs_prefetchd.slots import Slots

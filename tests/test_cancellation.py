@@ -13,11 +13,11 @@ import pytest
 
 from cache_support import BUCKET, content, file_of, open_descriptors, opened, path_of, put, slots_of
 from gcs_prefetchd.cache import Cache
-from gcs_prefetchd.credentials import Access
 from gcs_prefetchd.disk import DISK_THREADS
 from gcs_prefetchd.download import Download
 from gcs_prefetchd.fetcher import Fetcher
-from gcs_prefetchd.origin import Origin
+from gcs_prefetchd.gcs.client import Origin
+from gcs_prefetchd.gcs.credentials import Access
 from gcs_prefetchd.shared.checksums import read_checked
 from gcs_prefetchd.shared.errors import DaemonUnavailableError
 from gcs_prefetchd.shared.objects import ObjectName

@@ -215,4 +215,4 @@ print(json.dumps([sorted(imported), sorted(sys.modules)]))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     imported, read = (set(names) for names in json.loads(done.stdout))
     assert not imported & {"aiohttp", "janus", "diskcache", "watchdog", "uvloop", "google.cloud.storage", "requests"}
-    assert not read & {"aiohttp", "diskcache", "watchdog", "uvloop", "pydantic", "gcs_prefetchd.origin"}
+    assert not read & {"aiohttp", "diskcache", "watchdog", "uvloop", "pydantic", "gcs_prefetchd.gcs.client"}

@@ -21,9 +21,9 @@ from cache_support import (
     version_of,
 )
 from gcs_prefetchd.cache import Cache
-from gcs_prefetchd.credentials import Access
 from gcs_prefetchd.download import Download
-from gcs_prefetchd.origin import Origin
+from gcs_prefetchd.gcs.client import Origin
+from gcs_prefetchd.gcs.credentials import Access
 from gcs_prefetchd.shared.checksums import read_checked, read_object_name, read_stamp
 from gcs_prefetchd.shared.errors import CacheFullError, CacheWriteError, ObjectMissingError, OriginUnavailableError
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion, parse_object_uri

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gcs_prefetchd.credentials import Access
+from gcs_prefetchd.gcs.client import Origin
+from gcs_prefetchd.gcs.credentials import Access
 from gcs_prefetchd.listing import KEPT_PER_DATA_ROOT, list_manifest, newest_manifest, remove_old_manifests
-from gcs_prefetchd.origin import Origin
 from gcs_prefetchd.shared.checksums import crc32c_of
 from gcs_prefetchd.shared.errors import ItemError, ManifestError, ObjectMissingError, OriginUnavailableError
 from gcs_prefetchd.shared.item_patterns import Layout

@@ -13,8 +13,8 @@ import pytest
 from cache_support import slots_of
 from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.fetcher import Fetcher
+from gcs_prefetchd.gcs.client import Access, Origin
 from gcs_prefetchd.listing import list_manifest
-from gcs_prefetchd.origin import Access, Origin
 from gcs_prefetchd.prefetch import Prefetcher
 from gcs_prefetchd.readers import Reader
 from gcs_prefetchd.registry import Registry

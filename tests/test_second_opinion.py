@@ -17,7 +17,7 @@ from gcp_storage_emulator.storage import Storage
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
-from gcs_prefetchd.origin import Access, Origin
+from gcs_prefetchd.gcs.client import Access, Origin
 from gcs_prefetchd.service import Service
 from gcs_prefetchd.shared.checksums import read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient

@@ -14,16 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gcs_prefetchd.answers import UnfitAnswerError, brief
 from gcs_prefetchd.directory import CacheDirectory
-from gcs_prefetchd.downloader import TokenSource
+from gcs_prefetchd.gcs.counters import Traffic
+from gcs_prefetchd.gcs.download import TokenSource
+from gcs_prefetchd.gcs.responses import UnfitAnswerError, brief
+from gcs_prefetchd.gcs.retry import Account
 from gcs_prefetchd.limit import Outcome
 from gcs_prefetchd.place import Place
 from gcs_prefetchd.shared import errors
 from gcs_prefetchd.shared.checksums import Stamp
 from gcs_prefetchd.shared.objects import ObjectVersion
-from gcs_prefetchd.traffic import Traffic
-from gcs_prefetchd.tries import Account
 from gcs_prefetchd.wire import CANCELLED, Wire
 
 __all__ = ["FetchProcess", "FetchProcesses", "ProcessLostError", "Work"]

@@ -8,7 +8,7 @@ from gcs_prefetchd.cache import Cache, Room
 from gcs_prefetchd.download import Download
 from gcs_prefetchd.errand import bring_by
 from gcs_prefetchd.fetch_processes import FetchProcesses
-from gcs_prefetchd.origin import Origin
+from gcs_prefetchd.gcs.client import Origin
 from gcs_prefetchd.shared.errors import DaemonUnavailableError, ObjectChangedError
 from gcs_prefetchd.shared.moving_average import Spread
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion

@@ -6,7 +6,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from gcs_prefetchd.origin import Origin
+from gcs_prefetchd.gcs.client import Origin
 from gcs_prefetchd.shared.errors import ItemError, ManifestError
 from gcs_prefetchd.shared.item_patterns import Layout
 from gcs_prefetchd.shared.manifest import Listing, Manifest, is_digest, is_left_behind, load_manifest

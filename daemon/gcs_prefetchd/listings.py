@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.directory import CacheDirectory
 from gcs_prefetchd.fetcher import Fetcher
+from gcs_prefetchd.gcs.client import Origin
 from gcs_prefetchd.listing import list_manifest, newest_manifest, remove_old_manifests
-from gcs_prefetchd.origin import Origin
 from gcs_prefetchd.registry import Registry
 from gcs_prefetchd.settings import Settings
 from gcs_prefetchd.shared.errors import CacheWriteError, ManifestError, PrefetchdError

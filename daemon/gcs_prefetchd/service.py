@@ -17,15 +17,15 @@ from typing import Any
 
 from gcs_prefetchd.cache import Cache
 from gcs_prefetchd.control import Control, control_app
-from gcs_prefetchd.credentials import Access
 from gcs_prefetchd.directory import CacheDirectory
 from gcs_prefetchd.fetch_processes import FetchProcesses, Work
 from gcs_prefetchd.fetcher import Fetcher
+from gcs_prefetchd.gcs.client import Origin
+from gcs_prefetchd.gcs.credentials import Access
 from gcs_prefetchd.http import statistics_app
 from gcs_prefetchd.listen import Bounds, listen
 from gcs_prefetchd.listings import Listings
 from gcs_prefetchd.notify import ping_watchdog, tell_systemd
-from gcs_prefetchd.origin import Origin
 from gcs_prefetchd.prefetch import Prefetcher
 from gcs_prefetchd.readahead import ReadAhead
 from gcs_prefetchd.registry import Registry

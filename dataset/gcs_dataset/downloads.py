@@ -17,7 +17,7 @@ from typing import Any, Self
 import janus
 
 from gcs_dataset.storage import emulator_endpoint
-from gcs_prefetchd.origin import Access, Origin
+from gcs_prefetchd.gcs.client import Access, Origin
 from gcs_prefetchd.shared.objects import parse_object_uri
 
 __all__ = ["Downloads"]

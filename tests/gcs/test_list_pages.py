@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gcs_prefetchd.answers import UnfitAnswerError
-from gcs_prefetchd.pages import parse_page, without_folders
+from gcs_prefetchd.gcs.list_pages import parse_page, without_folders
+from gcs_prefetchd.gcs.responses import UnfitAnswerError
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 
 

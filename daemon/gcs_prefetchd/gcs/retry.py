@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from gcs_prefetchd.answers import UnfitAnswerError, brief
-from gcs_prefetchd.backoff import delay_s
+from gcs_prefetchd.gcs.backoff import delay_s
+from gcs_prefetchd.gcs.counters import Traffic
+from gcs_prefetchd.gcs.responses import UnfitAnswerError, brief
 from gcs_prefetchd.limit import Outcome
 from gcs_prefetchd.shared.errors import OriginUnavailableError
-from gcs_prefetchd.traffic import Traffic
 
 __all__ = ["TRY_SHARE", "Account", "Attempt", "Retries", "Try"]
 

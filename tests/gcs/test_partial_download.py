@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cache_support import BUCKET, content
-from gcs_prefetchd.origin import Access, Origin
+from gcs_prefetchd.gcs.client import Access, Origin
 from gcs_prefetchd.shared.checksums import crc32c_of
 from gcs_prefetchd.shared.errors import ObjectChangedError
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion

@@ -15,7 +15,7 @@ from operator import lt
 from string import ascii_uppercase, digits
 from sys import maxunicode
 
-from gcs_prefetchd.answers import UnfitAnswerError
+from gcs_prefetchd.gcs.responses import UnfitAnswerError
 from gcs_prefetchd.shared.errors import OriginError
 
 __all__ = ["Ask", "Ranges", "split_point"]

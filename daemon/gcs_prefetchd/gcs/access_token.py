@@ -7,7 +7,7 @@ from collections.abc import Callable
 import aiohttp
 from gcloud.aio.auth import Token
 
-from gcs_prefetchd.answers import UnfitAnswerError, brief
+from gcs_prefetchd.gcs.responses import UnfitAnswerError, brief
 from gcs_prefetchd.shared.errors import CredentialsError
 
 __all__ = ["SharedToken"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import aiohttp
 
-from gcs_prefetchd.downloader import LARGEST_ERROR_BODY
+from gcs_prefetchd.gcs.download import LARGEST_ERROR_BODY
 
 __all__ = ["bounded_answers", "no_redirects"]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from gcs_prefetchd.answers import UnfitAnswerError
+from gcs_prefetchd.gcs.responses import UnfitAnswerError
 from gcs_prefetchd.shared.item_ids import Numbers
 from gcs_prefetchd.shared.manifest import UNKNOWN_CRC32C, Objects
 

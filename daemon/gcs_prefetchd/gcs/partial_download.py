@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import google_crc32c
 
-from gcs_prefetchd.answers import UnfitAnswerError
+from gcs_prefetchd.gcs.responses import UnfitAnswerError
 from gcs_prefetchd.shared.objects import ObjectVersion
 
 __all__ = ["Received"]

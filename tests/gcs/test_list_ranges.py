@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gcs_prefetchd.answers import UnfitAnswerError
-from gcs_prefetchd.ranges import EMPTY_PAGES_IN_A_ROW, Ask, Ranges, split_point
+from gcs_prefetchd.gcs.list_ranges import EMPTY_PAGES_IN_A_ROW, Ask, Ranges, split_point
+from gcs_prefetchd.gcs.responses import UnfitAnswerError
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8) | st.text("01ab/.", min_size=1, max_size=8)
 

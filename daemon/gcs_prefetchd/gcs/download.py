@@ -10,15 +10,15 @@ from functools import partial
 from typing import Protocol
 from urllib.parse import quote, urlencode, urlsplit
 
-from gcs_prefetchd.answers import UnfitAnswerError, answer_error, described_version, named_version
-from gcs_prefetchd.backoff import parse_retry_after
-from gcs_prefetchd.connection import Answer
-from gcs_prefetchd.connections import Connections
-from gcs_prefetchd.resume import Received
+from gcs_prefetchd.gcs.backoff import parse_retry_after
+from gcs_prefetchd.gcs.connection_pool import Connections
+from gcs_prefetchd.gcs.counters import Traffic
+from gcs_prefetchd.gcs.http_connection import Answer
+from gcs_prefetchd.gcs.partial_download import Received
+from gcs_prefetchd.gcs.responses import UnfitAnswerError, answer_error, described_version, named_version
+from gcs_prefetchd.gcs.retry import TRY_SHARE, Account, Retries, Try
 from gcs_prefetchd.shared.errors import ObjectChangedError
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
-from gcs_prefetchd.traffic import Traffic
-from gcs_prefetchd.tries import TRY_SHARE, Account, Retries, Try
 
 __all__ = ["LARGEST_ERROR_BODY", "READ_TIMEOUT_S", "Downloader", "Sender", "Sink", "TokenSource"]
 

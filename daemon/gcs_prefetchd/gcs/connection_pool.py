@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from aiohappyeyeballs import start_connection
 
 from gcs_prefetchd import __version__
-from gcs_prefetchd.connection import Answer, BrokenAnswerError, Connection
+from gcs_prefetchd.gcs.http_connection import Answer, BrokenAnswerError, Connection
 
 __all__ = ["CONNECT_TIMEOUT_S", "Connections"]
 

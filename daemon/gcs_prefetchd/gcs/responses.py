@@ -4,7 +4,7 @@ import base64
 import json
 from collections.abc import Mapping
 
-from gcs_prefetchd.backoff import parse_retry_after
+from gcs_prefetchd.gcs.backoff import parse_retry_after
 from gcs_prefetchd.shared.errors import (
     AccessDeniedError,
     CredentialsError,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from gcs_prefetchd.answers import answer_error, named_version
+from gcs_prefetchd.gcs.responses import answer_error, named_version
 from gcs_prefetchd.shared.checksums import crc32c_of
 from gcs_prefetchd.shared.errors import (
     AccessDeniedError,

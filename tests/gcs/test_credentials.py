@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 from gcloud.aio.auth import Token
 
-from gcs_prefetchd.credentials import Access, make_token
+from gcs_prefetchd.gcs.credentials import Access, make_token
 from gcs_prefetchd.shared.errors import CredentialsError
 
 
@@ -213,7 +213,7 @@ async def test_a_file_that_the_environment_names_must_be_there(
 ASK = """
 import asyncio, os
 import aiohttp
-from gcs_prefetchd.credentials import Access, make_token
+from gcs_prefetchd.gcs.credentials import Access, make_token
 from gcs_prefetchd.shared.errors import CredentialsError
 
 async def main():

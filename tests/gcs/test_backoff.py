@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gcs_prefetchd.backoff import FIRST_S, LONGEST_S, delay_s, parse_retry_after
+from gcs_prefetchd.gcs.backoff import FIRST_S, LONGEST_S, delay_s, parse_retry_after
 
 NOW = datetime(2026, 11, 5, 12, 0, 0, tzinfo=UTC)
 

@@ -12,19 +12,19 @@ from typing import Self
 import aiohttp
 from gcloud.aio.storage import Storage
 
-from gcs_prefetchd.answers import UnfitAnswerError
-from gcs_prefetchd.bodies import bounded_answers, no_redirects
-from gcs_prefetchd.connections import CONNECT_TIMEOUT_S
-from gcs_prefetchd.credentials import Access, key_token, make_token
-from gcs_prefetchd.downloader import READ_TIMEOUT_S, Downloader, Sender, Sink
-from gcs_prefetchd.pages import FIELDS, parse_page, without_folders
-from gcs_prefetchd.ranges import Ask, Ranges
+from gcs_prefetchd.gcs.access_token import SharedToken
+from gcs_prefetchd.gcs.bounded_session import bounded_answers, no_redirects
+from gcs_prefetchd.gcs.connection_pool import CONNECT_TIMEOUT_S
+from gcs_prefetchd.gcs.counters import Traffic
+from gcs_prefetchd.gcs.credentials import Access, key_token, make_token
+from gcs_prefetchd.gcs.download import READ_TIMEOUT_S, Downloader, Sender, Sink
+from gcs_prefetchd.gcs.list_pages import FIELDS, parse_page, without_folders
+from gcs_prefetchd.gcs.list_ranges import Ask, Ranges
+from gcs_prefetchd.gcs.responses import UnfitAnswerError
+from gcs_prefetchd.gcs.retry import TRY_SHARE, Account, Attempt, Retries, Try
 from gcs_prefetchd.shared.errors import OriginError
 from gcs_prefetchd.shared.manifest import Objects
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
-from gcs_prefetchd.tokens import SharedToken
-from gcs_prefetchd.traffic import Traffic
-from gcs_prefetchd.tries import TRY_SHARE, Account, Attempt, Retries, Try
 
 __all__ = ["Access", "Origin"]
 

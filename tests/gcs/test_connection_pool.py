@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from gcs_prefetchd.connection import MOST_UNREAD, BrokenAnswerError
-from gcs_prefetchd.connections import Connections
+from gcs_prefetchd.gcs.connection_pool import Connections
+from gcs_prefetchd.gcs.http_connection import MOST_UNREAD, BrokenAnswerError
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 READ_TIMEOUT_S = 0.3
