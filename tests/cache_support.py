@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from gcs_prefetchd.cache import Cache, Room
-from gcs_prefetchd.directory import CacheDirectory
-from gcs_prefetchd.download import Download
+from gcs_prefetchd.cache.cache import Cache, Room
+from gcs_prefetchd.cache.directory import CacheDirectory
+from gcs_prefetchd.cache.object_writer import Download
 from gcs_prefetchd.governor import Governor
 from gcs_prefetchd.limit import Limit
 from gcs_prefetchd.shared.checksums import ATTRIBUTE, Stamp, crc32c_of

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import settings
 
 from fault_support import DATA, Tally, table_of
-from gcs_prefetchd.cache import Cache
-from gcs_prefetchd.directory import CacheDirectory
+from gcs_prefetchd.cache.cache import Cache
+from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.testing import GCSServer, ServingGCS, serving
 from support import BUCKET, put_items
 

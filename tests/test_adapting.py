@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from gcs_prefetchd.cache import Cache
+from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.gcs.client import Access, Origin
 from gcs_prefetchd.governor import Governor

@@ -328,7 +328,7 @@ def test_a_directory_that_everybody_may_write_to_is_closed_to_others(server: Ser
 CLAIM_AS_NOBODY = """
 import logging, os, sys
 from pathlib import Path
-from gcs_prefetchd.directory import CacheDirectory
+from gcs_prefetchd.cache.directory import CacheDirectory
 os.setgroups([])
 os.setgid(54321)
 os.setuid(54321)

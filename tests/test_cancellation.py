@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from cache_support import BUCKET, content, file_of, open_descriptors, opened, path_of, put, slots_of
-from gcs_prefetchd.cache import Cache
-from gcs_prefetchd.disk import DISK_THREADS
-from gcs_prefetchd.download import Download
+from gcs_prefetchd.cache.cache import Cache
+from gcs_prefetchd.cache.io_threads import DISK_THREADS
+from gcs_prefetchd.cache.object_writer import Download
+from gcs_prefetchd.cache.temp_file import BUFFER_BYTES
 from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.gcs.client import Origin
 from gcs_prefetchd.gcs.credentials import Access
@@ -22,7 +23,6 @@ from gcs_prefetchd.shared.checksums import read_checked
 from gcs_prefetchd.shared.errors import DaemonUnavailableError
 from gcs_prefetchd.shared.objects import ObjectName
 from gcs_prefetchd.testing import ServingGCS, Stall, serving
-from gcs_prefetchd.unfinished import BUFFER_BYTES
 
 NAME = ObjectName(BUCKET, "images/a.jpg")
 TIMEOUT_S = 20.0

@@ -11,11 +11,11 @@ import pytest
 
 from cache_support import content, file_of, index_elsewhere, mounted, needs_mount, opened, put, version_of
 from fault_support import ext4_disk, faulted_daemon, promises, wait_for
-from gcs_prefetchd.download import Download
+from gcs_prefetchd.cache.object_writer import Download
+from gcs_prefetchd.cache.temp_file import BUFFER_BYTES
 from gcs_prefetchd.shared.errors import CacheWriteError
 from gcs_prefetchd.shared.objects import ObjectName
 from gcs_prefetchd.testing import ServingGCS, serving
-from gcs_prefetchd.unfinished import BUFFER_BYTES
 from support import BUCKET, DATA_ROOT, put_items, run_command, start_arguments
 
 pytestmark = needs_mount

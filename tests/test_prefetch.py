@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cache_support import slots_of
-from gcs_prefetchd.cache import Cache
+from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.gcs.client import Access, Origin
 from gcs_prefetchd.listing import list_manifest

@@ -17,9 +17,9 @@ import pytest
 
 from cache_support import content
 from fault_support import Daemon, Tally, faulted_daemon, promises, wait_for
-from gcs_prefetchd.index import Index
+from gcs_prefetchd.cache.disk_index import Index
+from gcs_prefetchd.cache.temp_file import BUFFER_BYTES
 from gcs_prefetchd.testing import ServingGCS, serving
-from gcs_prefetchd.unfinished import BUFFER_BYTES
 from support import BUCKET, DATA_ROOT, put_items
 
 SMALL, LARGE = content(1, 100_000), content(2, 2 * BUFFER_BYTES + 1000)
@@ -158,7 +158,7 @@ COMMITTER = """
 import sys
 from pathlib import Path
 from gcs_prefetchd.shared.errors import CacheWriteError
-from gcs_prefetchd.index import INDEX_ERRORS, Index, Record
+from gcs_prefetchd.cache.disk_index import INDEX_ERRORS, Index, Record
 from gcs_prefetchd.shared.checksums import Stamp
 
 folder, index = Path(sys.argv[1]), None

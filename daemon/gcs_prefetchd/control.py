@@ -9,7 +9,7 @@ import numpy as np
 from aiohttp import web
 
 from gcs_prefetchd import __version__
-from gcs_prefetchd.cache import Cache
+from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.prefetch import Prefetcher
 from gcs_prefetchd.registry import Registry
 from gcs_prefetchd.reporters import Reporters

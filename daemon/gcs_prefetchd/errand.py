@@ -4,14 +4,14 @@ import asyncio
 import contextlib
 from functools import partial
 
-from gcs_prefetchd.cache import Cache, Room
+from gcs_prefetchd.cache.cache import Cache, Room
+from gcs_prefetchd.cache.file_scan import find_each
+from gcs_prefetchd.cache.reservation import Place
+from gcs_prefetchd.cache.safe_folders import Folders
 from gcs_prefetchd.fetch_processes import FetchProcess, ProcessLostError
-from gcs_prefetchd.folders import Folders
 from gcs_prefetchd.gcs.retry import Account
-from gcs_prefetchd.place import Place
 from gcs_prefetchd.shared.checksums import Stamp
 from gcs_prefetchd.shared.objects import ObjectVersion
-from gcs_prefetchd.tree import find_each
 
 __all__ = ["bring_by"]
 

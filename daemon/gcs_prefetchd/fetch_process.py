@@ -25,9 +25,10 @@ from typing import Any
 
 import uvloop
 
-from gcs_prefetchd.batches import Batches
-from gcs_prefetchd.directory import CacheDirectory
-from gcs_prefetchd.folders import Folders
+from gcs_prefetchd.cache.batch_thread import Batches
+from gcs_prefetchd.cache.directory import CacheDirectory
+from gcs_prefetchd.cache.safe_folders import Folders
+from gcs_prefetchd.cache.temp_file import FileSink, UnfinishedFile
 from gcs_prefetchd.gcs.counters import Traffic
 from gcs_prefetchd.gcs.download import Downloader, Sender
 from gcs_prefetchd.gcs.responses import UnfitAnswerError
@@ -36,7 +37,6 @@ from gcs_prefetchd.shared.checksums import Stamp
 from gcs_prefetchd.shared.errors import CredentialsError, PrefetchdError
 from gcs_prefetchd.shared.malloc import keep_freed_memory
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
-from gcs_prefetchd.unfinished import FileSink, UnfinishedFile
 from gcs_prefetchd.wire import CANCELLED, Wire
 
 __all__: list[str] = []

@@ -14,13 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gcs_prefetchd.directory import CacheDirectory
+from gcs_prefetchd.cache.directory import CacheDirectory
+from gcs_prefetchd.cache.reservation import Place
 from gcs_prefetchd.gcs.counters import Traffic
 from gcs_prefetchd.gcs.download import TokenSource
 from gcs_prefetchd.gcs.responses import UnfitAnswerError, brief
 from gcs_prefetchd.gcs.retry import Account
 from gcs_prefetchd.limit import Outcome
-from gcs_prefetchd.place import Place
 from gcs_prefetchd.shared import errors
 from gcs_prefetchd.shared.checksums import Stamp
 from gcs_prefetchd.shared.objects import ObjectVersion

@@ -4,8 +4,8 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from gcs_prefetchd.cache import Cache, Room
-from gcs_prefetchd.download import Download
+from gcs_prefetchd.cache.cache import Cache, Room
+from gcs_prefetchd.cache.object_writer import Download
 from gcs_prefetchd.errand import bring_by
 from gcs_prefetchd.fetch_processes import FetchProcesses
 from gcs_prefetchd.gcs.client import Origin

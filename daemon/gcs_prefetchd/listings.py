@@ -4,8 +4,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
-from gcs_prefetchd.cache import Cache
-from gcs_prefetchd.directory import CacheDirectory
+from gcs_prefetchd.cache.cache import Cache
+from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.gcs.client import Origin
 from gcs_prefetchd.listing import list_manifest, newest_manifest, remove_old_manifests

@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 
-from gcs_prefetchd.cache import Cache, Room
+from gcs_prefetchd.cache.cache import Cache, Room
+from gcs_prefetchd.cache.page_cache import ReadAhead
 from gcs_prefetchd.fetcher import Fetcher
-from gcs_prefetchd.readahead import ReadAhead
 from gcs_prefetchd.readers import Reader
 from gcs_prefetchd.registry import Registry
 from gcs_prefetchd.repeats import Repeats

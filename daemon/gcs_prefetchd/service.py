@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gcs_prefetchd.cache import Cache
+from gcs_prefetchd.cache.cache import Cache
+from gcs_prefetchd.cache.directory import CacheDirectory
+from gcs_prefetchd.cache.file_watcher import Watch
+from gcs_prefetchd.cache.page_cache import ReadAhead
 from gcs_prefetchd.control import Control, control_app
-from gcs_prefetchd.directory import CacheDirectory
 from gcs_prefetchd.fetch_processes import FetchProcesses, Work
 from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.gcs.client import Origin
@@ -27,7 +29,6 @@ from gcs_prefetchd.listen import Bounds, listen
 from gcs_prefetchd.listings import Listings
 from gcs_prefetchd.notify import ping_watchdog, tell_systemd
 from gcs_prefetchd.prefetch import Prefetcher
-from gcs_prefetchd.readahead import ReadAhead
 from gcs_prefetchd.registry import Registry
 from gcs_prefetchd.settings import MOST_CONCURRENCY, Settings, check_against_disk
 from gcs_prefetchd.shared.daemon_client import short_address
@@ -37,7 +38,6 @@ from gcs_prefetchd.shared.moving_average import Spread
 from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.statistics import Statistics
 from gcs_prefetchd.tuning import Tuning, make_slots
-from gcs_prefetchd.watch import Watch
 
 __all__ = ["Service", "Started", "serve"]
 

@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from gcs_prefetchd import __version__
-from gcs_prefetchd.cache import Cache
+from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.fetch_processes import FetchProcesses
 from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.gcs.counters import Traffic

@@ -14,7 +14,7 @@ import time
 import uuid
 from pathlib import Path
 
-from gcs_prefetchd.folders import make_folder
+from gcs_prefetchd.cache.safe_folders import make_folder
 from gcs_prefetchd.shared.errors import CacheDirectoryError, CacheHeldError
 
 __all__ = ["CacheDirectory"]

@@ -5,9 +5,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gcs_prefetchd.contents import Contents
+from gcs_prefetchd.cache.file_scan import find_files
+from gcs_prefetchd.cache.memory_index import Contents
 from gcs_prefetchd.shared.checksums import Stamp, read_checked
-from gcs_prefetchd.tree import find_files
 
 __all__ = ["disagreements"]
 

@@ -28,8 +28,8 @@ from cache_support import (
     rows,
     stamp_of,
 )
-from gcs_prefetchd.cache import Cache
-from gcs_prefetchd.directory import CacheDirectory
+from gcs_prefetchd.cache.cache import Cache
+from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.shared.checksums import Stamp, read_checked, read_stamp, write_stamp
 from gcs_prefetchd.shared.errors import CacheFullError
 

@@ -1,6 +1,6 @@
 """An object's place in the cache while it comes: its room, its path, and the moment in which it is there."""
 
-from gcs_prefetchd.cache import Cache, Room
+from gcs_prefetchd.cache.cache import Cache, Room
 from gcs_prefetchd.shared.checksums import Stamp
 from gcs_prefetchd.shared.errors import CacheFullError, CacheWriteError
 from gcs_prefetchd.shared.objects import ObjectName

@@ -18,7 +18,7 @@ import janus
 from watchdog.events import FileDeletedEvent, FileOpenedEvent, FileSystemEvent, FileSystemEventHandler
 from watchdog.observers.inotify import InotifyObserver
 
-from gcs_prefetchd.cache import Cache
+from gcs_prefetchd.cache.cache import Cache
 
 __all__ = ["Watch"]
 

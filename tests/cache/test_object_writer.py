@@ -20,15 +20,15 @@ from cache_support import (
     stamp_of,
     version_of,
 )
-from gcs_prefetchd.cache import Cache
-from gcs_prefetchd.download import Download
+from gcs_prefetchd.cache.cache import Cache
+from gcs_prefetchd.cache.object_writer import Download
+from gcs_prefetchd.cache.temp_file import BUFFER_BYTES
 from gcs_prefetchd.gcs.client import Origin
 from gcs_prefetchd.gcs.credentials import Access
 from gcs_prefetchd.shared.checksums import read_checked, read_object_name, read_stamp
 from gcs_prefetchd.shared.errors import CacheFullError, CacheWriteError, ObjectMissingError, OriginUnavailableError
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion, parse_object_uri
 from gcs_prefetchd.testing import Cut, FlippedByte, GCSServer, Reset
-from gcs_prefetchd.unfinished import BUFFER_BYTES
 
 
 async def fetch(cache: Cache, gcs: GCSServer, name: str, version: ObjectVersion | None = None, deadline_s: float = 30.0) -> str:

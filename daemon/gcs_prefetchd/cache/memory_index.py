@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 
-from gcs_prefetchd.entries import Entries
-from gcs_prefetchd.index import Record
+from gcs_prefetchd.cache.disk_index import Record
+from gcs_prefetchd.cache.lru_table import Entries
 from gcs_prefetchd.shared.checksums import Stamp
 
 __all__ = ["Contents"]

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Container
 
 import numpy as np
 
-from gcs_prefetchd.contents import Contents
-from gcs_prefetchd.index import Record
+from gcs_prefetchd.cache.disk_index import Record
+from gcs_prefetchd.cache.memory_index import Contents
 from gcs_prefetchd.shared.malloc import return_freed_memory
 
 __all__ = ["load_index"]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gcs_prefetchd.index import INDEX_ERRORS, Index, Record
+from gcs_prefetchd.cache.disk_index import INDEX_ERRORS, Index, Record
 from gcs_prefetchd.shared.checksums import Stamp
 from gcs_prefetchd.shared.errors import CacheWriteError
 

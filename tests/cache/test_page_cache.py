@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gcs_prefetchd.readahead import MOST_WAITING, ReadAhead
+from gcs_prefetchd.cache.page_cache import MOST_WAITING, ReadAhead
 from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.testing import GCSServer
 from plan_support import plan_of

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from gcs_prefetchd.comparison import Found
-from gcs_prefetchd.folders import Folders
+from gcs_prefetchd.cache.file_comparison import Found
+from gcs_prefetchd.cache.safe_folders import Folders
 from gcs_prefetchd.shared.checksums import read_stamp
 
 __all__ = ["find_each", "find_files", "unlink_all"]

@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from gcs_prefetchd.arena import Arena
-from gcs_prefetchd.columns import Column
+from gcs_prefetchd.cache.growable_array import Column
+from gcs_prefetchd.cache.string_arena import Arena
 from gcs_prefetchd.shared.checksums import Stamp
 
 __all__ = ["Entries"]

@@ -12,8 +12,8 @@ import pytest
 from watchdog.events import FileOpenedEvent
 
 from cache_support import content, file_of, open_descriptors, path_of, put, run_script
-from gcs_prefetchd.cache import Cache
-from gcs_prefetchd.watch import AT_A_TIME, QUEUE_LENGTH, Watch
+from gcs_prefetchd.cache.cache import Cache
+from gcs_prefetchd.cache.file_watcher import AT_A_TIME, QUEUE_LENGTH, Watch
 
 TIMEOUT_S = 20.0
 
@@ -224,7 +224,7 @@ TOO_FEW = """
 import asyncio, logging, os, sys, threading
 from pathlib import Path
 from cache_support import open_descriptors, opened, put
-from gcs_prefetchd.watch import Watch
+from gcs_prefetchd.cache.file_watcher import Watch
 
 async def main():
     logging.basicConfig(stream=sys.stdout, format="%(message)s")

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from cache_support import mounted, needs_mount, run_script
-from gcs_prefetchd.directory import MARKER, MARKER_NAME, CacheDirectory
+from gcs_prefetchd.cache.directory import MARKER, MARKER_NAME, CacheDirectory
 from gcs_prefetchd.shared.errors import CacheDirectoryError, CacheHeldError
 
 CLAIM = """
 import os, sys
 from pathlib import Path
-from gcs_prefetchd.directory import CacheDirectory
+from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.shared.errors import CacheDirectoryError
 if "as-nobody" in sys.argv:
     os.setgroups([])

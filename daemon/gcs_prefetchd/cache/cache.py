@@ -14,21 +14,21 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterat
 from itertools import chain
 from typing import Any
 
-from gcs_prefetchd.audit import disagreements
-from gcs_prefetchd.comparison import Comparison, Found
-from gcs_prefetchd.contents import Contents
-from gcs_prefetchd.directory import CacheDirectory
-from gcs_prefetchd.disk import Disk, free_bytes
-from gcs_prefetchd.folders import Folders
-from gcs_prefetchd.index import INDEX_ERRORS, Index, Record
-from gcs_prefetchd.indexer import IndexWriter
+from gcs_prefetchd.cache.consistency_check import disagreements
+from gcs_prefetchd.cache.directory import CacheDirectory
+from gcs_prefetchd.cache.disk_index import INDEX_ERRORS, Index, Record
+from gcs_prefetchd.cache.file_comparison import Comparison, Found
+from gcs_prefetchd.cache.file_scan import find_each, find_files, unlink_all
+from gcs_prefetchd.cache.index_loading import load_index
+from gcs_prefetchd.cache.index_writer import IndexWriter
+from gcs_prefetchd.cache.io_threads import Disk, free_bytes
+from gcs_prefetchd.cache.memory_index import Contents
+from gcs_prefetchd.cache.safe_folders import Folders
 from gcs_prefetchd.shared.byte_sizes import format_size
 from gcs_prefetchd.shared.checksums import Stamp, is_whole, read_object_name
 from gcs_prefetchd.shared.errors import CacheFullError, CacheWriteError
 from gcs_prefetchd.shared.objects import ObjectName
 from gcs_prefetchd.shared.paths import name_of
-from gcs_prefetchd.stock import load_index
-from gcs_prefetchd.tree import find_each, find_files, unlink_all
 
 __all__ = ["Cache", "Room"]
 

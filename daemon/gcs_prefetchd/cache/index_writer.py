@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from gcs_prefetchd.index import INDEX_ERRORS, Index, Record
+from gcs_prefetchd.cache.disk_index import INDEX_ERRORS, Index, Record
 
 __all__ = ["IndexWriter"]
 

@@ -8,7 +8,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from gcs_prefetchd.batches import Batches
+from gcs_prefetchd.cache.batch_thread import Batches
 from gcs_prefetchd.shared.errors import CacheWriteError
 
 __all__ = ["DISK_THREADS", "Disk", "free_bytes"]

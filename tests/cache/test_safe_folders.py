@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gcs_prefetchd.folders import Folders
+from gcs_prefetchd.cache.safe_folders import Folders
 
 
 def refuse() -> None:

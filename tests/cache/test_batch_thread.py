@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gcs_prefetchd.batches import LARGEST_BATCH, Batches
+from gcs_prefetchd.cache.batch_thread import LARGEST_BATCH, Batches
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Short texts side by side in one block of bytes, without an object for each. Pure."""
 
-from gcs_prefetchd.columns import Column
+from gcs_prefetchd.cache.growable_array import Column
 
 __all__ = ["Arena"]
 

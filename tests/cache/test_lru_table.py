@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from gcs_prefetchd.entries import LARGE, LONGEST_NAME_BYTES, Entries
+from gcs_prefetchd.cache.lru_table import LARGE, LONGEST_NAME_BYTES, Entries
 from gcs_prefetchd.shared.checksums import Stamp
 
 A, B, C = Stamp(1, 10, 0xA), Stamp(2, 20, 0xB), Stamp(3, 30, 0xC)

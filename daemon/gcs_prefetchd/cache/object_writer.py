@@ -6,11 +6,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from gcs_prefetchd.cache import Cache, Room
-from gcs_prefetchd.place import Place
+from gcs_prefetchd.cache.cache import Cache, Room
+from gcs_prefetchd.cache.reservation import Place
+from gcs_prefetchd.cache.temp_file import FileSink, UnfinishedFile
 from gcs_prefetchd.shared.checksums import Stamp
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
-from gcs_prefetchd.unfinished import FileSink, UnfinishedFile
 
 __all__ = ["Download"]
 

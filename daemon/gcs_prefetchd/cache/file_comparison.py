@@ -3,7 +3,7 @@
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
-from gcs_prefetchd.entries import Entries
+from gcs_prefetchd.cache.lru_table import Entries
 from gcs_prefetchd.shared.checksums import Stamp
 
 __all__ = ["Comparison", "Differences", "Found"]

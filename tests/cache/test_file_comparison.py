@@ -1,7 +1,7 @@
 """What files differ in from what is held is found out a page at a time, and what changes meanwhile is left alone."""
 
-from gcs_prefetchd.comparison import Comparison, Found
-from gcs_prefetchd.entries import Entries
+from gcs_prefetchd.cache.file_comparison import Comparison, Found
+from gcs_prefetchd.cache.lru_table import Entries
 from gcs_prefetchd.shared.checksums import Stamp
 
 A, B = Stamp(1, 10, 0xA), Stamp(2, 20, 0xB)

@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from gcs_prefetchd.directory import CacheDirectory
-from gcs_prefetchd.folders import Folders
+from gcs_prefetchd.cache.directory import CacheDirectory
+from gcs_prefetchd.cache.safe_folders import Folders
 from gcs_prefetchd.shared.checksums import Stamp, write_object_name, write_stamp
 from gcs_prefetchd.shared.errors import CacheWriteError
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion

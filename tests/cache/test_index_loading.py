@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cache_support import LIMIT, content, opened, path_of, put, rows, stamp_of
-from gcs_prefetchd.cache import Cache
-from gcs_prefetchd.directory import CacheDirectory
+from gcs_prefetchd.cache.cache import Cache
+from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.shared.checksums import write_stamp
 
 
