@@ -15,8 +15,8 @@ import numpy as np
 
 from comparison import command_line
 from figures import Figure, finish
-from gcs_prefetchd.readers import Reader
-from gcs_prefetchd.registry import Registry
+from gcs_prefetchd.planning.reader import Reader
+from gcs_prefetchd.planning.registry import Registry
 from gcs_prefetchd.shared.epoch_order import epoch_order, order_digest
 from gcs_prefetchd.shared.item_patterns import Layout
 from gcs_prefetchd.shared.manifest import Listing, Manifest, Objects

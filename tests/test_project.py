@@ -29,8 +29,8 @@ from gcs_prefetchd.cli import app
 from gcs_prefetchd.control import Control, control_app
 from gcs_prefetchd.http import statistics_app
 from gcs_prefetchd.limit import WHYS
-from gcs_prefetchd.readers import WAITS
-from gcs_prefetchd.registry import LARGEST_SPARE, LONGEST_WINDOW, SPARE_ITEMS
+from gcs_prefetchd.planning.reader import WAITS
+from gcs_prefetchd.planning.registry import LARGEST_SPARE, LONGEST_WINDOW, SPARE_ITEMS
 from gcs_prefetchd.service import Service
 from gcs_prefetchd.settings import ENVIRONMENT_PREFIX, Settings, load_settings
 from gcs_prefetchd.shared import errors, messages
@@ -68,15 +68,15 @@ LAYERS = [
     "gcs_prefetchd.logs",
     "gcs_prefetchd.repeats",
     "gcs_prefetchd.shared.moving_average",
-    "gcs_prefetchd.packed",
-    "gcs_prefetchd.recency",
-    "gcs_prefetchd.streams",
-    "gcs_prefetchd.shelf",
-    "gcs_prefetchd.planner",
-    "gcs_prefetchd.catalog",
-    "gcs_prefetchd.places",
-    "gcs_prefetchd.readers",
-    "gcs_prefetchd.registry",
+    "gcs_prefetchd.planning.packed_indices",
+    "gcs_prefetchd.planning.lru_queue",
+    "gcs_prefetchd.planning.stream",
+    "gcs_prefetchd.planning.next_use",
+    "gcs_prefetchd.planning.eviction",
+    "gcs_prefetchd.planning.item_numbers",
+    "gcs_prefetchd.planning.item_lookup",
+    "gcs_prefetchd.planning.reader",
+    "gcs_prefetchd.planning.registry",
     "gcs_prefetchd.cache.safe_folders",
     "gcs_prefetchd.reporters",
     "gcs_prefetchd.cache.directory",

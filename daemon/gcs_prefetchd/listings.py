@@ -9,7 +9,7 @@ from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.gcs.client import Origin
 from gcs_prefetchd.listing import list_manifest, newest_manifest, remove_old_manifests
-from gcs_prefetchd.registry import Registry
+from gcs_prefetchd.planning.registry import Registry
 from gcs_prefetchd.settings import Settings
 from gcs_prefetchd.shared.errors import CacheWriteError, ManifestError, PrefetchdError
 from gcs_prefetchd.shared.manifest import Manifest, is_digest, load_manifest

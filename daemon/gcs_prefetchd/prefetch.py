@@ -9,8 +9,9 @@ from functools import partial
 from gcs_prefetchd.cache.cache import Cache, Room
 from gcs_prefetchd.cache.page_cache import ReadAhead
 from gcs_prefetchd.fetcher import Fetcher
-from gcs_prefetchd.readers import Reader
-from gcs_prefetchd.registry import Registry
+from gcs_prefetchd.planning.reader import Reader
+from gcs_prefetchd.planning.registry import Registry
+from gcs_prefetchd.planning.stream import Epoch
 from gcs_prefetchd.repeats import Repeats
 from gcs_prefetchd.shared.byte_sizes import format_size
 from gcs_prefetchd.shared.errors import (
@@ -22,7 +23,6 @@ from gcs_prefetchd.shared.errors import (
 )
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 from gcs_prefetchd.shared.paths import cache_path
-from gcs_prefetchd.streams import Epoch
 
 __all__ = ["Prefetcher"]
 

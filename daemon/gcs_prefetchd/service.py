@@ -28,8 +28,8 @@ from gcs_prefetchd.http import statistics_app
 from gcs_prefetchd.listen import Bounds, listen
 from gcs_prefetchd.listings import Listings
 from gcs_prefetchd.notify import ping_watchdog, tell_systemd
+from gcs_prefetchd.planning.registry import Registry
 from gcs_prefetchd.prefetch import Prefetcher
-from gcs_prefetchd.registry import Registry
 from gcs_prefetchd.settings import MOST_CONCURRENCY, Settings, check_against_disk
 from gcs_prefetchd.shared.daemon_client import short_address
 from gcs_prefetchd.shared.errors import StartError

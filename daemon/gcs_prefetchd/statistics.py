@@ -18,9 +18,9 @@ from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.fetch_processes import FetchProcesses
 from gcs_prefetchd.fetcher import Fetcher
 from gcs_prefetchd.gcs.counters import Traffic
+from gcs_prefetchd.planning.reader import WAITS
+from gcs_prefetchd.planning.registry import Registry
 from gcs_prefetchd.prefetch import Prefetcher
-from gcs_prefetchd.readers import WAITS
-from gcs_prefetchd.registry import Registry
 from gcs_prefetchd.shared.messages import ReadReport
 
 __all__ = ["METRICS", "Reads", "Statistics"]

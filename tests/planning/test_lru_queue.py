@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gcs_prefetchd.recency import Recency
+from gcs_prefetchd.planning.lru_queue import Recency
 
 
 def drained(queue: Recency) -> list[tuple[int, float]]:

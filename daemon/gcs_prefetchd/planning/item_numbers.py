@@ -4,10 +4,10 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
+from gcs_prefetchd.planning.stream import NEVER
 from gcs_prefetchd.shared.epoch_order import Indices
 from gcs_prefetchd.shared.manifest import Manifest, build_manifest
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
-from gcs_prefetchd.streams import NEVER
 
 __all__ = ["Catalog", "Listing"]
 

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from gcs_prefetchd.readers import WAITS, Reader
-from gcs_prefetchd.registry import LONGEST_WINDOW, SPARE_ITEMS, STREAM_IDLE_S, Registry
+from gcs_prefetchd.planning.reader import WAITS, Reader
+from gcs_prefetchd.planning.registry import LONGEST_WINDOW, SPARE_ITEMS, STREAM_IDLE_S, Registry
+from gcs_prefetchd.planning.stream import NEVER
 from gcs_prefetchd.shared.epoch_order import epoch_order, plan_order
 from gcs_prefetchd.shared.errors import ProtocolError
 from gcs_prefetchd.shared.manifest import Manifest
 from gcs_prefetchd.shared.moving_average import Spread
 from gcs_prefetchd.shared.objects import ObjectName
 from gcs_prefetchd.shared.paths import cache_path
-from gcs_prefetchd.streams import NEVER
 from plan_support import ROOT, indices_of, listing_of, listing_of_many, plan_of
 
 

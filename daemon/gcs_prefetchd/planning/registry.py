@@ -13,10 +13,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from gcs_prefetchd.catalog import Catalog, Listing
-from gcs_prefetchd.places import Place, Places
-from gcs_prefetchd.planner import Planner, Victim
-from gcs_prefetchd.readers import Prepared, Reader, prepare, prepare_seeded, seeded_id
+from gcs_prefetchd.planning.eviction import Planner, Victim
+from gcs_prefetchd.planning.item_lookup import Place, Places
+from gcs_prefetchd.planning.item_numbers import Catalog, Listing
+from gcs_prefetchd.planning.next_use import Shelf
+from gcs_prefetchd.planning.reader import Prepared, Reader, prepare, prepare_seeded, seeded_id
+from gcs_prefetchd.planning.stream import NEVER, Stream
 from gcs_prefetchd.shared.epoch_order import Indices
 from gcs_prefetchd.shared.errors import ProtocolError
 from gcs_prefetchd.shared.manifest import Manifest
@@ -24,8 +26,6 @@ from gcs_prefetchd.shared.messages import Plan
 from gcs_prefetchd.shared.moving_average import Spread
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 from gcs_prefetchd.shared.paths import cache_path
-from gcs_prefetchd.shelf import Shelf
-from gcs_prefetchd.streams import NEVER, Stream
 
 __all__ = ["Registry"]
 

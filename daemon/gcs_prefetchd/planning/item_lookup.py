@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from gcs_prefetchd.catalog import Catalog
+from gcs_prefetchd.planning.item_numbers import Catalog
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 from gcs_prefetchd.shared.paths import cache_path, name_of
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gcs_prefetchd.planning.stream import NEVER, Epoch, Stream
 from gcs_prefetchd.shared.epoch_order import epoch_order
-from gcs_prefetchd.streams import NEVER, Epoch, Stream
 
 ITEMS = 20
 

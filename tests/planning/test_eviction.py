@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gcs_prefetchd.planner import Planner, Victim
+from gcs_prefetchd.planning.eviction import Planner, Victim
+from gcs_prefetchd.planning.next_use import SORTED_AT_ONCE, Shelf
+from gcs_prefetchd.planning.stream import NEVER, Epoch, Stream
 from gcs_prefetchd.shared.epoch_order import Indices, endless, epoch_order
-from gcs_prefetchd.shelf import SORTED_AT_ONCE, Shelf
-from gcs_prefetchd.streams import NEVER, Epoch, Stream
 
 KEY = "gs://pictures/train"
 

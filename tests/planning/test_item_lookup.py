@@ -3,8 +3,8 @@
 import pytest
 
 from cache_support import content, version_of
-from gcs_prefetchd.catalog import Catalog
-from gcs_prefetchd.places import REMEMBERED, Places
+from gcs_prefetchd.planning.item_lookup import REMEMBERED, Places
+from gcs_prefetchd.planning.item_numbers import Catalog
 from gcs_prefetchd.shared.item_patterns import Layout
 from gcs_prefetchd.shared.manifest import Manifest, build_manifest
 from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion

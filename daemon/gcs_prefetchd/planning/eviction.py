@@ -15,8 +15,8 @@ there. So each place is looked at once an epoch, and nothing is kept for items t
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable
 
-from gcs_prefetchd.shelf import Shelf
-from gcs_prefetchd.streams import Stream
+from gcs_prefetchd.planning.next_use import Shelf
+from gcs_prefetchd.planning.stream import Stream
 
 __all__ = ["Planner", "Victim"]
 

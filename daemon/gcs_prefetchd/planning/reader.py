@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gcs_prefetchd.catalog import Listing
-from gcs_prefetchd.packed import Packed
+from gcs_prefetchd.planning.item_numbers import Listing
+from gcs_prefetchd.planning.packed_indices import Packed
+from gcs_prefetchd.planning.stream import Epoch, Stream
 from gcs_prefetchd.shared.epoch_order import Indices, order_digest, plan_order
 from gcs_prefetchd.shared.errors import ProtocolError
 from gcs_prefetchd.shared.messages import Plan
 from gcs_prefetchd.shared.moving_average import Spread
-from gcs_prefetchd.streams import Epoch, Stream
 
 __all__ = ["WAITS", "Prepared", "Reader", "prepare", "prepare_seeded", "seeded_id"]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gcs_prefetchd.recency import Recency
-from gcs_prefetchd.streams import NEVER, Stream
+from gcs_prefetchd.planning.lru_queue import Recency
+from gcs_prefetchd.planning.stream import NEVER, Stream
 
 __all__ = ["Shelf"]
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gcs_prefetchd.packed import Packed
+from gcs_prefetchd.planning.packed_indices import Packed
 from plan_support import indices_of
 
 

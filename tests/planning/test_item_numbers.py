@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gcs_prefetchd.catalog import Catalog, Listing
+from gcs_prefetchd.planning.item_numbers import Catalog, Listing
 from gcs_prefetchd.shared.manifest import Manifest
 from gcs_prefetchd.shared.objects import ObjectName
 from plan_support import indices_of, listing_of

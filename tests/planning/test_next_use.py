@@ -7,8 +7,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gcs_prefetchd.shelf import SCANNED_AT_ONCE, Shelf
-from gcs_prefetchd.streams import Epoch, Stream
+from gcs_prefetchd.planning.next_use import SCANNED_AT_ONCE, Shelf
+from gcs_prefetchd.planning.stream import Epoch, Stream
 
 ITEMS = 12
 LONG = 3 * SCANNED_AT_ONCE
