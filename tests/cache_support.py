@@ -18,12 +18,12 @@ import pytest
 from gcs_prefetchd.cache.cache import Cache, Room
 from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.cache.object_writer import Download
-from gcs_prefetchd.governor import Governor
-from gcs_prefetchd.limit import Limit
+from gcs_prefetchd.fetch.adaptive_concurrency import Limit
+from gcs_prefetchd.fetch.download_slots import Slots
+from gcs_prefetchd.fetch.rate_limit import Governor
 from gcs_prefetchd.shared.checksums import ATTRIBUTE, Stamp, crc32c_of
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 from gcs_prefetchd.shared.paths import cache_path
-from gcs_prefetchd.slots import Slots
 
 BUCKET = "pictures"
 LIMIT = 1_000_000

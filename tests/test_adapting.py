@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 import pytest
 
 from gcs_prefetchd.cache.cache import Cache
-from gcs_prefetchd.fetcher import Fetcher
+from gcs_prefetchd.fetch.adaptive_concurrency import Limit
+from gcs_prefetchd.fetch.download_slots import Slots
+from gcs_prefetchd.fetch.fetcher import Fetcher
+from gcs_prefetchd.fetch.rate_limit import Governor
 from gcs_prefetchd.gcs.client import Access, Origin
-from gcs_prefetchd.governor import Governor
-from gcs_prefetchd.limit import Limit
 from gcs_prefetchd.shared.checksums import crc32c_of
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
-from gcs_prefetchd.slots import Slots
 from gcs_prefetchd.testing import FlippedByte, GCSServer, Pace, Stall, Status
 
 BUCKET = "pictures"

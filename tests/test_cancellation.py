@@ -16,7 +16,7 @@ from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.io_threads import DISK_THREADS
 from gcs_prefetchd.cache.object_writer import Download
 from gcs_prefetchd.cache.temp_file import BUFFER_BYTES
-from gcs_prefetchd.fetcher import Fetcher
+from gcs_prefetchd.fetch.fetcher import Fetcher
 from gcs_prefetchd.gcs.client import Origin
 from gcs_prefetchd.gcs.credentials import Access
 from gcs_prefetchd.shared.checksums import read_checked

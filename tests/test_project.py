@@ -27,8 +27,8 @@ from gcs_prefetchd import __version__, testing
 from gcs_prefetchd.cache.directory import MARKER, CacheDirectory
 from gcs_prefetchd.cli import app
 from gcs_prefetchd.control import Control, control_app
+from gcs_prefetchd.fetch.adaptive_concurrency import WHYS
 from gcs_prefetchd.http import statistics_app
-from gcs_prefetchd.limit import WHYS
 from gcs_prefetchd.planning.reader import WAITS
 from gcs_prefetchd.planning.registry import LARGEST_SPARE, LONGEST_WINDOW, SPARE_ITEMS
 from gcs_prefetchd.service import Service
@@ -66,7 +66,7 @@ LAYERS = [
     "gcs_prefetchd.shared.daemon_client",
     "gcs_prefetchd.settings",
     "gcs_prefetchd.logs",
-    "gcs_prefetchd.repeats",
+    "gcs_prefetchd.fetch.log_throttle",
     "gcs_prefetchd.shared.moving_average",
     "gcs_prefetchd.planning.packed_indices",
     "gcs_prefetchd.planning.lru_queue",
@@ -102,10 +102,10 @@ LAYERS = [
     "gcs_prefetchd.gcs.access_token",
     "gcs_prefetchd.gcs.credentials",
     "gcs_prefetchd.gcs.counters",
-    "gcs_prefetchd.limit",
-    "gcs_prefetchd.ramp",
-    "gcs_prefetchd.governor",
-    "gcs_prefetchd.slots",
+    "gcs_prefetchd.fetch.adaptive_concurrency",
+    "gcs_prefetchd.fetch.ramp_rule",
+    "gcs_prefetchd.fetch.rate_limit",
+    "gcs_prefetchd.fetch.download_slots",
     "gcs_prefetchd.tuning",
     "gcs_prefetchd.gcs.retry",
     "gcs_prefetchd.gcs.http_connection",
@@ -116,13 +116,13 @@ LAYERS = [
     "gcs_prefetchd.listing",
     "gcs_prefetchd.cache.reservation",
     "gcs_prefetchd.cache.object_writer",
-    "gcs_prefetchd.wire",
-    "gcs_prefetchd.fetch_process",
-    "gcs_prefetchd.fetch_processes",
-    "gcs_prefetchd.errand",
-    "gcs_prefetchd.fetcher",
+    "gcs_prefetchd.fetch.process_messages",
+    "gcs_prefetchd.fetch.process",
+    "gcs_prefetchd.fetch.process_pool",
+    "gcs_prefetchd.fetch.process_download",
+    "gcs_prefetchd.fetch.fetcher",
     "gcs_prefetchd.cache.page_cache",
-    "gcs_prefetchd.prefetch",
+    "gcs_prefetchd.fetch.prefetcher",
     "gcs_prefetchd.cache.file_watcher",
     "gcs_prefetchd.statistics",
     "gcs_prefetchd.summary",

@@ -10,8 +10,8 @@ from aiohttp import web
 
 from gcs_prefetchd import __version__
 from gcs_prefetchd.cache.cache import Cache
+from gcs_prefetchd.fetch.prefetcher import Prefetcher
 from gcs_prefetchd.planning.registry import Registry
-from gcs_prefetchd.prefetch import Prefetcher
 from gcs_prefetchd.reporters import Reporters
 from gcs_prefetchd.shared.errors import InvalidNameError, PrefetchdError, ProtocolError
 from gcs_prefetchd.shared.messages import FetchAnswer, FetchRequest, ManifestAnswer, Plan, ReadReport, Status

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.directory import CacheDirectory
-from gcs_prefetchd.fetcher import Fetcher
+from gcs_prefetchd.fetch.fetcher import Fetcher
 from gcs_prefetchd.gcs.client import Origin
 from gcs_prefetchd.listing import list_manifest, newest_manifest, remove_old_manifests
 from gcs_prefetchd.planning.registry import Registry

@@ -20,8 +20,9 @@ from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.cache.file_watcher import Watch
 from gcs_prefetchd.cache.page_cache import ReadAhead
 from gcs_prefetchd.control import Control, control_app
-from gcs_prefetchd.fetch_processes import FetchProcesses, Work
-from gcs_prefetchd.fetcher import Fetcher
+from gcs_prefetchd.fetch.fetcher import Fetcher
+from gcs_prefetchd.fetch.prefetcher import Prefetcher
+from gcs_prefetchd.fetch.process_pool import FetchProcesses, Work
 from gcs_prefetchd.gcs.client import Origin
 from gcs_prefetchd.gcs.credentials import Access
 from gcs_prefetchd.http import statistics_app
@@ -29,7 +30,6 @@ from gcs_prefetchd.listen import Bounds, listen
 from gcs_prefetchd.listings import Listings
 from gcs_prefetchd.notify import ping_watchdog, tell_systemd
 from gcs_prefetchd.planning.registry import Registry
-from gcs_prefetchd.prefetch import Prefetcher
 from gcs_prefetchd.settings import MOST_CONCURRENCY, Settings, check_against_disk
 from gcs_prefetchd.shared.daemon_client import short_address
 from gcs_prefetchd.shared.errors import StartError

@@ -15,12 +15,12 @@ from prometheus_client.registry import Collector
 
 from gcs_prefetchd import __version__
 from gcs_prefetchd.cache.cache import Cache
-from gcs_prefetchd.fetch_processes import FetchProcesses
-from gcs_prefetchd.fetcher import Fetcher
+from gcs_prefetchd.fetch.fetcher import Fetcher
+from gcs_prefetchd.fetch.prefetcher import Prefetcher
+from gcs_prefetchd.fetch.process_pool import FetchProcesses
 from gcs_prefetchd.gcs.counters import Traffic
 from gcs_prefetchd.planning.reader import WAITS
 from gcs_prefetchd.planning.registry import Registry
-from gcs_prefetchd.prefetch import Prefetcher
 from gcs_prefetchd.shared.messages import ReadReport
 
 __all__ = ["METRICS", "Reads", "Statistics"]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gcs_prefetchd.limit import WHYS
+from gcs_prefetchd.fetch.adaptive_concurrency import WHYS
 from gcs_prefetchd.shared.byte_sizes import format_size
 
 __all__ = ["daemon_facts", "stream_facts"]

@@ -5,11 +5,11 @@ import logging
 import time
 from collections.abc import Mapping
 
-from gcs_prefetchd.governor import Governor
-from gcs_prefetchd.limit import Limit
+from gcs_prefetchd.fetch.adaptive_concurrency import Limit
+from gcs_prefetchd.fetch.download_slots import Slots
+from gcs_prefetchd.fetch.rate_limit import Governor
 from gcs_prefetchd.settings import Settings, change_settings, with_unit
 from gcs_prefetchd.shared.errors import ProtocolError, SettingsError
-from gcs_prefetchd.slots import Slots
 
 __all__ = ["CHANGEABLE", "Tuning", "make_slots"]
 

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from gcs_prefetchd.fetch.adaptive_concurrency import Outcome
 from gcs_prefetchd.gcs.backoff import delay_s
 from gcs_prefetchd.gcs.counters import Traffic
 from gcs_prefetchd.gcs.responses import UnfitAnswerError, brief
-from gcs_prefetchd.limit import Outcome
 from gcs_prefetchd.shared.errors import OriginUnavailableError
 
 __all__ = ["TRY_SHARE", "Account", "Attempt", "Retries", "Try"]

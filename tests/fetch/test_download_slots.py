@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache_support import slots_of
-from gcs_prefetchd.governor import Governor
-from gcs_prefetchd.limit import Limit, Outcome
-from gcs_prefetchd.slots import MOST_PUBLISHING, Slots, Ticket, Turn
+from gcs_prefetchd.fetch.adaptive_concurrency import Limit, Outcome
+from gcs_prefetchd.fetch.download_slots import MOST_PUBLISHING, Slots, Ticket, Turn
+from gcs_prefetchd.fetch.rate_limit import Governor
 
 
 async def settle() -> None:

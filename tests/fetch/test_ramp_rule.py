@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gcs_prefetchd.ramp import BURST_S, DOUBLING_S, RAMP_START_PER_S, Bucket, Meter, Ramp
+from gcs_prefetchd.fetch.ramp_rule import BURST_S, DOUBLING_S, RAMP_START_PER_S, Bucket, Meter, Ramp
 
 
 def test_a_cold_start_is_allowed_5000_a_second() -> None:

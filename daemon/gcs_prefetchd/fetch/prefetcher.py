@@ -8,11 +8,11 @@ from functools import partial
 
 from gcs_prefetchd.cache.cache import Cache, Room
 from gcs_prefetchd.cache.page_cache import ReadAhead
-from gcs_prefetchd.fetcher import Fetcher
+from gcs_prefetchd.fetch.fetcher import Fetcher
+from gcs_prefetchd.fetch.log_throttle import Repeats
 from gcs_prefetchd.planning.reader import Reader
 from gcs_prefetchd.planning.registry import Registry
 from gcs_prefetchd.planning.stream import Epoch
-from gcs_prefetchd.repeats import Repeats
 from gcs_prefetchd.shared.byte_sizes import format_size
 from gcs_prefetchd.shared.errors import (
     CacheFullError,

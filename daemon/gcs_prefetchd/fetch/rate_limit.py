@@ -5,7 +5,7 @@ A reader never waits here: what it asks for is spent at once, a debt if need be,
 
 from math import inf
 
-from gcs_prefetchd.ramp import Bucket, Meter, Ramp
+from gcs_prefetchd.fetch.ramp_rule import Bucket, Meter, Ramp
 
 __all__ = ["Governor"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gcs_prefetchd.repeats import Repeats
+from gcs_prefetchd.fetch.log_throttle import Repeats
 
 SOON_S, NEVER_S = 0.05, 3600.0
 

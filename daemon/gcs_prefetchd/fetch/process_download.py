@@ -8,7 +8,7 @@ from gcs_prefetchd.cache.cache import Cache, Room
 from gcs_prefetchd.cache.file_scan import find_each
 from gcs_prefetchd.cache.reservation import Place
 from gcs_prefetchd.cache.safe_folders import Folders
-from gcs_prefetchd.fetch_processes import FetchProcess, ProcessLostError
+from gcs_prefetchd.fetch.process_pool import FetchProcess, ProcessLostError
 from gcs_prefetchd.gcs.retry import Account
 from gcs_prefetchd.shared.checksums import Stamp
 from gcs_prefetchd.shared.objects import ObjectVersion

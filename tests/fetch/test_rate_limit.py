@@ -2,7 +2,7 @@
 
 import pytest
 
-from gcs_prefetchd.governor import Governor
+from gcs_prefetchd.fetch.rate_limit import Governor
 
 
 def sent_in(governor: Governor, seconds: float, size_bytes: int = 0, from_s: float = 0.0) -> int:

@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gcs_prefetchd.governor import Governor
-from gcs_prefetchd.limit import Limit, Outcome
+from gcs_prefetchd.fetch.adaptive_concurrency import Limit, Outcome
+from gcs_prefetchd.fetch.rate_limit import Governor
 
 __all__ = ["Slots", "Ticket", "Turn"]
 

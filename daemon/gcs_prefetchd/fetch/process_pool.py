@@ -16,21 +16,21 @@ from typing import Any
 
 from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.cache.reservation import Place
+from gcs_prefetchd.fetch.adaptive_concurrency import Outcome
+from gcs_prefetchd.fetch.process_messages import CANCELLED, Wire
 from gcs_prefetchd.gcs.counters import Traffic
 from gcs_prefetchd.gcs.download import TokenSource
 from gcs_prefetchd.gcs.responses import UnfitAnswerError, brief
 from gcs_prefetchd.gcs.retry import Account
-from gcs_prefetchd.limit import Outcome
 from gcs_prefetchd.shared import errors
 from gcs_prefetchd.shared.checksums import Stamp
 from gcs_prefetchd.shared.objects import ObjectVersion
-from gcs_prefetchd.wire import CANCELLED, Wire
 
 __all__ = ["FetchProcess", "FetchProcesses", "ProcessLostError", "Work"]
 
 log = logging.getLogger(__name__)
 
-PROGRAM = [sys.executable, "-P", "-m", "gcs_prefetchd.fetch_process"]  # -P: nothing is imported from the working directory
+PROGRAM = [sys.executable, "-P", "-m", "gcs_prefetchd.fetch.process"]  # -P: nothing is imported from the working directory
 READY_S = 60.0  # a machine that is out of memory may take long to import anything
 GRACE_S = 5.0  # past the deadline of an object; then its process hangs
 LOOK_EVERY_S = 1.0

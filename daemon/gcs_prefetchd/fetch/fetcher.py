@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from gcs_prefetchd.cache.cache import Cache, Room
 from gcs_prefetchd.cache.object_writer import Download
-from gcs_prefetchd.errand import bring_by
-from gcs_prefetchd.fetch_processes import FetchProcesses
+from gcs_prefetchd.fetch.download_slots import Slots, Ticket, Turn
+from gcs_prefetchd.fetch.process_download import bring_by
+from gcs_prefetchd.fetch.process_pool import FetchProcesses
 from gcs_prefetchd.gcs.client import Origin
 from gcs_prefetchd.shared.errors import DaemonUnavailableError, ObjectChangedError
 from gcs_prefetchd.shared.moving_average import Spread
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 from gcs_prefetchd.shared.paths import cache_path
-from gcs_prefetchd.slots import Slots, Ticket, Turn
 
 __all__ = ["Fetched", "Fetcher"]
 

@@ -12,12 +12,12 @@ import pytest
 
 from cache_support import slots_of
 from gcs_prefetchd.cache.cache import Cache
-from gcs_prefetchd.fetcher import Fetcher
+from gcs_prefetchd.fetch.fetcher import Fetcher
+from gcs_prefetchd.fetch.prefetcher import Prefetcher
 from gcs_prefetchd.gcs.client import Access, Origin
 from gcs_prefetchd.listing import list_manifest
 from gcs_prefetchd.planning.reader import Reader
 from gcs_prefetchd.planning.registry import Registry
-from gcs_prefetchd.prefetch import Prefetcher
 from gcs_prefetchd.shared.epoch_order import epoch_order
 from gcs_prefetchd.shared.item_patterns import Layout
 from gcs_prefetchd.shared.manifest import Manifest

@@ -1,4 +1,4 @@
-"""A process that downloads for the daemon: `python -m gcs_prefetchd.fetch_process SOCKET LOCK DAEMON_PID`.
+"""A process that downloads for the daemon: `python -m gcs_prefetchd.fetch.process SOCKET LOCK DAEMON_PID`.
 
 It does what needs no knowledge of plans: GET, check, write, stamp, rename, for one object after another of those that it is
 told to fetch, many at a time. Small bodies are written by the thread that received them: they go to the disk while the
@@ -29,15 +29,15 @@ from gcs_prefetchd.cache.batch_thread import Batches
 from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.cache.safe_folders import Folders
 from gcs_prefetchd.cache.temp_file import FileSink, UnfinishedFile
+from gcs_prefetchd.fetch.adaptive_concurrency import Outcome
+from gcs_prefetchd.fetch.process_messages import CANCELLED, Wire
 from gcs_prefetchd.gcs.counters import Traffic
 from gcs_prefetchd.gcs.download import Downloader, Sender
 from gcs_prefetchd.gcs.responses import UnfitAnswerError
-from gcs_prefetchd.limit import Outcome
 from gcs_prefetchd.shared.checksums import Stamp
 from gcs_prefetchd.shared.errors import CredentialsError, PrefetchdError
 from gcs_prefetchd.shared.malloc import keep_freed_memory
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
-from gcs_prefetchd.wire import CANCELLED, Wire
 
 __all__: list[str] = []
 

@@ -8,7 +8,7 @@ import pytest
 
 from cache_support import keeping, slots_of
 from gcs_prefetchd.cache.cache import Cache, Room
-from gcs_prefetchd.fetcher import Fetcher
+from gcs_prefetchd.fetch.fetcher import Fetcher
 from gcs_prefetchd.gcs.client import Access, Origin
 from gcs_prefetchd.shared.checksums import crc32c_of, read_checked
 from gcs_prefetchd.shared.errors import (
