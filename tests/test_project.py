@@ -26,11 +26,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from gcs_prefetchd import __version__, testing
 from gcs_prefetchd.cache.directory import MARKER, CacheDirectory
 from gcs_prefetchd.cli import app
-from gcs_prefetchd.control import Control, control_app
 from gcs_prefetchd.fetch.adaptive_concurrency import WHYS
-from gcs_prefetchd.http import statistics_app
 from gcs_prefetchd.planning.reader import WAITS
 from gcs_prefetchd.planning.registry import LARGEST_SPARE, LONGEST_WINDOW, SPARE_ITEMS
+from gcs_prefetchd.server.control_api import Control, control_app
+from gcs_prefetchd.server.runtime_settings import CHANGEABLE
+from gcs_prefetchd.server.statistics import METRICS
+from gcs_prefetchd.server.stats_http import statistics_app
 from gcs_prefetchd.service import Service
 from gcs_prefetchd.settings import ENVIRONMENT_PREFIX, Settings, load_settings
 from gcs_prefetchd.shared import errors, messages
@@ -39,9 +41,7 @@ from gcs_prefetchd.shared.item_patterns import Layout
 from gcs_prefetchd.shared.manifest import Manifest, build_manifest
 from gcs_prefetchd.shared.objects import DataRoot, ObjectVersion, parse_object_uri
 from gcs_prefetchd.shared.paths import cache_path
-from gcs_prefetchd.statistics import METRICS
 from gcs_prefetchd.testing.control import CONTROL_PATHS
-from gcs_prefetchd.tuning import CHANGEABLE
 from support import DATA_ROOT, make_settings
 
 ROOT = Path(__file__).parents[1]
@@ -78,7 +78,7 @@ LAYERS = [
     "gcs_prefetchd.planning.reader",
     "gcs_prefetchd.planning.registry",
     "gcs_prefetchd.cache.safe_folders",
-    "gcs_prefetchd.reporters",
+    "gcs_prefetchd.server.report_dedup",
     "gcs_prefetchd.cache.directory",
     "gcs_prefetchd.cache.temp_file",
     "gcs_prefetchd.cache.batch_thread",
@@ -106,7 +106,7 @@ LAYERS = [
     "gcs_prefetchd.fetch.ramp_rule",
     "gcs_prefetchd.fetch.rate_limit",
     "gcs_prefetchd.fetch.download_slots",
-    "gcs_prefetchd.tuning",
+    "gcs_prefetchd.server.runtime_settings",
     "gcs_prefetchd.gcs.retry",
     "gcs_prefetchd.gcs.http_connection",
     "gcs_prefetchd.gcs.connection_pool",
@@ -124,13 +124,13 @@ LAYERS = [
     "gcs_prefetchd.cache.page_cache",
     "gcs_prefetchd.fetch.prefetcher",
     "gcs_prefetchd.cache.file_watcher",
-    "gcs_prefetchd.statistics",
-    "gcs_prefetchd.summary",
-    "gcs_prefetchd.page",
-    "gcs_prefetchd.http",
-    "gcs_prefetchd.control",
+    "gcs_prefetchd.server.statistics",
+    "gcs_prefetchd.server.wording",
+    "gcs_prefetchd.server.dashboard",
+    "gcs_prefetchd.server.stats_http",
+    "gcs_prefetchd.server.control_api",
     "gcs_prefetchd.notify",
-    "gcs_prefetchd.listen",
+    "gcs_prefetchd.server.bounded_listener",
     "gcs_prefetchd.listings",
     "gcs_prefetchd.service",
     "gcs_prefetchd.background",

@@ -14,11 +14,11 @@ import typer
 from gcs_prefetchd import __version__
 from gcs_prefetchd.background import Background, Starter, go_on_in_background, wait_for_end
 from gcs_prefetchd.logs import log_to
+from gcs_prefetchd.server.wording import daemon_facts, stream_facts
 from gcs_prefetchd.settings import Settings, check_against_disk, load_settings, with_unit
 from gcs_prefetchd.shared.byte_sizes import format_size
 from gcs_prefetchd.shared.daemon_client import DaemonClient, read_daemon_file
 from gcs_prefetchd.shared.errors import DaemonUnavailableError, PrefetchdError, ProtocolError, SettingsError
-from gcs_prefetchd.summary import daemon_facts, stream_facts
 
 __all__ = ["main"]
 

@@ -19,25 +19,25 @@ from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.cache.file_watcher import Watch
 from gcs_prefetchd.cache.page_cache import ReadAhead
-from gcs_prefetchd.control import Control, control_app
 from gcs_prefetchd.fetch.fetcher import Fetcher
 from gcs_prefetchd.fetch.prefetcher import Prefetcher
 from gcs_prefetchd.fetch.process_pool import FetchProcesses, Work
 from gcs_prefetchd.gcs.client import Origin
 from gcs_prefetchd.gcs.credentials import Access
-from gcs_prefetchd.http import statistics_app
-from gcs_prefetchd.listen import Bounds, listen
 from gcs_prefetchd.listings import Listings
 from gcs_prefetchd.notify import ping_watchdog, tell_systemd
 from gcs_prefetchd.planning.registry import Registry
+from gcs_prefetchd.server.bounded_listener import Bounds, listen
+from gcs_prefetchd.server.control_api import Control, control_app
+from gcs_prefetchd.server.runtime_settings import Tuning, make_slots
+from gcs_prefetchd.server.statistics import Statistics
+from gcs_prefetchd.server.stats_http import statistics_app
 from gcs_prefetchd.settings import MOST_CONCURRENCY, Settings, check_against_disk
 from gcs_prefetchd.shared.daemon_client import short_address
 from gcs_prefetchd.shared.errors import StartError
 from gcs_prefetchd.shared.malloc import return_freed_memory
 from gcs_prefetchd.shared.moving_average import Spread
 from gcs_prefetchd.shared.paths import cache_path
-from gcs_prefetchd.statistics import Statistics
-from gcs_prefetchd.tuning import Tuning, make_slots
 
 __all__ = ["Service", "Started", "serve"]
 

@@ -7,8 +7,8 @@ from ipaddress import ip_address
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from gcs_prefetchd.page import render_page
-from gcs_prefetchd.statistics import Statistics
+from gcs_prefetchd.server.dashboard import render_page
+from gcs_prefetchd.server.statistics import Statistics
 
 __all__ = ["statistics_app"]
 

@@ -1,6 +1,6 @@
 """Reports that come again."""
 
-from gcs_prefetchd.reporters import Reporters
+from gcs_prefetchd.server.report_dedup import Reporters
 
 
 def test_a_report_is_new_once() -> None:

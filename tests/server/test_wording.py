@@ -2,7 +2,7 @@
 
 import pytest
 
-from gcs_prefetchd.summary import daemon_facts, stream_facts
+from gcs_prefetchd.server.wording import daemon_facts, stream_facts
 from statistics_support import NO_WAITS, STREAM, snapshot
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from gcs_prefetchd.fetch.download_slots import Slots
+from gcs_prefetchd.server.runtime_settings import CHANGEABLE, Tuning, make_slots
 from gcs_prefetchd.shared.errors import ProtocolError
-from gcs_prefetchd.tuning import CHANGEABLE, Tuning, make_slots
 from support import make_settings
 
 

@@ -12,13 +12,13 @@ from gcs_prefetchd import __version__
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.fetch.prefetcher import Prefetcher
 from gcs_prefetchd.planning.registry import Registry
-from gcs_prefetchd.reporters import Reporters
+from gcs_prefetchd.server.report_dedup import Reporters
+from gcs_prefetchd.server.runtime_settings import Tuning
+from gcs_prefetchd.server.statistics import Statistics
 from gcs_prefetchd.shared.errors import InvalidNameError, PrefetchdError, ProtocolError
 from gcs_prefetchd.shared.messages import FetchAnswer, FetchRequest, ManifestAnswer, Plan, ReadReport, Status
 from gcs_prefetchd.shared.objects import DataRoot, parse_object_uri
 from gcs_prefetchd.shared.paths import cache_path
-from gcs_prefetchd.statistics import Statistics
-from gcs_prefetchd.tuning import Tuning
 
 __all__ = ["Control", "control_app"]
 

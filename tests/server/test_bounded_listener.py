@@ -7,7 +7,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from gcs_prefetchd.listen import Bounds, listen
+from gcs_prefetchd.server.bounded_listener import Bounds, listen
 
 MOST = 4
 MORE_THAN_BUFFERS_HOLD = bytes(16_000_000)

@@ -10,11 +10,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gcs_prefetchd import __version__
 from gcs_prefetchd.planning.reader import WAITS, Reader
+from gcs_prefetchd.server.statistics import METRICS, Reads, Statistics
 from gcs_prefetchd.service import Service
 from gcs_prefetchd.shared.messages import ReadReport
 from gcs_prefetchd.shared.objects import parse_object_uri
 from gcs_prefetchd.shared.paths import cache_path
-from gcs_prefetchd.statistics import METRICS, Reads, Statistics
 from gcs_prefetchd.testing import GCSServer, Status
 from plan_support import plan_of
 from support import BUCKET, DATA_ROOT, make_settings, put_items, running

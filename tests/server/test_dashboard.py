@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from gcs_prefetchd.page import render_page
-from gcs_prefetchd.summary import daemon_facts, stream_facts
+from gcs_prefetchd.server.dashboard import render_page
+from gcs_prefetchd.server.wording import daemon_facts, stream_facts
 from statistics_support import STREAM, snapshot
 
 HOSTILE = "<script>alert('x')</script>&\"{0}{streams}%s\n"

@@ -4,7 +4,7 @@ import html
 from collections.abc import Mapping
 from typing import Any
 
-from gcs_prefetchd.summary import daemon_facts, stream_facts
+from gcs_prefetchd.server.wording import daemon_facts, stream_facts
 
 __all__ = ["render_page"]
 
