@@ -26,7 +26,7 @@ from fast_origin import computed_origin, has_nginx
 from gcs_prefetchd.gcs.client import Origin
 from gcs_prefetchd.gcs.credentials import Access
 from gcs_prefetchd.gcs.list_pages import FIELDS
-from gcs_prefetchd.listing import list_manifest
+from gcs_prefetchd.service.manifest_store import list_manifest
 from gcs_prefetchd.shared.item_patterns import Layout
 from gcs_prefetchd.shared.manifest import Manifest, load_manifest
 from gcs_prefetchd.shared.objects import DataRoot

@@ -24,9 +24,9 @@ from PIL import Image
 from comparison import command_line
 from figures import Figure, finish
 from gcs_dataset.cached import CachedLoader
-from gcs_prefetchd.background import wait_for_end
 from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.cache.disk_index import Index, Record
+from gcs_prefetchd.service.daemonize import wait_for_end
 from gcs_prefetchd.shared.checksums import Stamp, crc32c_of, write_stamp
 from gcs_prefetchd.shared.daemon_client import DaemonClient, read_daemon_file
 from gcs_prefetchd.shared.epoch_order import order_digest, plan_order

@@ -14,7 +14,7 @@ from PIL import Image
 
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.directory import CacheDirectory
-from gcs_prefetchd.service import Service
+from gcs_prefetchd.service.daemon import Service
 from gcs_prefetchd.settings import Settings
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from cache_support import run_script
 from fault_support import DATA, Daemon, cached_items, faulted_daemon, promises
-from gcs_prefetchd.service import STATISTICS_BOUNDS
+from gcs_prefetchd.service.daemon import STATISTICS_BOUNDS
 from gcs_prefetchd.shared.daemon_client import short_address
 from gcs_prefetchd.testing import Fault, HtmlPage, Kind, ServingGCS, Status, serving
 from support import BUCKET, DATA_ROOT, put_items

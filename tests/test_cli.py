@@ -11,7 +11,7 @@ import pytest
 
 from cache_support import run_script
 from gcs_prefetchd import __version__
-from gcs_prefetchd.background import Starter
+from gcs_prefetchd.service.daemonize import Starter
 from gcs_prefetchd.testing import ServingGCS, serving
 from support import BUCKET, DATA_ROOT, daemon_process, put_items, run_command, start_arguments
 

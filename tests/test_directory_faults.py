@@ -15,7 +15,7 @@ from cache_support import file_of as file_at
 from dataset_support import manifest_of
 from fault_support import Daemon, faulted_daemon, promises
 from gcs_prefetchd.cache.cache import Cache
-from gcs_prefetchd.listing import newest_manifest, remove_old_manifests
+from gcs_prefetchd.service.manifest_store import newest_manifest, remove_old_manifests
 from gcs_prefetchd.shared.checksums import read_checked
 from gcs_prefetchd.shared.paths import path_of_uri
 from gcs_prefetchd.testing import ServingGCS

@@ -24,7 +24,7 @@ from cache_support import IN_MEMORY, content, opened, path_of, put, stamp_of, ve
 from fault_support import LINE, Daemon, Tally, faulted_daemon
 from gcs_prefetchd.gcs.client import Origin
 from gcs_prefetchd.gcs.credentials import Access
-from gcs_prefetchd.listing import list_manifest, newest_manifest, remove_old_manifests
+from gcs_prefetchd.service.manifest_store import list_manifest, newest_manifest, remove_old_manifests
 from gcs_prefetchd.shared.checksums import ATTRIBUTE, read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.epoch_order import order_digest, plan_order

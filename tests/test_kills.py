@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from fault_support import Tally
-from gcs_prefetchd.background import wait_for_end
+from gcs_prefetchd.service.daemonize import wait_for_end
 from gcs_prefetchd.shared.checksums import read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient, read_daemon_file
 from gcs_prefetchd.shared.errors import DaemonUnavailableError
@@ -29,7 +29,7 @@ NEW_ITEMS = 8  # a round, so that there is always something to download
 # Imports everything once: a start by exec spends nine tenths of its time on that, with nothing to be killed in.
 NURSERY = """
 import json, os, sys
-import uvloop, gcs_prefetchd.service
+import uvloop, gcs_prefetchd.service.daemon
 from gcs_prefetchd.cli import main
 for line in sys.stdin:
     pid = os.fork()

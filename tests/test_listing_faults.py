@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fault_support import DATA, Daemon, faulted_daemon, promises
-from gcs_prefetchd.service import Service
+from gcs_prefetchd.service.daemon import Service
 from gcs_prefetchd.shared.checksums import crc32c_of
 from gcs_prefetchd.shared.errors import PrefetchdError
 from gcs_prefetchd.testing import Close, Cut, Fault, GCSServer, HtmlPage, Kind, Reset, ServingGCS, Stall, Status, serving

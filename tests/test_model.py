@@ -25,7 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from cache_support import IN_MEMORY, content
 from fault_support import Tally
-from gcs_prefetchd.service import Service
+from gcs_prefetchd.service.daemon import Service
 from gcs_prefetchd.shared.checksums import read_checked, read_stamp
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.epoch_order import order_digest, plan_order

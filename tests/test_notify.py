@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gcs_prefetchd.notify import ping_watchdog, tell_systemd
+from gcs_prefetchd.service.systemd import ping_watchdog, tell_systemd
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from gcs_prefetchd.server.control_api import Control, control_app
 from gcs_prefetchd.server.runtime_settings import CHANGEABLE
 from gcs_prefetchd.server.statistics import METRICS
 from gcs_prefetchd.server.stats_http import statistics_app
-from gcs_prefetchd.service import Service
+from gcs_prefetchd.service.daemon import Service
 from gcs_prefetchd.settings import ENVIRONMENT_PREFIX, Settings, load_settings
 from gcs_prefetchd.shared import errors, messages
 from gcs_prefetchd.shared.checksums import ATTRIBUTE, NAME_ATTRIBUTE, read_stamp, write_stamp
@@ -65,7 +65,7 @@ LAYERS = [
     "gcs_prefetchd.shared.messages",
     "gcs_prefetchd.shared.daemon_client",
     "gcs_prefetchd.settings",
-    "gcs_prefetchd.logs",
+    "gcs_prefetchd.service.log_setup",
     "gcs_prefetchd.fetch.log_throttle",
     "gcs_prefetchd.shared.moving_average",
     "gcs_prefetchd.planning.packed_indices",
@@ -113,7 +113,7 @@ LAYERS = [
     "gcs_prefetchd.gcs.download",
     "gcs_prefetchd.gcs.bounded_session",
     "gcs_prefetchd.gcs.client",
-    "gcs_prefetchd.listing",
+    "gcs_prefetchd.service.manifest_store",
     "gcs_prefetchd.cache.reservation",
     "gcs_prefetchd.cache.object_writer",
     "gcs_prefetchd.fetch.process_messages",
@@ -129,11 +129,11 @@ LAYERS = [
     "gcs_prefetchd.server.dashboard",
     "gcs_prefetchd.server.stats_http",
     "gcs_prefetchd.server.control_api",
-    "gcs_prefetchd.notify",
+    "gcs_prefetchd.service.systemd",
     "gcs_prefetchd.server.bounded_listener",
-    "gcs_prefetchd.listings",
-    "gcs_prefetchd.service",
-    "gcs_prefetchd.background",
+    "gcs_prefetchd.service.bucket_sync",
+    "gcs_prefetchd.service.daemon",
+    "gcs_prefetchd.service.daemonize",
     "gcs_prefetchd.cli",
     "gcs_prefetchd.__main__",
 ]

@@ -18,7 +18,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
 from gcs_prefetchd.gcs.client import Access, Origin
-from gcs_prefetchd.service import Service
+from gcs_prefetchd.service.daemon import Service
 from gcs_prefetchd.shared.checksums import read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.errors import ObjectMissingError

@@ -12,9 +12,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from gcs_prefetchd import __version__
-from gcs_prefetchd.background import Background, Starter, go_on_in_background, wait_for_end
-from gcs_prefetchd.logs import log_to
 from gcs_prefetchd.server.wording import daemon_facts, stream_facts
+from gcs_prefetchd.service.daemonize import Background, Starter, go_on_in_background, wait_for_end
+from gcs_prefetchd.service.log_setup import log_to
 from gcs_prefetchd.settings import Settings, check_against_disk, load_settings, with_unit
 from gcs_prefetchd.shared.byte_sizes import format_size
 from gcs_prefetchd.shared.daemon_client import DaemonClient, read_daemon_file
@@ -180,7 +180,7 @@ def _run(settings: Settings, starter: Starter = NOBODY) -> None:
     # Loaded only here: the other commands, and whoever waits for the daemon to be ready, answer in half the time.
     import uvloop
 
-    from gcs_prefetchd.service import Started, serve
+    from gcs_prefetchd.service.daemon import Started, serve
     from gcs_prefetchd.shared.malloc import keep_freed_memory
 
     os.umask(0o027)  # the group reads the cache, nobody else does

@@ -15,9 +15,9 @@ from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.fetch.fetcher import Fetcher
 from gcs_prefetchd.fetch.prefetcher import Prefetcher
 from gcs_prefetchd.gcs.client import Access, Origin
-from gcs_prefetchd.listing import list_manifest
 from gcs_prefetchd.planning.reader import Reader
 from gcs_prefetchd.planning.registry import Registry
+from gcs_prefetchd.service.manifest_store import list_manifest
 from gcs_prefetchd.shared.epoch_order import epoch_order
 from gcs_prefetchd.shared.item_patterns import Layout
 from gcs_prefetchd.shared.manifest import Manifest

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gcs_prefetchd.service import Service
+from gcs_prefetchd.service.daemon import Service
 from gcs_prefetchd.shared.checksums import read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.errors import DaemonUnavailableError, ProtocolError

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gcs_prefetchd import __version__
 from gcs_prefetchd.planning.reader import WAITS, Reader
 from gcs_prefetchd.server.statistics import METRICS, Reads, Statistics
-from gcs_prefetchd.service import Service
+from gcs_prefetchd.service.daemon import Service
 from gcs_prefetchd.shared.messages import ReadReport
 from gcs_prefetchd.shared.objects import parse_object_uri
 from gcs_prefetchd.shared.paths import cache_path

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gcs_prefetchd.listing import list_manifest
+from gcs_prefetchd.service.manifest_store import list_manifest
 from gcs_prefetchd.shared.checksums import read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient, read_daemon_file
 from gcs_prefetchd.shared.errors import ObjectMissingError

@@ -8,8 +8,8 @@ from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.fetch.fetcher import Fetcher
 from gcs_prefetchd.gcs.client import Origin
-from gcs_prefetchd.listing import list_manifest, newest_manifest, remove_old_manifests
 from gcs_prefetchd.planning.registry import Registry
+from gcs_prefetchd.service.manifest_store import list_manifest, newest_manifest, remove_old_manifests
 from gcs_prefetchd.settings import Settings
 from gcs_prefetchd.shared.errors import CacheWriteError, ManifestError, PrefetchdError
 from gcs_prefetchd.shared.manifest import Manifest, is_digest, load_manifest

@@ -12,7 +12,7 @@ import pytest
 
 from gcs_prefetchd.gcs.client import Origin
 from gcs_prefetchd.gcs.credentials import Access
-from gcs_prefetchd.listing import KEPT_PER_DATA_ROOT, list_manifest, newest_manifest, remove_old_manifests
+from gcs_prefetchd.service.manifest_store import KEPT_PER_DATA_ROOT, list_manifest, newest_manifest, remove_old_manifests
 from gcs_prefetchd.shared.checksums import crc32c_of
 from gcs_prefetchd.shared.errors import ItemError, ManifestError, ObjectMissingError, OriginUnavailableError
 from gcs_prefetchd.shared.item_patterns import Layout

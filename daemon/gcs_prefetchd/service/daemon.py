@@ -24,14 +24,14 @@ from gcs_prefetchd.fetch.prefetcher import Prefetcher
 from gcs_prefetchd.fetch.process_pool import FetchProcesses, Work
 from gcs_prefetchd.gcs.client import Origin
 from gcs_prefetchd.gcs.credentials import Access
-from gcs_prefetchd.listings import Listings
-from gcs_prefetchd.notify import ping_watchdog, tell_systemd
 from gcs_prefetchd.planning.registry import Registry
 from gcs_prefetchd.server.bounded_listener import Bounds, listen
 from gcs_prefetchd.server.control_api import Control, control_app
 from gcs_prefetchd.server.runtime_settings import Tuning, make_slots
 from gcs_prefetchd.server.statistics import Statistics
 from gcs_prefetchd.server.stats_http import statistics_app
+from gcs_prefetchd.service.bucket_sync import Listings
+from gcs_prefetchd.service.systemd import ping_watchdog, tell_systemd
 from gcs_prefetchd.settings import MOST_CONCURRENCY, Settings, check_against_disk
 from gcs_prefetchd.shared.daemon_client import short_address
 from gcs_prefetchd.shared.errors import StartError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gcs_prefetchd.logs import log_to
+from gcs_prefetchd.service.log_setup import log_to
 from gcs_prefetchd.shared.errors import StartError
 
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR) (.*)")
@@ -19,7 +19,7 @@ def run(program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str
     head = """
 import logging, sys
 from pathlib import Path
-from gcs_prefetchd.logs import log_to
+from gcs_prefetchd.service.log_setup import log_to
 log = logging.getLogger("gcs_prefetchd.x")
 """
     done = subprocess.run([sys.executable, "-c", head + program, *arguments], capture_output=True, text=True, check=False)
