@@ -20,10 +20,10 @@ from gcs_dataset import (
     list_items_local,
     worker_init_fn,
 )
-from gcs_dataset.pairs import Pairs
-from gcs_dataset.plans import PlanSender
-from gcs_dataset.reports import ReadReporter, Reads
-from gcs_dataset.versions import Versions
+from gcs_dataset.expected_checksums import Versions
+from gcs_dataset.image_label_pairs import Pairs
+from gcs_dataset.plan_registration import PlanSender
+from gcs_dataset.read_reports import ReadReporter, Reads
 from gcs_prefetchd.shared.checksums import read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.item_patterns import IMAGE_PATTERN, LABEL_PATTERN

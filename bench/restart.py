@@ -23,7 +23,7 @@ from PIL import Image
 
 from comparison import command_line
 from figures import Figure, finish
-from gcs_dataset.cached import CachedLoader
+from gcs_dataset.cached_loader import CachedLoader
 from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.cache.disk_index import Index, Record
 from gcs_prefetchd.service.daemonize import wait_for_end

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import overload
 
 from gcs_prefetchd.testing import GCSServer
-from gcs_prefetchd.testing.objects import Attributes, StoredObject
+from gcs_prefetchd.testing.stored_objects import Attributes, StoredObject
 
 __all__ = ["SyntheticBucket"]
 

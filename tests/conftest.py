@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from fault_support import DATA, Tally, table_of
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.testing import GCSServer, ServingGCS, serving
-from support import BUCKET, put_items
+from support.daemons import BUCKET, put_items
+from support.faults import DATA, Tally, table_of
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("tests", deadline=None)
@@ -44,7 +44,7 @@ def server() -> Iterator[ServingGCS]:
 
 @pytest.fixture
 def good(server: ServingGCS, request: pytest.FixtureRequest) -> str:
-    """The URI of an object that no fault touches, of this test alone; it holds `fault_support.DATA`."""
+    """The URI of an object that no fault touches, of this test alone; it holds `support.faults.DATA`."""
     name = f"train/good/{abs(hash(request.node.name))}"
     server.put(BUCKET, name, DATA)
     return f"gs://{BUCKET}/{name}"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cache_support import run_script
 from gcs_prefetchd import __version__
 from gcs_prefetchd.service.daemonize import Starter
 from gcs_prefetchd.testing import ServingGCS, serving
-from support import BUCKET, DATA_ROOT, daemon_process, put_items, run_command, start_arguments
+from support.caches import run_script
+from support.daemons import BUCKET, DATA_ROOT, daemon_process, put_items, run_command, start_arguments
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from gcs_dataset.cached import CachedLoader
-from gcs_dataset.images import ImageDataset
-from gcs_dataset.manifests import load_another, newer_manifest
-from gcs_dataset.sampler import PlannedSampler
+from gcs_dataset.cached_loader import CachedLoader
+from gcs_dataset.image_dataset import ImageDataset
+from gcs_dataset.manifest_source import load_another, newer_manifest
+from gcs_dataset.planned_sampler import PlannedSampler
 from gcs_prefetchd.shared.epoch_order import Indices
 from gcs_prefetchd.shared.errors import PrefetchdError
 from gcs_prefetchd.shared.manifest import Ids, Manifest, is_digest

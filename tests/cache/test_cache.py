@@ -14,7 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from cache_support import (
+from gcs_prefetchd.cache.cache import Cache
+from gcs_prefetchd.cache.directory import CacheDirectory
+from gcs_prefetchd.shared.checksums import Stamp, read_checked, read_stamp, write_stamp
+from gcs_prefetchd.shared.errors import CacheFullError
+from support.caches import (
     LIMIT,
     content,
     file_of,
@@ -28,10 +32,6 @@ from cache_support import (
     rows,
     stamp_of,
 )
-from gcs_prefetchd.cache.cache import Cache
-from gcs_prefetchd.cache.directory import CacheDirectory
-from gcs_prefetchd.shared.checksums import Stamp, read_checked, read_stamp, write_stamp
-from gcs_prefetchd.shared.errors import CacheFullError
 
 PAGE = 4096
 
@@ -614,7 +614,7 @@ async def test_an_adopted_file_stays_the_oldest_over_a_restart(tmp_path: Path) -
 PUBLISHER = """
 import asyncio, itertools, os, sys
 from pathlib import Path
-from cache_support import content, opened, put
+from support.caches import content, opened, put
 
 async def main(directory, first):
     async with opened(Path(directory), 10**9) as cache:
@@ -657,7 +657,7 @@ async def test_a_crash_loses_nothing_that_was_published_and_leaves_only_whole_fi
 def publish_until_killed(directory: Path, first: int, publications: int) -> list[int]:
     """Have another process publish, kill it after about so many publications; returns the numbers of all that it finished."""
     command = [sys.executable, "-c", PUBLISHER, str(directory), str(first)]
-    with subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE) as publisher:
+    with subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE) as publisher:
         assert publisher.stdout is not None
         lines = [publisher.stdout.readline() for _ in range(publications)]
         publisher.send_signal(signal.SIGKILL)

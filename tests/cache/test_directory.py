@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from cache_support import mounted, needs_mount, run_script
 from gcs_prefetchd.cache.directory import MARKER, MARKER_NAME, CacheDirectory
 from gcs_prefetchd.shared.errors import CacheDirectoryError, CacheHeldError
+from support.caches import mounted, needs_mount, run_script
 
 CLAIM = """
 import os, sys

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from cache_support import content, stamp_of
 from gcs_prefetchd.cache.file_comparison import Found
 from gcs_prefetchd.cache.file_scan import find_each, find_files, unlink_all
 from gcs_prefetchd.cache.safe_folders import Folders
 from gcs_prefetchd.cache.temp_file import publish
 from gcs_prefetchd.shared.checksums import Stamp, read_checked, read_object_name, read_stamp
 from gcs_prefetchd.shared.objects import ObjectName
+from support.caches import content, stamp_of
 
 OBJECT = ObjectName("pictures", "a.jpg")
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from watchdog.events import FileOpenedEvent
 
-from cache_support import content, file_of, open_descriptors, path_of, put, run_script
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.file_watcher import AT_A_TIME, QUEUE_LENGTH, Watch
+from support.caches import content, file_of, open_descriptors, path_of, put, run_script
 
 TIMEOUT_S = 20.0
 
@@ -223,7 +223,7 @@ def own_threads() -> set[threading.Thread]:
 TOO_FEW = """
 import asyncio, logging, os, sys, threading
 from pathlib import Path
-from cache_support import open_descriptors, opened, put
+from support.caches import open_descriptors, opened, put
 from gcs_prefetchd.cache.file_watcher import Watch
 
 async def main():

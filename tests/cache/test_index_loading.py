@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cache_support import LIMIT, content, opened, path_of, put, rows, stamp_of
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.shared.checksums import write_stamp
+from support.caches import LIMIT, content, opened, path_of, put, rows, stamp_of
 
 
 @asynccontextmanager

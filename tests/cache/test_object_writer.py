@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from cache_support import (
+from gcs_prefetchd.cache.cache import Cache
+from gcs_prefetchd.cache.object_writer import Download
+from gcs_prefetchd.cache.temp_file import BUFFER_BYTES
+from gcs_prefetchd.gcs.client import Origin
+from gcs_prefetchd.gcs.credentials import Access
+from gcs_prefetchd.shared.checksums import read_checked, read_object_name, read_stamp
+from gcs_prefetchd.shared.errors import CacheFullError, CacheWriteError, ObjectMissingError, OriginUnavailableError
+from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion, parse_object_uri
+from gcs_prefetchd.testing import Cut, FlippedByte, GCSServer, Reset
+from support.caches import (
     BUCKET,
     LIMIT,
     content,
@@ -20,15 +29,6 @@ from cache_support import (
     stamp_of,
     version_of,
 )
-from gcs_prefetchd.cache.cache import Cache
-from gcs_prefetchd.cache.object_writer import Download
-from gcs_prefetchd.cache.temp_file import BUFFER_BYTES
-from gcs_prefetchd.gcs.client import Origin
-from gcs_prefetchd.gcs.credentials import Access
-from gcs_prefetchd.shared.checksums import read_checked, read_object_name, read_stamp
-from gcs_prefetchd.shared.errors import CacheFullError, CacheWriteError, ObjectMissingError, OriginUnavailableError
-from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion, parse_object_uri
-from gcs_prefetchd.testing import Cut, FlippedByte, GCSServer, Reset
 
 
 async def fetch(cache: Cache, gcs: GCSServer, name: str, version: ObjectVersion | None = None, deadline_s: float = 30.0) -> str:
@@ -221,7 +221,7 @@ async def test_a_failed_publication_leaves_the_older_generation_in_its_place(tmp
 LIMITED = """
 import asyncio, resource, signal, sys
 from pathlib import Path
-from cache_support import content, opened, put
+from support.caches import content, opened, put
 from gcs_prefetchd.shared.errors import CacheWriteError
 
 async def main():

@@ -17,8 +17,8 @@ import pytest
 from gcs_prefetchd.cache.page_cache import MOST_WAITING, ReadAhead
 from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.testing import GCSServer
-from plan_support import plan_of
-from support import DATA_ROOT, make_settings, put_items, running
+from support.daemons import DATA_ROOT, make_settings, put_items, running
+from support.plans import plan_of
 
 SIZE_BYTES = 50_000
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from gcs_prefetchd.fetch.adaptive_concurrency import SHORTEST_ROUND, START, WHYS, Limit, Outcome
+from gcs_prefetchd.fetch.adaptive_concurrency import SHORTEST_ROUND, START, WHYS, Limit
+from gcs_prefetchd.gcs.retry import Outcome
 
 RTT_S = 0.03
 

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_support import slots_of
-from gcs_prefetchd.fetch.adaptive_concurrency import Limit, Outcome
+from gcs_prefetchd.fetch.adaptive_concurrency import Limit
 from gcs_prefetchd.fetch.download_slots import MOST_PUBLISHING, Slots, Ticket, Turn
 from gcs_prefetchd.fetch.rate_limit import Governor
+from gcs_prefetchd.gcs.retry import Outcome
+from support.caches import slots_of
 
 
 async def settle() -> None:

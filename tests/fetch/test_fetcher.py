@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cache_support import keeping, slots_of
 from gcs_prefetchd.cache.cache import Cache, Room
 from gcs_prefetchd.fetch.fetcher import Fetcher
 from gcs_prefetchd.gcs.client import Access, Origin
@@ -22,6 +21,7 @@ from gcs_prefetchd.shared.moving_average import Spread
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.testing import FlippedByte, GCSServer, Stall, Status
+from support.caches import keeping, slots_of
 
 BUCKET = "pictures"
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from cache_support import slots_of
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.fetch.fetcher import Fetcher
 from gcs_prefetchd.fetch.prefetcher import Prefetcher
@@ -24,8 +23,9 @@ from gcs_prefetchd.shared.manifest import Manifest
 from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion
 from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.testing import GCSServer, Stall, Status
-from plan_support import indices_of, plan_of
-from support import BUCKET, DATA_ROOT, put_items
+from support.caches import slots_of
+from support.daemons import BUCKET, DATA_ROOT, put_items
+from support.plans import indices_of, plan_of
 
 SEED = 7
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from cache_support import mounted, needs_mount
-from fault_support import Daemon, data_of, faulted_daemon, promises, wait_for
 from gcs_prefetchd.testing import Fault, Kind, ServingGCS, Stall, Status, serving
-from support import BUCKET, DATA_ROOT, put_items
-from test_origin_faults import PASSING
+from support.caches import mounted, needs_mount
+from support.daemons import BUCKET, DATA_ROOT, put_items
+from support.faults import Daemon, data_of, faulted_daemon, promises, wait_for
+from support.origin_faults import PASSING
 
 FLAGS = ["--set", "fetch_processes=2", "--set", "deadline_s=3", "--set", "relist_s=1"]
 SIZE = 100_000

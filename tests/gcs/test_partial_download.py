@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cache_support import BUCKET, content
 from gcs_prefetchd.gcs.client import Access, Origin
 from gcs_prefetchd.shared.checksums import crc32c_of
 from gcs_prefetchd.shared.errors import ObjectChangedError
@@ -23,6 +22,7 @@ from gcs_prefetchd.testing import (
     Status,
     WrongGeneration,
 )
+from support.caches import BUCKET, content
 
 NAME = ObjectName(BUCKET, "images/a.jpg")
 KEY = f"{BUCKET}/{NAME.name}"

@@ -2,13 +2,13 @@
 
 import pytest
 
-from cache_support import content, version_of
 from gcs_prefetchd.planning.item_lookup import REMEMBERED, Places
 from gcs_prefetchd.planning.item_numbers import Catalog
 from gcs_prefetchd.shared.item_patterns import Layout
 from gcs_prefetchd.shared.manifest import Manifest, build_manifest
 from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion
 from gcs_prefetchd.shared.paths import cache_path
+from support.caches import content, version_of
 
 ROOT = DataRoot.parse("gs://pictures/train")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gcs_prefetchd.planning.item_numbers import Catalog, Listing
 from gcs_prefetchd.shared.manifest import Manifest
 from gcs_prefetchd.shared.objects import ObjectName
-from plan_support import indices_of, listing_of
+from support.plans import indices_of, listing_of
 
 
 def put_in_force(catalog: Catalog, manifest: Manifest) -> Listing:

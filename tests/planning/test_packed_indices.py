@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gcs_prefetchd.planning.packed_indices import Packed
-from plan_support import indices_of
+from support.plans import indices_of
 
 
 @given(st.lists(st.integers(0, 300), max_size=40))

@@ -17,7 +17,7 @@ from gcs_prefetchd.shared.manifest import Manifest
 from gcs_prefetchd.shared.moving_average import Spread
 from gcs_prefetchd.shared.objects import ObjectName
 from gcs_prefetchd.shared.paths import cache_path
-from plan_support import ROOT, indices_of, listing_of, listing_of_many, plan_of
+from support.plans import ROOT, indices_of, listing_of, listing_of_many, plan_of
 
 
 def listing(items: int, root: str = ROOT, generation: int = 1) -> Manifest:

@@ -19,8 +19,8 @@ from gcs_prefetchd.shared.item_patterns import Layout
 from gcs_prefetchd.shared.manifest import build_manifest, load_manifest
 from gcs_prefetchd.shared.messages import Plan, ReadReport, pack
 from gcs_prefetchd.testing import GCSServer
-from plan_support import listing_of, plan_of
-from support import BUCKET, DATA_ROOT, make_settings, put_items, running
+from support.daemons import BUCKET, DATA_ROOT, make_settings, put_items, running
+from support.plans import listing_of, plan_of
 
 ITEMS = 6
 TIMEOUT_S = 20.0

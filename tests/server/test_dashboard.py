@@ -7,7 +7,7 @@ import pytest
 
 from gcs_prefetchd.server.dashboard import render_page
 from gcs_prefetchd.server.wording import daemon_facts, stream_facts
-from statistics_support import STREAM, snapshot
+from support.statistics import STREAM, snapshot
 
 HOSTILE = "<script>alert('x')</script>&\"{0}{streams}%s\n"
 

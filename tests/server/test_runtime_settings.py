@@ -8,7 +8,7 @@ import pytest
 from gcs_prefetchd.fetch.download_slots import Slots
 from gcs_prefetchd.server.runtime_settings import CHANGEABLE, Tuning, make_slots
 from gcs_prefetchd.shared.errors import ProtocolError
-from support import make_settings
+from support.daemons import make_settings
 
 
 def tuning(tmp_path: Path, **changes: object) -> tuple[Tuning, Slots]:

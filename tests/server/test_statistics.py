@@ -16,8 +16,8 @@ from gcs_prefetchd.shared.messages import ReadReport
 from gcs_prefetchd.shared.objects import parse_object_uri
 from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.testing import GCSServer, Status
-from plan_support import plan_of
-from support import BUCKET, DATA_ROOT, make_settings, put_items, running
+from support.daemons import BUCKET, DATA_ROOT, make_settings, put_items, running
+from support.plans import plan_of
 
 # What issue 2 promises to users; more may come, none may go.
 CONTRACT = {

@@ -11,7 +11,7 @@ import pytest
 
 from gcs_prefetchd.shared.daemon_client import DaemonClient, read_daemon_file
 from gcs_prefetchd.testing import GCSServer
-from support import DATA_ROOT, make_settings, put_items, running
+from support.daemons import DATA_ROOT, make_settings, put_items, running
 
 
 @pytest.fixture

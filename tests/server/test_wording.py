@@ -3,7 +3,7 @@
 import pytest
 
 from gcs_prefetchd.server.wording import daemon_facts, stream_facts
-from statistics_support import NO_WAITS, STREAM, snapshot
+from support.statistics import NO_WAITS, STREAM, snapshot
 
 
 def test_numbers_have_their_units() -> None:

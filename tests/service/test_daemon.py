@@ -21,7 +21,7 @@ from gcs_prefetchd.shared.errors import ObjectMissingError
 from gcs_prefetchd.shared.objects import DataRoot, ObjectName, parse_object_uri
 from gcs_prefetchd.shared.paths import cache_path, path_of_uri
 from gcs_prefetchd.testing import GCSServer, Kind, ServingGCS, Stall, Status, serving
-from support import BUCKET, COMMAND, DATA_ROOT, clean_environment, make_settings, put_items, running, start_arguments
+from support.daemons import BUCKET, COMMAND, DATA_ROOT, clean_environment, make_settings, put_items, running, start_arguments
 
 ROOT = DataRoot.parse(DATA_ROOT)
 CHANGED = ObjectName(BUCKET, "train/images/00001.jpg")

@@ -12,10 +12,11 @@ faster at a lower limit the line was not ours, and the limit goes back.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
-__all__ = ["WHYS", "Limit", "Outcome"]
+from gcs_prefetchd.gcs.retry import Outcome
+
+__all__ = ["WHYS", "Limit"]
 
 START = 128  # at 30 ms one process is bound by the requests under way up to about so many
 SHORTEST_ROUND = 32  # the tenth percentile of fewer says nothing
@@ -40,16 +41,6 @@ WHYS: Mapping[str, str] = MappingProxyType(
         "queued": "lowered for slow answers",
     }
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How one request went: whether GCS refused it for now (429, 503), else what it took and what came if it went well."""
-
-    seconds: float = 0.0
-    received_bytes: int = 0
-    is_refused: bool = False
-    is_good: bool = False
 
 
 class Limit:

@@ -10,8 +10,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gcs_prefetchd.fetch.adaptive_concurrency import Limit, Outcome
+from gcs_prefetchd.fetch.adaptive_concurrency import Limit
 from gcs_prefetchd.fetch.rate_limit import Governor
+from gcs_prefetchd.gcs.retry import Outcome
 
 __all__ = ["Slots", "Ticket", "Turn"]
 

@@ -29,11 +29,11 @@ from gcs_prefetchd.cache.batch_thread import Batches
 from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.cache.safe_folders import Folders
 from gcs_prefetchd.cache.temp_file import FileSink, UnfinishedFile
-from gcs_prefetchd.fetch.adaptive_concurrency import Outcome
 from gcs_prefetchd.fetch.process_messages import CANCELLED, Wire
 from gcs_prefetchd.gcs.counters import Traffic
 from gcs_prefetchd.gcs.download import Downloader, Sender
 from gcs_prefetchd.gcs.responses import UnfitAnswerError
+from gcs_prefetchd.gcs.retry import Outcome
 from gcs_prefetchd.shared.checksums import Stamp
 from gcs_prefetchd.shared.errors import CredentialsError, PrefetchdError
 from gcs_prefetchd.shared.malloc import keep_freed_memory

@@ -16,12 +16,11 @@ from typing import Any
 
 from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.cache.reservation import Place
-from gcs_prefetchd.fetch.adaptive_concurrency import Outcome
 from gcs_prefetchd.fetch.process_messages import CANCELLED, Wire
 from gcs_prefetchd.gcs.counters import Traffic
 from gcs_prefetchd.gcs.download import TokenSource
 from gcs_prefetchd.gcs.responses import UnfitAnswerError, brief
-from gcs_prefetchd.gcs.retry import Account
+from gcs_prefetchd.gcs.retry import Account, Outcome
 from gcs_prefetchd.shared import errors
 from gcs_prefetchd.shared.checksums import Stamp
 from gcs_prefetchd.shared.objects import ObjectVersion

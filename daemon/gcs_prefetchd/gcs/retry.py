@@ -7,19 +7,28 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from gcs_prefetchd.fetch.adaptive_concurrency import Outcome
 from gcs_prefetchd.gcs.backoff import delay_s
 from gcs_prefetchd.gcs.counters import Traffic
 from gcs_prefetchd.gcs.responses import UnfitAnswerError, brief
 from gcs_prefetchd.shared.errors import OriginUnavailableError
 
-__all__ = ["TRY_SHARE", "Account", "Attempt", "Retries", "Try"]
+__all__ = ["TRY_SHARE", "Account", "Attempt", "Outcome", "Retries", "Try"]
 
 REFUSALS = ("429", "503")  # GCS asks for fewer requests
 # Of the deadline silence, a body that drips and a Retry-After take so much at most, so that there is always another try.
 TRY_SHARE = 0.5
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one request went: whether GCS refused it for now (429, 503), else what it took and what came if it went well."""
+
+    seconds: float = 0.0
+    received_bytes: int = 0
+    is_refused: bool = False
+    is_good: bool = False
 
 
 class Account(Protocol):

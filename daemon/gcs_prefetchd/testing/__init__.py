@@ -4,7 +4,7 @@ In an async test `async with GCSServer() as server:`, in any other `with serving
 line `python -m gcs_prefetchd.testing --root DIR --port 4443`.
 """
 
-from gcs_prefetchd.testing.counts import Counts, Kind
+from gcs_prefetchd.testing.counters import Counts, Kind
 from gcs_prefetchd.testing.faults import (
     Close,
     Cut,
@@ -24,10 +24,10 @@ from gcs_prefetchd.testing.faults import (
     Status,
     WrongGeneration,
 )
-from gcs_prefetchd.testing.objects import StoredObject
-from gcs_prefetchd.testing.pace import Pace
+from gcs_prefetchd.testing.latency import Pace
 from gcs_prefetchd.testing.server import GCSServer, Seen
-from gcs_prefetchd.testing.thread import ServingGCS, serving
+from gcs_prefetchd.testing.server_thread import ServingGCS, serving
+from gcs_prefetchd.testing.stored_objects import StoredObject
 
 __all__ = [
     "Close",

@@ -9,9 +9,9 @@ from urllib.parse import parse_qs
 from pydantic import PositiveInt, TypeAdapter
 
 from gcs_prefetchd.shared.errors import ProtocolError
-from gcs_prefetchd.testing.answers import Answer, empty_answer, json_answer
-from gcs_prefetchd.testing.counts import Counts, Kind
+from gcs_prefetchd.testing.counters import Counts, Kind
 from gcs_prefetchd.testing.faults import Fault, FaultPlan, Rule
+from gcs_prefetchd.testing.responses import Answer, empty_answer, json_answer
 
 __all__ = ["CONTROL_PATHS", "control", "read_rule"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from gcs_prefetchd.testing.counts import Kind
+from gcs_prefetchd.testing.counters import Kind
 
 __all__ = [
     "AnswerFault",

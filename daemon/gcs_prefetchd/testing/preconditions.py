@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from gcs_prefetchd.testing.answers import Refusal
-from gcs_prefetchd.testing.objects import StoredObject
 from gcs_prefetchd.testing.resources import json_etag, xml_etag
+from gcs_prefetchd.testing.responses import Refusal
+from gcs_prefetchd.testing.stored_objects import StoredObject
 
 __all__ = ["bad_condition", "missing_object", "unmet_for_reading", "unmet_for_writing"]
 

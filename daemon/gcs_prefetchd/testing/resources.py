@@ -9,8 +9,8 @@ from xml.sax.saxutils import escape
 
 from multidict import CIMultiDict
 
-from gcs_prefetchd.testing.objects import StoredObject
 from gcs_prefetchd.testing.paths import Api
+from gcs_prefetchd.testing.stored_objects import StoredObject
 
 __all__ = ["bucket_resource", "media_headers", "object_resource", "rfc3339", "xml_listing"]
 

@@ -13,18 +13,18 @@ from typing import Self
 from aiohttp import web
 
 from gcs_prefetchd.shared.errors import StartError
-from gcs_prefetchd.testing.alter import alter
-from gcs_prefetchd.testing.answers import Answer
-from gcs_prefetchd.testing.asks import Ask, read_ask
 from gcs_prefetchd.testing.control import CONTROL_PATHS, control
-from gcs_prefetchd.testing.counts import Counts, CountsWaiter, Kind
-from gcs_prefetchd.testing.delivery import deliver, deliver_broken
-from gcs_prefetchd.testing.disk import open_root
+from gcs_prefetchd.testing.counters import Counts, CountsWaiter, Kind
+from gcs_prefetchd.testing.directory_bucket import open_root
+from gcs_prefetchd.testing.fake_gcs import Service
+from gcs_prefetchd.testing.fault_effects import alter
 from gcs_prefetchd.testing.faults import AnswerFault, Fault, FaultPlan, Status
-from gcs_prefetchd.testing.objects import Attributes, StoredObject
-from gcs_prefetchd.testing.pace import Pace, Pacer
-from gcs_prefetchd.testing.service import Service
-from gcs_prefetchd.testing.tokens import is_token_path, token_answer
+from gcs_prefetchd.testing.latency import Pace, Pacer
+from gcs_prefetchd.testing.requests import Ask, read_ask
+from gcs_prefetchd.testing.response_writer import deliver, deliver_broken
+from gcs_prefetchd.testing.responses import Answer
+from gcs_prefetchd.testing.stored_objects import Attributes, StoredObject
+from gcs_prefetchd.testing.token_server import is_token_path, token_answer
 
 __all__ = ["GCSServer", "Seen"]
 

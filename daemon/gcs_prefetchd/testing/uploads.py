@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gcs_prefetchd.testing.objects import Attributes
+from gcs_prefetchd.testing.stored_objects import Attributes
 
 __all__ = [
     "ContentRange",

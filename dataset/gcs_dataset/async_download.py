@@ -1,0 +1,137 @@
+"""Objects downloaded in a thread with an event loop of its own, many at a time, in the order they were asked for.
+
+Loads aiohttp: imported by nothing but the iteration of AsyncImageDataset.
+"""
+
+import asyncio
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import suppress
+from itertools import islice
+from typing import Any, Self
+
+import janus
+
+from gcs_dataset.gcs_client import emulator_endpoint
+from gcs_prefetchd.gcs.client import Access, Origin
+from gcs_prefetchd.shared.objects import parse_object_uri
+
+__all__ = ["Downloads"]
+
+Uris = list[str]
+Fetched = tuple[Uris, list[bytes]]
+
+WAITING_ITEMS = 8  # downloaded and not yet taken; a full queue holds further downloads back
+MAX_CONNECTIONS = 256  # more bring nothing at 30 ms
+DEADLINE_S = 120.0
+STOP_TIMEOUT_S = 10.0
+
+
+class Downloads:
+    """Iterates over `(uris, their bytes)` for each list of URIs in `requests`, `concurrency` lists of which are in flight.
+
+    Entering it starts the thread; leaving it, garbage collection or the interpreter's end stops it. What cannot be read raises
+    at its place in the order, and ends the iteration.
+    """
+
+    def __init__(self, requests: Iterator[Uris], concurrency: int) -> None:
+        self._requests = requests
+        self._concurrency = concurrency
+        self._queue: janus.Queue[Fetched | Exception] = janus.Queue(WAITING_ITEMS)
+        self._stop: weakref.finalize[..., Downloads] | None = None
+
+    def __enter__(self) -> Self:
+        running: Future[_Running] = Future()
+        # The thread must not hold this object, or it would never be collected.
+        arguments = (running, self._requests, self._concurrency, self._queue)
+        thread = threading.Thread(target=_run, args=arguments, name="gcs-dataset-downloads", daemon=True)
+        thread.start()
+        self._stop = weakref.finalize(self, _stop, os.getpid(), running.result(), thread)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._stop is not None:
+            self._stop()
+
+    def __iter__(self) -> Iterator[Fetched]:
+        while True:
+            try:
+                fetched = self._queue.sync_q.get()
+            except janus.SyncQueueShutDown:
+                return
+            if isinstance(fetched, Exception):
+                raise fetched
+            yield fetched
+
+
+_Running = tuple[asyncio.AbstractEventLoop, "asyncio.Task[Any]"]
+
+
+def _run(
+    running: "Future[_Running]", requests: Iterator[Uris], concurrency: int, queue: "janus.Queue[Fetched | Exception]"
+) -> None:
+    async def main() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        running.set_result((asyncio.get_running_loop(), task))
+        try:
+            await _fetch_all(requests, concurrency, queue)
+        except Exception as exc:  # the reader gets it
+            await queue.async_q.put(exc)
+        finally:
+            queue.shutdown()
+
+    try:
+        asyncio.run(main())
+    except asyncio.CancelledError:
+        pass
+    except BaseException as exc:
+        if running.done():
+            raise
+        running.set_exception(exc)
+
+
+def _stop(pid: int, running: _Running, thread: threading.Thread) -> None:
+    loop, task = running
+    if pid != os.getpid():
+        return  # a fork copied the object and not the thread
+    with suppress(RuntimeError):  # the loop is closed: it has come to its end
+        loop.call_soon_threadsafe(task.cancel)
+    if thread is not threading.current_thread():  # garbage is collected in whatever thread happens to run
+        thread.join(STOP_TIMEOUT_S)
+
+
+async def _fetch_all(requests: Iterator[Uris], concurrency: int, queue: "janus.Queue[Fetched | Exception]") -> None:
+    in_flight: deque[tuple[Uris, asyncio.Task[list[bytes]]]] = deque()
+    async with Origin(_access(), connections=min(2 * concurrency, MAX_CONNECTIONS), deadline_s=DEADLINE_S) as origin:
+        try:
+            while True:
+                for uris in islice(requests, concurrency - len(in_flight)):
+                    in_flight.append((uris, asyncio.create_task(_read_all(origin, uris))))
+                if not in_flight:
+                    return
+                uris, task = in_flight.popleft()
+                await queue.async_q.put((uris, await task))
+        finally:
+            tasks = [task for _, task in in_flight]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _read_all(origin: Origin, uris: Uris) -> list[bytes]:
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(origin.read(parse_object_uri(uri))) for uri in uris]
+    except ExceptionGroup as group_of_errors:
+        raise group_of_errors.exceptions[0] from None
+    return [task.result()[1] for task in tasks]
+
+
+def _access() -> Access:
+    endpoint = emulator_endpoint()
+    return Access(endpoint=endpoint, anonymous=endpoint is not None)

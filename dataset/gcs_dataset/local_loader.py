@@ -1,0 +1,56 @@
+"""Images and listings of a local folder."""
+
+import os
+import posixpath
+from pathlib import Path
+
+from PIL import Image
+
+from gcs_dataset.decode import decode
+from gcs_dataset.train_test_split import Items, complete_items, ids_of
+from gcs_prefetchd.shared.errors import ItemError
+from gcs_prefetchd.shared.item_patterns import Layout
+
+__all__ = ["list_items_local", "list_pairs_local", "pil_loader"]
+
+
+def pil_loader(path: str | os.PathLike[str], mode: str | None = "RGB") -> Image.Image:
+    """The image in a local file, fully loaded and converted to `mode`; None keeps the stored mode (class indices of labels).
+
+    Raises ItemError where the file cannot be read or is no image.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as exc:
+        raise ItemError(f"{os.fspath(path)}: {exc.strerror}") from exc
+    return decode(data, os.fspath(path), mode)
+
+
+def list_items_local(path: str | os.PathLike[str]) -> list[str]:
+    """The sorted ids of the files below a folder: their paths without the extension (`a/7.jpg` is `a/7`).
+
+    Raises ItemError where there is no such folder, no file in it, or where two files have the same id.
+    """
+    return ids_of(_files_below(Path(path)), os.fspath(path))
+
+
+def list_pairs_local(data_root: str | os.PathLike[str], layout: Layout) -> Items:
+    """The items of a local data root that have all their parts, and what the others lack."""
+    root = Path(data_root)
+    # A pattern may begin in the middle of a name (`photo-{id}.jpg`), and only what precedes its last slash is a folder.
+    folders = {posixpath.dirname(start) for start in layout.folders()}
+    names = [posixpath.join(folder, name) for folder in folders for name in _files_below(root / folder)]
+    return complete_items(names, layout, str(root))
+
+
+def _files_below(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise ItemError(f"{folder}: no such folder")
+    found = []
+    for parent, _, files in os.walk(folder, followlinks=True):
+        below = Path(parent).relative_to(folder)
+        found += [(below / file).as_posix() for file in files]
+    for name in found:
+        if not name.isascii() and any("\ud800" <= character <= "\udfff" for character in name):
+            raise ItemError(f"{folder}: the name {name!r} is not UTF-8; rename the file")
+    return found

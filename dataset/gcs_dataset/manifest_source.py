@@ -1,0 +1,97 @@
+"""The manifest that a data root's readers go by: the daemon's, else a listing of their own, which is the same."""
+
+import logging
+import os
+from concurrent.futures import wait
+from functools import partial
+from pathlib import Path
+
+from gcs_dataset.deadline_call import in_background
+from gcs_dataset.gcs_listing import list_manifest
+from gcs_dataset.train_test_split import Items, warn_of_incomplete
+from gcs_prefetchd.shared.daemon_client import DaemonClient
+from gcs_prefetchd.shared.errors import ManifestError, PrefetchdError
+from gcs_prefetchd.shared.item_patterns import IMAGE_PATTERN, LABEL_PATTERN, Layout
+from gcs_prefetchd.shared.manifest import Manifest, load_manifest
+from gcs_prefetchd.shared.messages import ManifestAnswer
+from gcs_prefetchd.shared.objects import DataRoot
+
+__all__ = ["get_manifest", "load_another", "manifest_of_daemon", "newer_manifest"]
+
+STATUS_TIMEOUT_S = 5.0
+NEWEST_TIMEOUT_S = 1.0  # one that has listed answers in a millisecond, and an epoch waits for it
+MANIFEST_TIMEOUT_S = 300.0  # the daemon may have to list a million objects first
+
+log = logging.getLogger("gcs_dataset")
+
+
+def get_manifest(
+    gcs_data_root: str,
+    cache_dir: str | os.PathLike[str],
+    *,
+    image_pattern: str = IMAGE_PATTERN,
+    label_pattern: str = LABEL_PATTERN,
+) -> Manifest:
+    """The items of a data root, frozen: its `ids` for an ImageDataset, itself for a CachedLoader.
+
+    The daemon's; without a daemon that has one of these patterns, a listing of our own, with a warning. Items that lack a
+    part are named in a warning and left out. Raises ItemError where none is complete, ObjectMissingError where there is no
+    such bucket.
+    """
+    data_root, layout = DataRoot.parse(gcs_data_root), Layout((image_pattern, label_pattern))
+    try:
+        manifest = manifest_of_daemon(data_root, Path(cache_dir))
+        if manifest.layout != layout:
+            raise ManifestError(f"manifest of {data_root.uri}: the daemon's patterns are {manifest.layout.patterns}")
+    except PrefetchdError as exc:
+        log.warning("%s; listing %s without the daemon", exc, data_root.uri)
+        manifest = list_manifest(data_root, layout)
+    warn_of_incomplete(Items(manifest.ids, manifest.incomplete), layout, data_root.uri)
+    return manifest
+
+
+def manifest_of_daemon(data_root: DataRoot, cache_dir: Path) -> Manifest:
+    """The daemon's latest manifest, mapped into memory; raises DaemonUnavailableError, ProtocolError or ManifestError."""
+    client = DaemonClient(cache_dir, STATUS_TIMEOUT_S)
+    try:
+        client.status()  # tells a daemon that hangs from one that lists
+        client.close()
+        client.timeout_s = MANIFEST_TIMEOUT_S
+        return load_manifest(Path(client.manifest(data_root.uri).path))
+    finally:
+        client.close()
+
+
+def newer_manifest(held: Manifest, cache_dir: Path, passed_over: str = "") -> Manifest | None:
+    """The daemon's latest manifest of the same data root; None where it is the held one or has the digest `passed_over`.
+
+    One request, for which a second at most is waited. A daemon that is absent, slow or wrong has no newer one.
+    """
+    asked = in_background(partial(_latest, held.data_root, cache_dir))
+    if not wait([asked], NEWEST_TIMEOUT_S).done:
+        return None
+    try:
+        latest = asked.result()
+    except PrefetchdError:
+        return None  # the readers say that there is no daemon
+    return None if latest.digest in (held.digest, passed_over) else load_another(Path(latest.path), held)
+
+
+def load_another(folder: Path, held: Manifest) -> Manifest | None:
+    """Map a saved manifest of the same data root and patterns; None where it cannot be read or is of others."""
+    try:
+        manifest = load_manifest(folder)
+        if (manifest.data_root, manifest.layout) != (held.data_root, held.layout):
+            raise ManifestError(f"manifest {folder}: is of {manifest.data_root.uri} with {manifest.layout.patterns}")
+    except ManifestError as exc:
+        log.info("%s; %s goes on as it was listed before", exc, held.data_root.uri)
+        return None
+    return manifest
+
+
+def _latest(data_root: DataRoot, cache_dir: Path) -> ManifestAnswer:
+    client = DaemonClient(cache_dir, NEWEST_TIMEOUT_S)
+    try:
+        return client.manifest(data_root.uri)
+    finally:
+        client.close()

@@ -1,0 +1,128 @@
+"""The reporter: batches, a daemon that is away, the end of a process."""
+
+import gc
+import threading
+import time
+from pathlib import Path
+
+from PIL import Image
+
+from gcs_dataset import CachedLoader
+from gcs_dataset.read_reports import ReadReporter, Reads
+from support.datasets import NotingDaemon
+
+
+def reporting_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "gcs-dataset-reports"]
+
+
+def test_reads_are_summed_into_few_reports(tmp_path: Path) -> None:
+    with NotingDaemon(tmp_path) as daemon:
+        reporter = ReadReporter(tmp_path, "job")
+        for number in range(1000):
+            reporter.add(Reads(hits=2, wait_s=0.5), [f"gs://pictures/{number}", "gs://pictures/label"])
+        reporter.close()
+        assert daemon.reads() == (2000, 0, 0)
+        assert sum(report.wait_s for report in daemon.reports) == 500
+        assert sum(len(report.objects) for report in daemon.reports) == 2000
+        assert len(daemon.reports) <= 3
+        assert {report.job for report in daemon.reports} == {"job"}
+
+
+def test_counts_of_the_time_without_a_daemon_arrive_once_it_is_there(tmp_path: Path) -> None:
+    reporter = ReadReporter(tmp_path, "job")
+    for number in range(10_500):
+        reporter.add(Reads(fallbacks=1), [f"gs://pictures/{number}"])
+    reporter.add(Reads(hits=1), ["gs://pictures/last"])
+    with NotingDaemon(tmp_path) as daemon:
+        daemon.wait_for(lambda daemon: daemon.reads() == (1, 0, 10_500))
+        named = [uri for report in daemon.reports for uri in report.objects]
+        latest = [*(f"gs://pictures/{number}" for number in range(501, 10_500)), "gs://pictures/last"]
+        assert named[-10_000:] == latest
+        assert len(named) <= 20_000  # with those of the report that nobody answered
+        reporter.close()
+
+
+def test_counts_survive_a_restart_of_the_daemon(tmp_path: Path) -> None:
+    reporter = ReadReporter(tmp_path, "job")
+    with NotingDaemon(tmp_path) as first:
+        reporter.add(Reads(hits=1), ["gs://pictures/1"])
+        first.wait_for(lambda daemon: daemon.reads() == (1, 0, 0))
+    reporter.add(Reads(hits=2), ["gs://pictures/2"])
+    with NotingDaemon(tmp_path) as second:
+        second.wait_for(lambda daemon: daemon.reads() == (2, 0, 0))
+        reporter.close()
+
+
+def test_a_report_whose_answer_was_lost_is_sent_again_as_it_was(tmp_path: Path) -> None:
+    """So that the daemon, which may have heard it, can tell."""
+    reporter = ReadReporter(tmp_path, "job")
+    with NotingDaemon(tmp_path) as daemon:
+        daemon.loses.add("/v1/reads")
+        reporter.add(Reads(hits=1, wait_s=0.5), ["gs://pictures/1"])
+        daemon.wait_for(lambda daemon: len(daemon.reports) == 1)
+        reporter.add(Reads(misses=1), ["gs://pictures/2"])
+        daemon.wait_for(lambda daemon: len(daemon.reports) == 3)
+        daemon.loses.clear()
+        daemon.wait_for(lambda daemon: daemon.reports[-1].misses == 1)
+        first, *again, last = daemon.reports
+        assert all(report == first for report in again)
+        assert (last.reporter, last.number, last.hits, last.objects) == (
+            first.reporter,
+            first.number + 1,
+            0,
+            ["gs://pictures/2"],
+        )
+        reporter.close()
+
+
+def test_a_refused_report_holds_up_none_after_it(tmp_path: Path) -> None:
+    reporter = ReadReporter(tmp_path, "job")
+    with NotingDaemon(tmp_path) as daemon:
+        daemon.refuses["/v1/reads"] = (400, "no such object")
+        reporter.add(Reads(hits=1), ["gs://pictures/strange"])
+        daemon.wait_for(lambda daemon: daemon.refused > 0)
+        daemon.refuses.clear()
+        reporter.add(Reads(hits=1), ["gs://pictures/2"])
+        daemon.wait_for(lambda daemon: daemon.reads() == (2, 0, 0))
+        assert [uri for report in daemon.reports for uri in report.objects] == ["gs://pictures/2"]
+        reporter.close()
+
+
+def test_the_end_waits_for_no_daemon_that_hangs(tmp_path: Path) -> None:
+    reporter = ReadReporter(tmp_path, "job")
+    with NotingDaemon(tmp_path) as daemon, daemon.hanging():
+        reporter.add(Reads(hits=1), ["gs://pictures/1"])
+        started_s = time.monotonic()
+        reporter.close()
+        assert time.monotonic() - started_s < 4
+
+
+def test_a_reporter_that_told_nothing_has_no_thread(tmp_path: Path) -> None:
+    before = len(reporting_threads())
+    ReadReporter(tmp_path, "job").close()
+    assert len(reporting_threads()) == before
+
+
+def test_a_loader_that_is_dropped_ends_its_thread(tmp_path: Path) -> None:
+    def thread_of_a_dropped_loader() -> threading.Thread:
+        before = set(reporting_threads())
+        loader = CachedLoader(tmp_path, fallback=lambda uri: Image.new("RGB", (1, 1)))
+        loader("gs://pictures/images/7.jpg")
+        [thread] = set(reporting_threads()) - before
+        return thread
+
+    thread = thread_of_a_dropped_loader()
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_a_report_costs_its_reader_microseconds(tmp_path: Path) -> None:
+    reporter = ReadReporter(tmp_path, "job")
+    names = ["gs://pictures/images/7.jpg", "gs://pictures/labels/7.png"]
+    started_s = time.thread_time()
+    for _ in range(10_000):
+        reporter.add(Reads(hits=2), names)
+    assert (time.thread_time() - started_s) / 10_000 < 20e-6
+    reporter.close()

@@ -1,0 +1,492 @@
+"""A data root that changes while a job reads it: each epoch begins with the newest listing, and keeps the one it began with."""
+
+import logging
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gcs_dataset import CachedLoader, ImageDataset, PlannedDataLoader, PlannedSampler, Relisting, get_cached_dataloaders
+from gcs_dataset.gcs_listing import list_manifest
+from gcs_dataset.plan_registration import PlanSender
+from gcs_prefetchd.shared.daemon_client import DaemonClient
+from gcs_prefetchd.shared.epoch_order import epoch_order
+from gcs_prefetchd.shared.errors import ManifestError, SettingsError
+from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.manifest import Manifest, load_manifest
+from gcs_prefetchd.shared.objects import DataRoot
+from gcs_prefetchd.testing import Kind, ServingGCS
+from support.daemons import DATA_ROOT, daemon_process
+from support.datasets import ROOT, NotingDaemon, encoded, gcs, warnings_of
+
+COUNT, BATCH, SEED = 40, 4, 5
+
+
+def put(server: ServingGCS, item: int, value: int, root: str = ROOT) -> list[int]:
+    """Put an item, or a new one in its place: image and label both tell its value. Returns their generations."""
+    data_root, generations = DataRoot.parse(root), []
+    for part, kind in enumerate(("JPEG", "PNG")):
+        name = data_root.folder + Layout().part_name(f"{item:04}", part)
+        stored = server.put(data_root.bucket, name, encoded(Image.new("L", (16, 16), value), kind))
+        generations.append(stored.generation)
+    return generations
+
+
+def delete(server: ServingGCS, item: int, root: str = ROOT) -> None:
+    data_root = DataRoot.parse(root)
+    for part in (0, 1):
+        server.delete(data_root.bucket, data_root.folder + Layout().part_name(f"{item:04}", part))
+
+
+def values(batches: Any, count: int | None = None) -> list[int]:
+    """What was read, by the labels; each image must be of the same time as its label."""
+    read: list[int] = []
+    for images, labels in islice(batches, count):
+        of_labels = labels[:, 0, 0].tolist()
+        of_images = images.float().mean(dim=(1, 2, 3)).tolist()
+        assert of_images == pytest.approx(of_labels, abs=1.1)  # what JPEG makes of a flat grey
+        read += of_labels
+    return read
+
+
+def order_of(items: list[int], epoch: int) -> list[int]:
+    """What an epoch of a loader over these items (sorted, all on its side) reads."""
+    return [items[index] for index in epoch_order(SEED, epoch, np.arange(len(items), dtype=np.uint32))]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ServingGCS]:
+    with gcs(monkeypatch) as server:
+        for item in range(COUNT):
+            put(server, item, item)
+        yield server
+
+
+class Node:
+    """A node whose daemon lists when it is told to."""
+
+    def __init__(self, server: ServingGCS, daemon: NotingDaemon) -> None:
+        self.server, self.daemon, self.cache_dir = server, daemon, daemon.cache_dir
+        self.relist()
+
+    def relist(self) -> Manifest:
+        manifest = list_manifest(DataRoot.parse(ROOT), Layout())
+        self.daemon.manifest_folder = manifest.save(self.cache_dir / "manifests")
+        return manifest
+
+    def loaders(self, workers: int = 0, test_ratio: float = 0.0, seed: int = SEED) -> dict[str, PlannedDataLoader]:
+        return get_cached_dataloaders(
+            ROOT, self.cache_dir, BATCH, num_workers=workers, test_ratio=test_ratio, seed=seed, label_mode="index"
+        )
+
+    def train(self, workers: int = 0, seed: int = SEED) -> PlannedDataLoader:
+        return self.loaders(workers, seed=seed)["train"]
+
+
+@pytest.fixture
+def node(server: ServingGCS, tmp_path: Path) -> Iterator[Node]:
+    with NotingDaemon(tmp_path / "cache") as daemon:
+        yield Node(server, daemon)
+
+
+# --- The next epoch
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_running_epoch_keeps_its_items_and_the_next_has_those_of_the_newest_listing(
+    node: Node, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = node.train(workers)
+    batches = iter(train)
+    read = values(batches, 2)
+    for item in (100, 101, 102):
+        put(node.server, item, item)
+    newest = node.relist()
+    read += values(batches)
+    assert read == order_of(list(range(COUNT)), 0)
+    delete(node.server, 7)
+    newest = node.relist()
+    items = [*range(7), *range(8, COUNT), 100, 101, 102]
+    with caplog.at_level(logging.WARNING):
+        assert [values(train), values(train)] == [order_of(items, 1), order_of(items, 2)]
+    assert len(train) == -(-len(items) // BATCH)
+    assert [plan.manifest == newest.digest for plan, _ in node.daemon.plans] == [False, True, True]
+    assert [warning for warning in warnings_of(caplog) if "are gone" in warning] == [
+        f"{ROOT} (train): 3 items are new and 1 are gone; {len(items)} from this epoch on"
+    ]
+
+
+def test_each_side_moves_on_by_itself_and_no_item_changes_sides(node: Node) -> None:
+    loaders = node.loaders(test_ratio=0.3)
+    before = {side: set(values(loader)) for side, loader in loaders.items()}
+    for item in range(100, 120):
+        put(node.server, item, item)
+    node.relist()
+    train = set(values(loaders["train"]))
+    assert len(loaders["test"].dataset.items) == COUNT  # type: ignore[attr-defined]  # an ImageDataset
+    test = set(values(loaders["test"]))
+    assert before["train"] < train
+    assert before["test"] < test
+    assert not train & test
+    assert train | test == {*range(COUNT), *range(100, 120)}
+
+
+def test_changed_objects_are_taken_in_silence_and_the_order_is_the_same(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    train = node.train()
+    values(train)
+    put(node.server, 7, 200)
+    newest = node.relist()
+    caplog.clear()
+    assert values(train) == [200 if item == 7 else item for item in order_of(list(range(COUNT)), 1)]
+    assert node.daemon.plans[-1][0].manifest == newest.digest
+    assert not any(ROOT in warning for warning in warnings_of(caplog) if "reading from GCS" not in warning)
+
+
+def test_workers_live_on_while_nothing_changes(node: Node) -> None:
+    train = node.train(workers=2)
+    workers = []
+    for change in (False, False, True):
+        if change:
+            put(node.server, 7, 200)
+            node.relist()
+        values(train)
+        workers.append([worker.pid for worker in train._iterator._workers])  # type: ignore[union-attr]  # torch's own
+    assert workers[0] == workers[1]
+    assert not set(workers[1]) & set(workers[2])
+
+
+def test_a_loader_without_a_relisting_keeps_its_listing(node: Node) -> None:
+    manifest = list_manifest(DataRoot.parse(ROOT), Layout())
+    loader = CachedLoader(node.cache_dir, manifest=manifest)
+    dataset = ImageDataset(ROOT, manifest.ids, loader)
+    planned = PlannedDataLoader(dataset, BATCH, sampler=PlannedSampler(range(COUNT)), collate_fn=len)
+    assert sum(planned) == COUNT
+    put(node.server, 100, 100)
+    node.relist()
+    assert sum(planned) == COUNT
+    assert loader.manifest is manifest
+
+
+# --- What is not taken
+
+
+def of_a_rank(node: Node, rank: int, world: int) -> PlannedDataLoader:
+    manifest = list_manifest(DataRoot.parse(ROOT), Layout())
+    loader = CachedLoader(node.cache_dir, manifest=manifest)
+    dataset = ImageDataset(ROOT, manifest.ids, loader, lambda pair: pair[1].getpixel((0, 0)), label_mode="index")
+    sender = PlanSender(node.cache_dir, manifest, job=loader.job, stream=f"rank-{rank}")
+    sampler = PlannedSampler(range(COUNT), seed=SEED, rank=rank, world=world, plan_sender=sender)
+    relisting = Relisting(manifest, dataset, loader, sampler, lambda ids: torch.arange(len(ids)), name=f"rank {rank}")
+    return PlannedDataLoader(dataset, BATCH, sampler=sampler, relisting=relisting)
+
+
+def test_several_ranks_keep_their_items_and_say_so_once(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    """Also those that hear of other items at different times. New generations of the same items are taken by each."""
+    ranks = [of_a_rank(node, rank, 2) for rank in range(2)]
+
+    def epoch() -> list[int]:
+        shares = [torch.cat(list(loader)).tolist() for loader in ranks]
+        return [item for turn in zip(*shares, strict=True) for item in turn]
+
+    assert epoch() == order_of(list(range(COUNT)), 0)
+    put(node.server, 7, 200)
+    node.relist()
+    assert epoch() == [200 if item == 7 else item for item in order_of(list(range(COUNT)), 1)]
+    for number in range(2, 5):
+        put(node.server, 100 + number, 100 + number)
+        node.relist()
+        assert epoch() == [200 if item == 7 else item for item in order_of(list(range(COUNT)), number)]
+    said = [warning for warning in warnings_of(caplog) if "stay as they are" in warning]
+    assert [warning[:6] for warning in said] == ["rank 0", "rank 1"]
+    assert all("2 ranks must agree" in warning and "a restart reads the new ones" in warning for warning in said)
+
+
+def test_a_side_of_which_nothing_would_be_left_keeps_what_it_has(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    loaders = node.loaders(test_ratio=0.3)
+    before = {side: values(loader) for side, loader in loaders.items()}
+    for item in before["test"]:
+        delete(node.server, item)
+    node.relist()
+    loaders["test"].set_epoch(0)
+    assert len(loaders["test"]) == -(-len(before["test"]) // BATCH)
+    with pytest.raises(Exception, match="no such object"):
+        values(loaders["test"])
+    assert sorted(values(loaders["train"])) == sorted(before["train"])
+    assert any("(test)" in warning and "nothing would be left" in warning for warning in warnings_of(caplog))
+
+
+@contextmanager
+def troubled(node: Node, trouble: str) -> Iterator[None]:
+    """The daemon has a newer listing, and something is wrong with it or with the daemon."""
+    asked = f"/v1/manifest?{urlencode({'data_root': ROOT})}"
+    if trouble == "hangs":
+        with node.daemon.hanging():
+            yield
+        return
+    if trouble == "is gone":
+        (node.cache_dir / "daemon.json").unlink()
+    elif trouble == "fails":
+        node.daemon.refuses[asked] = (503, "no")
+    elif trouble == "does not serve the data root":
+        node.daemon.refuses[asked] = (400, "no")
+    elif trouble == "names no manifest":
+        node.daemon.manifest_folder = node.cache_dir / "none"
+    elif trouble == "has other patterns":
+        other = list_manifest(DataRoot.parse(ROOT), Layout(("labels/{id}.png", "images/{id}.jpg")))
+        node.daemon.manifest_folder = other.save(node.cache_dir / "manifests")
+    yield
+    assert node.daemon.refused == (trouble in ("fails", "does not serve the data root"))
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    ["hangs", "is gone", "fails", "does not serve the data root", "names no manifest", "has other patterns"],
+)
+def test_whatever_the_daemon_does_an_epoch_begins_soon_with_what_there_is(node: Node, trouble: str) -> None:
+    """And GCS is not listed for it."""
+    train = node.train()
+    put(node.server, 100, 100)
+    node.relist()
+    with troubled(node, trouble):
+        lists = node.server.counts.total(Kind.LIST)
+        began_s = time.monotonic()
+        batches = iter(train)
+        assert time.monotonic() - began_s < 2
+        assert node.server.counts.total(Kind.LIST) == lists
+    assert values(batches) == order_of(list(range(COUNT)), 0)
+
+
+# --- Checkpoints
+
+
+def interrupted(node: Node) -> tuple[list[int], dict[str, Any]]:
+    """What was read of epoch 1 before its state was taken."""
+    train = node.train()
+    train.set_epoch(1)
+    read = values(train, 3)
+    return read, train.state_dict()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_state_of_other_items_goes_back_to_their_listing_until_its_epochs_end(node: Node, workers: int) -> None:
+    read, state = interrupted(node)
+    put(node.server, 100, 100)
+    newest = node.relist()
+    resumed = node.train(workers)
+    values(resumed)  # as an evaluation with the same loader: its workers have the newest
+    resumed.load_state_dict(state)
+    assert len(resumed) == COUNT // BATCH
+    assert read + values(resumed) == order_of(list(range(COUNT)), 1)
+    assert node.daemon.plans[-1][0].manifest == state["manifest"] != newest.digest
+    assert values(resumed) == order_of([*range(COUNT), 100], 2)
+    assert node.daemon.plans[-1][0].manifest == newest.digest
+
+
+def test_a_state_of_the_same_items_goes_on_with_their_new_generations(node: Node) -> None:
+    read, state = interrupted(node)
+    shutil.rmtree(node.cache_dir / "manifests")
+    last = order_of(list(range(COUNT)), 1)[-1]
+    put(node.server, last, 200)
+    newest = node.relist()
+    resumed = node.train()
+    resumed.load_state_dict(state)
+    assert read + values(resumed) == [*order_of(list(range(COUNT)), 1)[:-1], 200]
+    assert node.daemon.plans[-1][0].manifest == newest.digest != state["manifest"]
+
+
+@pytest.mark.parametrize("trouble", ["removed", "damaged", "named by a path", "of another data root"])
+def test_a_state_whose_listing_cannot_be_had_is_named_and_changes_nothing(node: Node, trouble: str) -> None:
+    _, state = interrupted(node)
+    folder = node.cache_dir / "manifests" / state["manifest"]
+    if trouble == "removed":
+        shutil.rmtree(folder)
+    elif trouble == "damaged":
+        (folder / "ends.npy").write_bytes(b"")
+    elif trouble == "named by a path":
+        state |= {"manifest": f"../manifests/{state['manifest']}"}
+    else:
+        put(node.server, 0, 0, "gs://pictures/other")
+        other = list_manifest(DataRoot.parse("gs://pictures/other"), Layout())
+        state |= {"manifest": other.save(node.cache_dir / "manifests").name}
+    put(node.server, 100, 100)
+    node.relist()
+    resumed = node.train()
+    with pytest.raises(ManifestError, match=r"^checkpoint: field 'ids': .*begin the epoch anew with set_epoch"):
+        resumed.load_state_dict(state)
+    assert values(resumed) == order_of([*range(COUNT), 100], 0)
+
+
+def test_a_state_that_is_refused_for_another_reason_leaves_the_newest_listing(node: Node) -> None:
+    _, state = interrupted(node)
+    put(node.server, 100, 100)
+    node.relist()
+    resumed = node.train(seed=SEED + 1)
+    with pytest.raises(SettingsError, match="field 'seed'"):
+        resumed.load_state_dict(state)
+    assert sorted(values(resumed)) == [*range(COUNT), 100]
+
+
+@pytest.mark.parametrize("is_ended", [True, False])
+def test_a_state_of_an_epochs_beginning_begins_it_with_the_newest_listing(node: Node, is_ended: bool) -> None:
+    train = node.train()
+    if is_ended:
+        values(train)
+    else:
+        train.set_epoch(1)
+    state = train.state_dict()
+    shutil.rmtree(node.cache_dir / "manifests")
+    put(node.server, 100, 100)
+    node.relist()
+    resumed = node.train()
+    resumed.load_state_dict(state)
+    put(node.server, 101, 101)
+    node.relist()
+    assert values(resumed) == order_of([*range(COUNT), 100, 101], 1)
+
+
+# --- With a real daemon
+
+
+class Training:
+    """A job on a node whose daemon lists every second, and what its readers told."""
+
+    def __init__(self, server: ServingGCS, client: DaemonClient, context: str | None) -> None:
+        self.server, self.client = server, client
+        workers = {None: 0, "fork": 2, "spawn": 1}[context]  # a spawned worker takes seconds to import torch
+        self.loader = get_cached_dataloaders(DATA_ROOT, client.cache_dir, BATCH, None, 0.0, workers, SEED, label_mode="index")[
+            "train"
+        ]
+        self.loader.multiprocessing_context = context
+
+    @property
+    def listed(self) -> Manifest:
+        return load_manifest(Path(self.client.manifest(DATA_ROOT).path))
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        ends_s = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < ends_s
+
+    def wait_until_listed(self, changed: dict[int, list[int]]) -> None:
+        """Until the daemon's listing has these generations of these items."""
+
+        def has_all() -> bool:
+            listed = self.listed
+            return all(
+                (index := listed.ids.find(f"{item:04}")) is not None and listed.generation[index].tolist() == generations
+                for item, generations in changed.items()
+            )
+
+        self.wait_for(has_all)
+
+    def fallbacks(self, reads: int) -> int:
+        """Once so many reads have been reported."""
+
+        def told() -> dict[str, int]:
+            return self.client.stats()["reads"]  # type: ignore[no-any-return]  # JSON
+
+        self.wait_for(lambda: sum(told()[kind] for kind in ("hits", "misses", "fallbacks")) >= reads)
+        return told()["fallbacks"]
+
+
+@pytest.fixture
+def cache_dir(server: ServingGCS, tmp_path: Path) -> Path:
+    """Where a daemon can start, over a bucket of as many items."""
+    for item in range(COUNT):
+        put(server, item, item, DATA_ROOT)
+    return tmp_path / "cache"
+
+
+EVERY_SECOND = ["--set", "relist_s=1"]
+
+
+@pytest.mark.parametrize("context", [None, "fork", "spawn"])
+def test_what_changed_is_never_mixed_and_read_from_the_cache_in_the_next_epoch(
+    server: ServingGCS, cache_dir: Path, context: str | None
+) -> None:
+    """Of one item that the running epoch has read already, and of one that it has not."""
+    order = order_of(list(range(COUNT)), 0)
+    with daemon_process(cache_dir, server.url, EVERY_SECOND) as client:
+        training = Training(server, client, context)
+        batches = iter(training.loader)
+        read = values(batches, 2)
+        changed = {order[0]: put(server, order[0], 200, DATA_ROOT), order[-1]: put(server, order[-1], 201, DATA_ROOT)}
+        training.wait_until_listed(changed)
+        read += values(batches)
+        assert read == [*order[:-1], 201]
+        assert training.fallbacks(2 * COUNT) == 2  # both parts of the one that had changed when it was read
+        expected = [{order[0]: 200, order[-1]: 201}.get(item, item) for item in order_of(list(range(COUNT)), 1)]
+        assert values(training.loader) == expected
+        assert training.fallbacks(4 * COUNT) == 2
+        media = server.counts.media
+        objects = [name.removeprefix("gs://") for name in names_of(order[0])]
+        assert [media[name] for name in objects] == [2, 2]  # one GET for each generation
+        unchanged = set(media) - {name.removeprefix("gs://") for item in changed for name in names_of(item)}
+        assert {media[name] for name in unchanged} == {1}
+
+
+def names_of(item: int) -> list[str]:
+    return [f"{DATA_ROOT}/{Layout().part_name(f'{item:04}', part)}" for part in (0, 1)]
+
+
+def test_what_was_added_is_read_in_the_next_epoch_and_what_was_deleted_is_not(server: ServingGCS, cache_dir: Path) -> None:
+    order = order_of(list(range(COUNT)), 0)
+    with daemon_process(cache_dir, server.url, EVERY_SECOND) as client:
+        training = Training(server, client, "fork")
+        server.wait_for(lambda counts: len(counts.media) == 2 * COUNT and counts.open_media == 0)
+        batches = iter(training.loader)
+        read = values(batches, 2)
+        delete(server, order[-1], DATA_ROOT)
+        added = {item: put(server, item, item, DATA_ROOT) for item in (100, 101)}
+        training.wait_until_listed(added)
+        assert [*read, *values(batches)] == order
+        left = sorted({*range(COUNT), *added} - {order[-1]})
+        assert values(training.loader) == order_of(left, 1)
+        assert training.fallbacks(2 * COUNT + 2 * len(left)) == 0
+        assert set(server.counts.media.values()) == {1}
+
+
+def test_a_daemon_that_is_dead_when_an_epoch_begins_costs_nothing_but_the_news(server: ServingGCS, cache_dir: Path) -> None:
+    with daemon_process(cache_dir, server.url, EVERY_SECOND) as client:
+        training = Training(server, client, "fork")
+        assert values(training.loader) == order_of(list(range(COUNT)), 0)
+        pid = client.status().pid
+        put(server, 100, 100, DATA_ROOT)
+        os.kill(pid, signal.SIGKILL)
+        assert values(training.loader) == order_of(list(range(COUNT)), 1)
+
+
+def test_a_daemon_started_anew_takes_the_plan_of_the_listing_that_a_checkpoint_is_of(
+    server: ServingGCS, cache_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two daemons later: one has listed what is new, and the next knows only that."""
+    with daemon_process(cache_dir, server.url) as client:
+        training = Training(server, client, None)
+        read = values(training.loader, 3)
+        state = training.loader.state_dict()
+    added = {100: put(server, 100, 100, DATA_ROOT)}
+    with daemon_process(cache_dir, server.url) as client:
+        Training(server, client, None).wait_until_listed(added)
+    with daemon_process(cache_dir, server.url) as client:
+        newest = client.manifest(DATA_ROOT).digest
+        training = Training(server, client, None)
+        training.loader.load_state_dict(state)
+        batches = iter(training.loader)
+        read += values(batches, 1)
+        assert [(s["epoch"], s["length"]) for s in client.stats()["streams"]] == [(0, COUNT)]
+        assert client.manifest(DATA_ROOT).digest == newest != state["manifest"]
+        assert [*read, *values(batches)] == order_of(list(range(COUNT)), 0)
+        assert values(training.loader) == order_of([*range(COUNT), 100], 1)
+        assert max(server.counts.media.values()) == 1
+    assert warnings_of(caplog) == ["gs://pictures/train (train): 1 items are new and 0 are gone; 41 from this epoch on"]

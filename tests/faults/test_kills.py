@@ -1,0 +1,158 @@
+"""SIGKILL at random moments while readers check every file that they open: no wrong byte, and nothing published is lost."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from gcs_prefetchd.service.daemonize import wait_for_end
+from gcs_prefetchd.shared.checksums import read_checked
+from gcs_prefetchd.shared.daemon_client import DaemonClient, read_daemon_file
+from gcs_prefetchd.shared.errors import DaemonUnavailableError
+from gcs_prefetchd.shared.paths import path_of_uri
+from gcs_prefetchd.testing import Kind, ServingGCS, serving
+from support.daemons import BUCKET, DATA_ROOT, check_left_behind, clean_environment, make_settings, start_arguments
+from support.faults import Tally
+
+READERS = 4
+NEW_ITEMS = 8  # a round, so that there is always something to download
+# Imports everything once: a start by exec spends nine tenths of its time on that, with nothing to be killed in.
+NURSERY = """
+import json, os, sys
+import uvloop, gcs_prefetchd.service.daemon
+from gcs_prefetchd.cli import main
+for line in sys.stdin:
+    pid = os.fork()
+    if pid == 0:
+        sys.argv = ["gcs-prefetchd", *json.loads(line)]
+        main()
+    print("ended", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture
+def nursery() -> Iterator[subprocess.Popen[str]]:
+    """A process that runs `gcs-prefetchd` for each line of arguments, and says with which status it ended."""
+    command = [sys.executable, "-c", NURSERY]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=clean_environment()
+    ) as process:
+        yield process
+        process.kill()
+
+
+class Rounds:
+    """One daemon after the other over one cache directory and a bucket that grows and changes, each killed at its work."""
+
+    def __init__(self, server: ServingGCS, nursery: subprocess.Popen[str], cache_dir: Path, tally: Tally) -> None:
+        self._server = server
+        self._nursery = nursery
+        self._cache_dir = cache_dir
+        self._tally = tally
+        self._random = random.Random(7)
+        self._bytes: dict[str, set[bytes]] = {}  # of each object, those of every generation
+        self._published: dict[str, int] = {}  # the GETs for each object whose file was there when the last daemon died
+
+    def kill_one(self) -> None:
+        """Start a daemon, which must become ready, read through it and kill it in the middle of downloads."""
+        self._change_the_bucket()
+        gets = self._server.counts.total(Kind.MEDIA) + self._random.randint(1, 2 * NEW_ITEMS)
+        pid = self._start()
+        dead = threading.Event()
+        with ThreadPoolExecutor(READERS) as pool:
+            reading = [pool.submit(self._read, random.Random(number), dead) for number in range(READERS)]
+            try:
+                self._server.wait_for(lambda counts: counts.total(Kind.MEDIA) >= gets)
+            finally:
+                with wait_for_end(pid) as ended:
+                    os.kill(pid, signal.SIGKILL)
+                    dead.set()
+                    assert ended()
+        for reader in reading:
+            reader.result()
+        self._tally.tried += 1
+        self._look_at_what_is_left()
+
+    def _start(self) -> int:
+        assert self._nursery.stdin is not None
+        assert self._nursery.stdout is not None
+        self._nursery.stdin.write(json.dumps(["start", *start_arguments(self._cache_dir, self._server.url)]) + "\n")
+        self._nursery.stdin.flush()
+        said: list[str] = []
+        while not said or not said[-1].startswith("ended"):
+            said.append(self._nursery.stdout.readline())
+            assert said[-1], "the nursery has ended"
+        assert said[-1] == "ended 0\n", said
+        return int(str(read_daemon_file(self._cache_dir)["pid"]))
+
+    def _change_the_bucket(self) -> None:
+        """Some items more, and another generation of an old object."""
+        number = len(self._bytes) // 2
+        new = [f"{part}/{item:05}.{kind}" for item in range(number, number + NEW_ITEMS) for part, kind in PARTS]
+        old = [self._random.choice(list(self._published)).removeprefix(f"{DATA_ROOT}/")] if self._published else []
+        for name in new + old:
+            data = self._random.randbytes(self._random.randrange(1, 50_000))
+            self._bytes.setdefault(f"{DATA_ROOT}/{name}", set()).add(data)
+            self._published.pop(f"{DATA_ROOT}/{name}", None)
+            self._server.put(BUCKET, f"train/{name}", data)
+
+    def _read(self, chance: random.Random, dead: threading.Event) -> None:
+        """Read objects, the new ones first, until the daemon is dead; by their files, and where there is none by a demand."""
+        uris = list(self._bytes)
+        order = [*uris[-2 * NEW_ITEMS :], *chance.choices(uris, k=10_000)]
+        with closing(DaemonClient(self._cache_dir)) as client, contextlib.suppress(DaemonUnavailableError):
+            for uri in order:
+                if dead.is_set():
+                    return
+                if not self._check(uri):
+                    (error,) = client.fetch([uri])
+                    self._tally.failed_reads += bool(error)
+                    self._check(uri)
+
+    def _check(self, uri: str) -> bool:
+        """Whether the object's file is here and whole; counts it where its bytes are wrong."""
+        data = read_checked(self._cache_dir / "objects", path_of_uri(uri))
+        self._tally.wrong_bytes += data is not None and data not in self._bytes[uri]
+        return data is not None
+
+    def _look_at_what_is_left(self) -> None:
+        """Every file is whole, and what was published before the last start has not been downloaded since."""
+        media = self._server.counts.media
+        self._tally.lost_objects += sum(media[uri.removeprefix("gs://")] > gets for uri, gets in self._published.items())
+        for uri in self._bytes:
+            if (self._cache_dir / "objects" / path_of_uri(uri)).exists():
+                if uri not in self._published:
+                    self._tally.wrong_bytes += not self._check(uri)
+                if len(self._bytes[uri]) == 1:  # the others are asked for again, in their new generation
+                    self._published[uri] = media[uri.removeprefix("gs://")]
+
+
+PARTS = (("images", "jpg"), ("labels", "png"))
+
+
+async def _kill(times: int, nursery: subprocess.Popen[str], cache_dir: Path, tally: Tally) -> None:
+    with serving(latency_s=0.003, latency_sigma=1.0) as server:
+        rounds = Rounds(server, nursery, cache_dir, tally)
+        for _ in range(times):
+            rounds.kill_one()
+        await check_left_behind(make_settings(cache_dir, server.url))
+    assert (tally.tried, tally.wrong_bytes, tally.lost_objects, tally.failed_reads) == (times, 0, 0, 0)
+
+
+async def test_a_daemon_killed_at_any_moment_loses_nothing(nursery: subprocess.Popen[str], tmp_path: Path) -> None:
+    await _kill(3, nursery, tmp_path / "cache", Tally("kills"))
+
+
+@pytest.mark.torture
+async def test_a_daemon_killed_200_times_loses_nothing(nursery: subprocess.Popen[str], tmp_path: Path, tally: Tally) -> None:
+    await _kill(200, nursery, tmp_path / "cache", tally)

@@ -1,0 +1,211 @@
+"""Faults of listings, met by a real daemon while it relists and at its start: what was listed last stays in force."""
+
+import asyncio
+import base64
+import json
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from gcs_prefetchd.service.daemon import Service
+from gcs_prefetchd.shared.checksums import crc32c_of
+from gcs_prefetchd.shared.errors import PrefetchdError
+from gcs_prefetchd.testing import Close, Cut, Fault, GCSServer, HtmlPage, Kind, Reset, ServingGCS, Stall, Status, serving
+from support.daemons import BUCKET, DATA_ROOT, make_settings, put_items, running
+from support.faults import DATA, Daemon, faulted_daemon, promises
+
+GOOD = f"gs://{BUCKET}/train/good"
+GENERATION = 7
+MIB = 1 << 20
+
+
+def page(*names: str, token: str = "", **changes: object) -> Status:
+    """A page of a listing, its entries changed; None takes a field away.
+
+    Unchanged they are what is stored: a listing of which the last pages come when the faults have ended is a good one.
+    """
+    crc32c = base64.b64encode(crc32c_of(DATA).to_bytes(4)).decode()
+    entry = {"generation": str(GENERATION), "size": str(len(DATA)), "crc32c": crc32c} | changes
+    items = [{"name": name} | {key: value for key, value in entry.items() if value is not None} for name in names]
+    return json_answer(json.dumps({"items": items} | ({"nextPageToken": token} if token else {})))
+
+
+def json_answer(body: str, content_type: str = "application/json") -> Status:
+    return Status(200, body=body, content_type=content_type)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A fault that every listing meets, and what the daemon says of it."""
+
+    fault: Fault
+    says: str
+
+
+# The page that is asked for when the faults end is refused.
+REFUSED = "GCS says 400 .Invalid value for: pageToken"
+
+CASES = {
+    "a page names an object twice": Case(page("train/images/1.jpg", "train/images/1.jpg"), "names of a page are not in order"),
+    "pages lead back": Case(page("train/images/1.jpg", token="again"), f"goes back to 'train/images/1.jpg'|{REFUSED}"),
+    "empty pages go on for ever": Case(page(token="again"), f"its pages go on without a name|{REFUSED}"),
+    "nothing is listed": Case(json_answer("{}"), "no item has all of images"),
+    "one part of all items is gone": Case(page("train/images/1.jpg"), "no item has all of images"),
+    "access is denied": Case(Status(403), r"GCS says 403"),
+    "the bucket is gone": Case(Status(404), r"GCS says 404"),
+    "an entry has no size": Case(page("train/images/1.jpg", size=None), "lacks name, generation or size"),
+    "an entry has no generation": Case(page("train/images/1.jpg", generation=None), "lacks name, generation or size"),
+    "the JSON is truncated": Case(json_answer('{"items": [{"name": "train/im'), "the page is not JSON"),
+    "the JSON is nested without end": Case(json_answer("[" * 200_000), "the page is not JSON"),
+    "the charset is none": Case(json_answer('{"items": 5}', "application/json; charset=hex"), "the page is no listing"),
+    "an error in a charset that is none": Case(
+        Status(503, body="{}", content_type="application/json; charset=hex"), "GCS says 503"
+    ),
+    "the connection is closed in the middle of a page": Case(Cut(60), "ClientPayloadError"),
+    "the end of a page is cut off unnoticed": Case(Cut(60, "close"), "the page is not JSON"),
+    "a login page comes": Case(HtmlPage(), "the page is not JSON"),
+    "the connection is reset": Case(Reset(), "ClientOSError|ServerDisconnected"),
+    "the connection is closed": Case(Close(), "ServerDisconnected"),
+    "no answer comes": Case(Stall(None), "no answer"),
+    "GCS is overloaded": Case(Status(503), "GCS says 503"),
+}
+ROOTS = {name: f"gs://bucket-{number}/train" for number, name in enumerate(CASES)}
+AT_THE_START = ("pages lead back", "nothing is listed", "access is denied", "the JSON is nested without end", "no answer comes")
+PARTS = ("images/1.jpg", "labels/1.png")
+IN_FORCE = "the last listing stays in force, tried again in 1 s"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServingGCS]:
+    """A server with a data root for each fault, so that all are met at the same time."""
+    with serving() as server:
+        put_items(server, 1)
+        for name in ("after all", "after a long error", "after a long page"):
+            server.put(BUCKET, f"train/good/{name}", DATA)
+        for root in ROOTS.values():
+            put_item(server, root, 1)
+        yield server
+
+
+def put_item(server: ServingGCS, root: str, number: int) -> None:
+    bucket = root.split("/")[2]
+    server.put(bucket, f"train/images/{number}.jpg", DATA, generation=GENERATION)
+    server.put(bucket, f"train/labels/{number}.png", DATA, generation=GENERATION)
+
+
+@pytest.fixture(scope="module")
+def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon that lists every second, gives a page up after one, has everything in its cache, and has met every fault."""
+    extra = [argument for root in ROOTS.values() for argument in ("--data-root", root)]
+    extra += ["--set", "relist_s=1", "--set", "deadline_s=1"]
+    with faulted_daemon(tmp_path_factory.mktemp("listing") / "cache", server.url, extra) as daemon:
+        assert set(daemon.client.fetch([f"{root}/{part}" for root in ROOTS.values() for part in PARTS])) == {""}
+        listed = [daemon.client.manifest(root) for root in ROOTS.values()]
+        with promises(daemon, f"{GOOD}/after all", DATA):
+            for name, root in ROOTS.items():
+                server.faults.add(CASES[name].fault, root.split("/")[2], kind=Kind.LIST)
+            for root in ROOTS.values():
+                daemon.wait_for_line(f"WARNING .*{root}[/:].*{IN_FORCE}")
+            assert [daemon.client.manifest(root) for root in ROOTS.values()] == listed
+            server.faults.clear()
+            server.release()
+        yield daemon
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_listing_that_fails_leaves_the_last_one_in_force_and_drops_nothing(daemon: Daemon, name: str) -> None:
+    root = ROOTS[name]
+    assert [daemon.cached(f"{root}/{part}") for part in PARTS] == [DATA, DATA]
+    lines = [line for line in daemon.lines() if re.search(f" (WARNING|ERROR) .*{root}[/:]", line)]
+    assert lines
+    assert [line for line in lines if not re.search(f"({CASES[name].says}).*{IN_FORCE}", line)] == []
+    times = [datetime.fromisoformat(line[:23].replace(",", ".")) for line in lines]
+    assert all((later - sooner).total_seconds() > 0.9 for sooner, later in pairwise(times))  # one line for each listing
+
+
+def test_after_a_listing_that_failed_the_next_good_one_is_taken(daemon: Daemon, server: ServingGCS) -> None:
+    for root in ROOTS.values():
+        put_item(server, root, 2)
+    for root in ROOTS.values():
+        daemon.wait_for_line(f"INFO {root}: 2 items")
+
+
+class Logged(logging.Handler):
+    """Tells when a line comes."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self.lines: asyncio.Queue[str] = asyncio.Queue()
+        self._part = part
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._part in record.getMessage():
+            self.lines.put_nowait(f"{record.levelname} {record.getMessage()}")
+
+
+@pytest.fixture
+def kept() -> Iterator[asyncio.Queue[str]]:
+    """What is logged of listings that stay in force."""
+    handler = Logged("stays in force")
+    logging.getLogger("gcs_prefetchd").addHandler(handler)
+    yield handler.lines
+    logging.getLogger("gcs_prefetchd").removeHandler(handler)
+
+
+@pytest.mark.parametrize("name", AT_THE_START)
+async def test_a_first_start_that_cannot_list_says_why_and_a_later_one_serves_what_was_listed_before(
+    name: str, gcs: GCSServer, tmp_path: Path, kept: asyncio.Queue[str]
+) -> None:
+    put_items(gcs, 1)
+    settings = make_settings(tmp_path / "cache", gcs.url, deadline_s=0.3)
+    gcs.faults.add(CASES[name].fault, kind=Kind.LIST)
+    with pytest.raises(PrefetchdError, match=f"{DATA_ROOT}[/:].*{CASES[name].says}"):
+        async with running(settings):
+            pass
+    gcs.faults.clear()
+    async with running(settings) as service:
+        await service.prefetcher.settled()
+        listed = digest_in_force(service)
+    gcs.faults.add(CASES[name].fault, kind=Kind.LIST)
+    async with running(settings) as service:
+        async with asyncio.timeout(20):
+            assert (await kept.get()).startswith("WARNING")
+        assert digest_in_force(service) == listed
+        assert len(service.cache) == 2
+    assert kept.empty()
+
+
+def digest_in_force(service: Service) -> str:
+    manifest = service.registry.manifest(DATA_ROOT)
+    assert manifest is not None
+    return manifest.digest
+
+
+@pytest.mark.parametrize(
+    ("fault", "what"),
+    [(Status(503, body="x" * (30 * MIB)), "error"), (json_answer('{"items": [' + " " * (30 * MIB) + "]}"), "page")],
+    ids=["error", "page"],
+)
+def test_an_answer_of_many_megabytes_takes_next_to_no_memory(
+    server: ServingGCS, tmp_path: Path, fault: Status, what: str
+) -> None:
+    with faulted_daemon(tmp_path / "cache", server.url, ["--set", "relist_s=1", "--set", "deadline_s=2"]) as daemon:
+        before_bytes = most_memory_bytes(daemon)
+        with promises(daemon, f"{GOOD}/after a long {what}", DATA):
+            server.faults.add(fault, BUCKET, kind=Kind.LIST)
+            daemon.wait_for_line(IN_FORCE)
+            server.faults.clear()
+        assert most_memory_bytes(daemon) - before_bytes < {"error": 10 * MIB, "page": 70 * MIB}[what]
+
+
+def most_memory_bytes(daemon: Daemon) -> int:
+    """The most that it ever held."""
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{daemon.pid}/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024

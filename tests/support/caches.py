@@ -1,0 +1,171 @@
+"""What the tests of the cache's modules share: objects put into a cache as the fetcher does, and small file systems."""
+
+import contextlib
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from gcs_prefetchd.cache.cache import Cache, Room
+from gcs_prefetchd.cache.directory import CacheDirectory
+from gcs_prefetchd.cache.object_writer import Download
+from gcs_prefetchd.fetch.adaptive_concurrency import Limit
+from gcs_prefetchd.fetch.download_slots import Slots
+from gcs_prefetchd.fetch.rate_limit import Governor
+from gcs_prefetchd.shared.checksums import ATTRIBUTE, Stamp, crc32c_of
+from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
+from gcs_prefetchd.shared.paths import cache_path
+
+TESTS = Path(__file__).parents[1]
+BUCKET = "pictures"
+LIMIT = 1_000_000
+
+
+def _may_mount() -> bool:
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        return False
+    trial = ["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"]
+    return subprocess.run(trial, capture_output=True, check=False).returncode == 0
+
+
+def _in_memory() -> str | None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        try:
+            os.setxattr(folder, ATTRIBUTE, b"")
+        except OSError:
+            return None
+    return "/dev/shm"
+
+
+# Where many cache directories are made: each begins with 256 folders, which takes some disks half a second.
+IN_MEMORY = _in_memory() if Path("/dev/shm").is_dir() else None
+
+needs_mount = pytest.mark.skipif(not _may_mount(), reason="needs to be root and to be allowed to mount")
+
+
+def content(seed: int, size_bytes: int) -> bytes:
+    """Bytes of which no two objects have the same."""
+    return random.Random(seed).randbytes(size_bytes)
+
+
+def version_of(name: str, data: bytes, generation: int = 1) -> ObjectVersion:
+    """The version of an object with these bytes."""
+    return ObjectVersion(ObjectName(BUCKET, name), generation, len(data), crc32c_of(data))
+
+
+def stamp_of(data: bytes, generation: int = 1) -> Stamp:
+    """The stamp of an object with these bytes."""
+    return Stamp(generation, len(data), crc32c_of(data))
+
+
+def path_of(name: str) -> str:
+    """Where an object lies in the cache."""
+    return cache_path(BUCKET, name)
+
+
+async def put(cache: Cache, name: str, data: bytes, generation: int = 1, room: Room | None = None) -> str:
+    """Publish an object, without a GCS to fetch it from; returns its path in the cache."""
+    version = version_of(name, data, generation)
+    async with Download(cache, version.name, room) as download:
+        await download.begin(version)
+        for start in range(0, len(data), 65_536):
+            await download.write(data[start : start + 65_536])
+        await download.publish(version)
+    return path_of(name)
+
+
+def slots_of(count: int) -> Slots:
+    """So many slots, whatever happens."""
+    return Slots(Limit(count, count), Governor())
+
+
+def keeping(cache: Cache, *kept: str) -> Room:
+    """Room from everything but these paths, least recently used first."""
+
+    def room(short_bytes: int) -> list[str] | None:
+        victims = []
+        for path in chain.from_iterable(cache.pages()):
+            if short_bytes > 0 and path not in kept:
+                victims.append(path)
+                short_bytes -= cache.size_of(path)
+        return victims if short_bytes <= 0 else None
+
+    return room
+
+
+def file_of(cache: Cache, path: str) -> Path:
+    """The file at a path of the cache."""
+    return cache.directory.objects / path
+
+
+@asynccontextmanager
+async def opened(path: Path, limit_bytes: int = LIMIT, min_free_bytes: int = 0) -> AsyncIterator[Cache]:
+    """A cache in this directory, which is not checked at its end."""
+    directory = CacheDirectory(path)
+    directory.claim()
+    try:
+        cache = Cache(directory, limit_bytes, min_free_bytes)
+        await cache.open()
+        try:
+            await cache.whole()
+            yield cache
+        finally:
+            await cache.close()
+    finally:
+        directory.close()
+
+
+@contextmanager
+def rows(directory: Path) -> Iterator[sqlite3.Connection]:
+    """The index's database, as another program may open it."""
+    with contextlib.closing(sqlite3.connect(directory / "index/cache.db", isolation_level=None)) as connection:
+        yield connection
+
+
+@contextmanager
+def mounted(point: Path, kind: str, options: str) -> Iterator[Path]:
+    """A file system of its own at `point`."""
+    point.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", kind, "-o", options, "none", point], check=True)
+    try:
+        yield point
+    finally:
+        subprocess.run(["umount", "-l", point], check=True)
+
+
+def index_elsewhere(directory: Path, folder: Path) -> None:
+    """Have the index of a cache directory that does not exist yet in another folder, so that it takes no room there."""
+    folder.mkdir()
+    directory.mkdir(exist_ok=True)
+    (directory / "CACHEDIR.TAG").touch()
+    (directory / "index").symlink_to(folder)
+
+
+def run_script(script: str, *arguments: object, prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """Run a few lines of Python in a process of their own."""
+    return subprocess.run(
+        [*prefix, sys.executable, "-W", "error", "-c", script, *map(str, arguments)],
+        cwd=TESTS,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def open_descriptors() -> set[str]:
+    """What this process has open: the targets of its descriptors, each with its number."""
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.add(f"{entry.name} {entry.readlink()}")
+    return {one for one in found if not one.endswith("/fd")}

@@ -1,0 +1,562 @@
+"""What holds for the project as a whole: the layers, the rules of its modules, its errors, and documents that say what is so.
+
+`docs/` is a contract: whatever users can set, ask for or read is named there, and whatever is named there exists.
+"""
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import typer
+from aiohttp import web
+from prometheus_client.parser import text_string_to_metric_families
+
+from gcs_prefetchd import __version__, testing
+from gcs_prefetchd.cache.directory import MARKER, CacheDirectory
+from gcs_prefetchd.cli import app
+from gcs_prefetchd.fetch.adaptive_concurrency import WHYS
+from gcs_prefetchd.planning.reader import WAITS
+from gcs_prefetchd.planning.registry import LARGEST_SPARE, LONGEST_WINDOW, SPARE_ITEMS
+from gcs_prefetchd.server.control_api import Control, control_app
+from gcs_prefetchd.server.runtime_settings import CHANGEABLE
+from gcs_prefetchd.server.statistics import METRICS
+from gcs_prefetchd.server.stats_http import statistics_app
+from gcs_prefetchd.service.daemon import Service
+from gcs_prefetchd.settings import ENVIRONMENT_PREFIX, Settings, load_settings
+from gcs_prefetchd.shared import errors, messages
+from gcs_prefetchd.shared.checksums import ATTRIBUTE, NAME_ATTRIBUTE, read_stamp, write_stamp
+from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.manifest import Manifest, build_manifest
+from gcs_prefetchd.shared.objects import DataRoot, ObjectVersion, parse_object_uri
+from gcs_prefetchd.shared.paths import cache_path
+from gcs_prefetchd.testing.control import CONTROL_PATHS
+from support.daemons import DATA_ROOT, make_settings
+
+ROOT = Path(__file__).parents[2]
+DAEMON, DATASET, TESTS, DOCS = ROOT / "daemon", ROOT / "dataset", ROOT / "tests", ROOT / "docs"
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
+SOURCES = [*sorted(DAEMON.rglob("*.py")), *sorted(DATASET.rglob("*.py"))]
+
+# What each package of the daemon imports beside itself. `docs/architecture.md` shows the same table.
+PACKAGES: Mapping[str, set[str]] = {
+    "shared": set(),
+    "gcs": {"shared"},
+    "cache": {"shared"},
+    "planning": {"shared"},
+    "fetch": {"shared", "gcs", "cache", "planning"},
+    "settings": {"shared"},
+    "server": {"shared", "gcs", "cache", "planning", "fetch", "settings"},
+    "service": {"shared", "gcs", "cache", "planning", "fetch", "settings", "server"},
+    "cli": {"shared", "settings", "server", "service"},
+    "__main__": {"cli"},
+    "testing": {"shared"},
+}
+ASYNC_READER = "gcs_dataset.async_download"  # loads aiohttp, so nothing may import it before it is needed
+FOR_THE_ASYNC_READER = {"gcs_prefetchd.gcs.client", "gcs_prefetchd.gcs.credentials"}
+
+MODULE_LINES, FUNCTION_LINES = 400, 40
+
+
+# --- Layers
+
+
+def module_of(path: Path) -> str:
+    """The module that a source file is."""
+    parts = path.relative_to(DAEMON if path.is_relative_to(DAEMON) else DATASET).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def imports(path: Path, package: str, *, at_the_top: bool = False) -> set[str]:
+    """The modules of `package` that a file imports, anywhere in it or in its own body alone."""
+    tree = tree_of(path)
+    found: set[str] = set()
+    for node in tree.body if at_the_top else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno}: a relative import"
+            within = {f"{node.module}.{alias.name}" for alias in node.names} & set(MODULES)
+            found |= within or {str(node.module)}
+    return {name for name in found if name == package or name.startswith(f"{package}.")}
+
+
+MODULES = {module_of(path): path for path in SOURCES}
+
+
+def package_of(module: str) -> str:
+    """The package of the daemon that holds a module, or the module beside the packages."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def is_testing(module: str) -> bool:
+    return package_of(module) == "testing"
+
+
+DAEMON_MODULES = [module for module in MODULES if module.startswith("gcs_prefetchd.")]
+
+
+def test_every_package_is_in_the_table() -> None:
+    assert set(PACKAGES) == {package_of(module) for module in DAEMON_MODULES}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_imports_only_what_the_table_says(package: str) -> None:
+    allowed = PACKAGES[package] | {package, ""}
+    ours = [module for module in DAEMON_MODULES if package_of(module) == package]
+    imported = {module: imports(MODULES[module], "gcs_prefetchd") for module in ours}
+    assert {m: wrong for m, names in imported.items() if (wrong := {n for n in names if package_of(n) not in allowed})} == {}
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {module: imports(path, module.partition(".")[0]) & set(MODULES) - {module} for module, path in MODULES.items()}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+def test_the_packages_themselves_load_nothing() -> None:
+    """So that a training worker, which imports `gcs_prefetchd.shared`, loads no aiohttp."""
+    inits = [DAEMON / "gcs_prefetchd" / package / "__init__.py" for package in PACKAGES if package != "testing"]
+    assert [str(path) for path in inits if path.exists() and path.read_text()] == []
+
+
+def test_the_testing_server_needs_next_to_nothing() -> None:
+    for module in filter(is_testing, DAEMON_MODULES):
+        others = {name for name in imports(MODULES[module], "gcs_prefetchd") if not is_testing(name)}
+        assert others <= {"gcs_prefetchd.shared.errors", "gcs_prefetchd.shared.malloc"}, module
+
+
+def test_the_daemon_knows_nothing_of_the_dataset_package() -> None:
+    assert [m for m, path in MODULES.items() if m.startswith("gcs_prefetchd") and imports(path, "gcs_dataset")] == []
+
+
+def test_the_dataset_package_imports_only_what_is_shared() -> None:
+    for module, path in MODULES.items():
+        if module.startswith("gcs_dataset"):
+            others = {name for name in imports(path, "gcs_prefetchd") if package_of(name) != "shared"}
+            assert others <= (FOR_THE_ASYNC_READER if module == ASYNC_READER else set()), module
+            assert ASYNC_READER not in imports(path, "gcs_dataset", at_the_top=True), module
+
+
+def test_importing_the_dataset_package_loads_nothing_of_the_daemon() -> None:
+    foreign = ["aiohttp", "diskcache", "watchdog", "pydantic"]
+    code = f"import sys, gcs_dataset; print([name for name in {foreign} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+
+
+# --- Modules, functions, errors
+
+
+def test_every_module_says_what_it_is_and_what_is_public() -> None:
+    def exports(tree: ast.Module) -> bool:
+        targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+        targets += [node.target for node in tree.body if isinstance(node, ast.AnnAssign)]
+        return any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets)
+
+    trees = {module: tree for module, path in MODULES.items() if (tree := tree_of(path)).body}
+    assert [module for module, tree in trees.items() if not ast.get_docstring(tree)] == []
+    assert [module for module, tree in trees.items() if not exports(tree)] == []
+
+
+def test_what_is_said_to_be_public_is_there() -> None:
+    for module in MODULES:
+        if not module.endswith("__main__") and MODULES[module].read_text():
+            loaded = importlib.import_module(module)
+            assert [name for name in loaded.__all__ if not hasattr(loaded, name)] == [], module
+
+
+def test_modules_are_short() -> None:
+    assert {m: n for m, path in MODULES.items() if (n := len(path.read_text().splitlines())) > MODULE_LINES} == {}
+
+
+def test_functions_are_short() -> None:
+    """Measured from the first statement to the last: a signature in which a command declares its flags is none of it."""
+    long = {}
+    for module, path in MODULES.items():
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.body[-1].end_lineno or 0) - node.body[0].lineno + 1
+                if lines > FUNCTION_LINES:
+                    long[f"{module}.{node.name}"] = lines
+    assert long == {}
+
+
+def test_nothing_is_left_to_do_in_a_comment() -> None:
+    mark = re.compile(r"\b(TO{}|FIX{}|X{})\b".format("DO", "ME", "XX"))  # in pieces, for this file is looked at too
+    files = [*SOURCES, *TESTS.rglob("*.py"), *(ROOT / "examples").glob("*.py"), *DOCUMENTS, *(ROOT / "systemd").iterdir()]
+    files += [ROOT / "Makefile", ROOT / "pyproject.toml"]
+    assert [str(path) for path in files if mark.search(path.read_text())] == []
+
+
+ERRORS = [one for _, one in inspect.getmembers(errors, inspect.isclass) if issubclass(one, Exception)]
+
+
+def test_every_error_is_public_and_of_one_tree() -> None:
+    assert sorted(error.__name__ for error in ERRORS) == sorted(errors.__all__)
+    assert all(issubclass(error, errors.PrefetchdError) for error in ERRORS)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_every_error_survives_being_made_anew_and_pickled(error: type[errors.PrefetchdError]) -> None:
+    text = "gs://b/images/7.jpg: 404"
+    raised = error(text)
+    for again in (type(raised)(str(raised)), pickle.loads(pickle.dumps(raised))):
+        assert (type(again), str(again), again.args) == (error, text, (text,))
+    assert not hasattr(raised, "message")  # torch would call such a class with another argument
+
+
+# --- Documents: reading them
+
+
+def text_of(document: str) -> str:
+    return (DOCS / document).read_text()
+
+
+def section(document: str, heading: str) -> str:
+    """What stands below a heading, up to the next one of whatever level."""
+    _, found, rest = text_of(document).partition(f"\n{heading}\n")
+    assert found, f"{document}: no heading {heading!r}"
+    return re.split(r"^#+ ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def table(text: str) -> list[list[str]]:
+    """The first table's rows without its heading, as lists of cells."""
+    lines = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert lines, "no table"
+    return [[cell.strip() for cell in line[1:-1].split("|")] for line in lines[0].splitlines()[2:]]
+
+
+def code(cell: str) -> str:
+    """What stands between the cell's first two backticks."""
+    return cell.split("`")[1]
+
+
+def code_of(document: Path) -> str:
+    """Every block and span of code, a line each at least."""
+    text = document.read_text()
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+    return "\n".join([*blocks, *spans]).replace("\\\n", " ")
+
+
+# --- docs/configuration.md
+
+
+def test_every_setting_is_documented_and_no_other() -> None:
+    assert [code(row[0]) for row in table(section("configuration.md", "## Settings"))] == list(Settings.model_fields)
+
+
+def test_documented_defaults_are_those_in_force() -> None:
+    required = {"data_roots": ["gs://bucket"], "cache_dir": "/c", "cache_size": "1GB"}
+    defaults = load_settings(required, None, {})
+    for row in table(section("configuration.md", "## Settings")):
+        name, default = code(row[0]), row[2]
+        field = Settings.model_fields[name]
+        if default == "required":
+            assert field.is_required(), name
+        elif default == "none":
+            assert field.default is None, name
+        else:
+            assert getattr(load_settings(required | {name: code(default)}, None, {}), name) == getattr(defaults, name), name
+
+
+def test_documented_flags_exist_and_no_flag_is_undocumented() -> None:
+    documented = {code(row[3]) for row in table(section("configuration.md", "## Settings"))}
+    others = table(section("configuration.md", "## Flags of `start` that are no settings"))
+    documented |= {code(row[0]).split(" ")[0] for row in others}
+    assert documented == flags_of("start") - {"--help"}
+
+
+def test_the_example_file_is_a_configuration(tmp_path: Path) -> None:
+    example = re.search(r"```toml\n(.*?)```", section("configuration.md", "## An example file"), re.DOTALL)
+    assert example
+    (tmp_path / "config.toml").write_text(example[1])
+    assert load_settings({}, tmp_path / "config.toml", {}).data_roots == ["gs://my-bucket/my-dataset"]
+
+
+def test_environment_variables_in_documents_are_settings() -> None:
+    names = {f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in Settings.model_fields} | {f"{ENVIRONMENT_PREFIX}CONFIG"}
+    for document in DOCUMENTS:
+        assert set(re.findall(rf"\b{ENVIRONMENT_PREFIX}[A-Z_]+\b", document.read_text())) <= names, document
+
+
+# --- docs/http-api.md
+
+
+@pytest.fixture
+def manifest() -> Manifest:
+    """A manifest of one item."""
+    root = DataRoot.parse(DATA_ROOT)
+    names = [parse_object_uri(f"{root.uri}/{name}") for name in ("images/7.jpg", "labels/7.png")]
+    return build_manifest(root, Layout(), [ObjectVersion(name, 1, 1, 1) for name in names])
+
+
+@pytest.fixture
+def service(tmp_path: Path, manifest: Manifest) -> Service:
+    """A daemon that was not started, with one stream, one failure in its counts and every limit."""
+    built = Service(make_settings(tmp_path / "cache", "http://127.0.0.1:1", max_bytes_per_s="1GB"), lambda: None)
+    built.registry.set_manifest(built.registry.number(manifest))
+    for data_root, number in built.registry.take_due():
+        built.registry.begin_seeded(built.registry.prepare_seeded(data_root, number))
+    built.origin.traffic.errors["503"] += 1
+    return built
+
+
+def control_of(service: Service) -> Control:
+    parts = (service.cache, service.registry, service.prefetcher, service.statistics, service.tuning)
+    return Control(1, service.instance_id, service.settings.roots, *parts, service.listings.recall, lambda: None)
+
+
+def endpoints(application: web.Application) -> set[str]:
+    routes = application.router.routes()
+    return {f"{route.method} {route.resource.canonical}" for route in routes if route.resource and route.method != "HEAD"}
+
+
+def test_every_endpoint_is_documented_and_no_other(service: Service) -> None:
+    over_tcp = {code(row[0]) for row in table(section("http-api.md", "## Over TCP"))}
+    assert over_tcp == endpoints(statistics_app(service.statistics, lambda: True))
+    on_the_socket = {code(row[0]) for row in table(section("http-api.md", "## On the Unix socket"))}
+    assert on_the_socket == endpoints(control_app(control_of(service)))
+
+
+def fields(value: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The names of every number and list in a snapshot, as the document writes them; counts by kind or by why are one."""
+    for name, inner in value.items():
+        if isinstance(inner, Mapping) and name not in ("errors", "waits"):
+            yield from fields(inner, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+        if isinstance(inner, list):
+            yield from fields(inner[0], f"{prefix}{name}[].")
+
+
+async def test_every_field_of_the_statistics_is_documented_and_no_other(service: Service) -> None:
+    documented = [code(row[0]) for row in table(section("http-api.md", "### /stats"))]
+    assert documented == list(fields(service.statistics.snapshot()))
+
+
+def test_every_field_of_the_statistics_has_a_unit() -> None:
+    assert [row for row in table(section("http-api.md", "### /stats")) if not row[1] or not row[2]] == []
+
+
+async def test_every_metric_is_documented_and_no_other(service: Service) -> None:
+    served = {}
+    for family in text_string_to_metric_families(service.statistics.metrics().decode()):
+        for sample in family.samples:
+            served[sample.name] = (family.type, set(sample.labels))
+    documented = {}
+    for name, kind, labels, _ in table(section("http-api.md", "### /metrics")):
+        documented[code(name)] = (kind.split(",")[0], set(re.findall(r"`(\w+)`", labels)))
+    assert documented == served
+
+
+def test_documented_metrics_say_which_field_they_are() -> None:
+    for name, _, _, field in table(section("http-api.md", "### /metrics")):
+        part, key = METRICS[code(name).removesuffix("_total")][1]
+        assert code(field) == (f"streams[].{key}" if part == "streams" else f"{part}.{key}")
+
+
+def test_every_reason_of_a_limit_is_documented_and_no_other() -> None:
+    assert [code(row[0]) for row in table(section("http-api.md", "### Why the limit changed"))] == list(WHYS)
+
+
+def test_every_setting_that_can_be_changed_is_documented_and_no_other() -> None:
+    rows = table(section("http-api.md", "### Settings that can be changed"))
+    assert [code(row[0]) for row in rows] == list(CHANGEABLE)
+
+
+def test_every_reason_to_wait_is_documented_and_no_other() -> None:
+    assert [code(row[0]) for row in table(section("http-api.md", "### Why readers wait"))] == list(WAITS)
+
+
+def test_every_kind_of_error_is_documented() -> None:
+    source = "".join(path.read_text() for path in (DAEMON / "gcs_prefetchd").rglob("*.py"))
+    kinds = set(re.findall(r"UnfitAnswerError\(\s*\"(\w+)\"", source)) | {"connection", "timeout", "deadline"}
+    documented = [code(row[0]) for row in table(section("http-api.md", "### Kinds of errors"))]
+    assert {kind for kind in documented if not kind.isdigit()} == kinds
+
+
+def test_every_message_is_documented_with_its_fields_and_no_other() -> None:
+    text = section("http-api.md", "### Messages")
+    documented = {}
+    for name, rest in re.findall(r"^`(\w+)`\n\n((?:\|.*\n)+)", text, re.MULTILINE):
+        documented[name] = [code(row[0]) for row in table(rest)]
+    classes = {name: getattr(messages, name) for name in messages.__all__ if name[0].isupper() and name != "KINDS"}
+    assert documented == {name: [field.name for field in dataclasses.fields(one)] for name, one in classes.items()}
+
+
+# --- docs/cache-layout.md
+
+
+def test_documented_paths_are_those_of_the_mapping() -> None:
+    rows = table(section("cache-layout.md", "## Names and paths"))
+    for shown, path in rows:
+        repeated = re.fullmatch(r"`(gs://\w+/)` and (\d+) times `(\w)`", shown)
+        uri = repeated[1] + int(repeated[2]) * repeated[3] if repeated else code(shown)
+        name = parse_object_uri(uri)
+        assert cache_path(name.bucket, name.name) == code(path)
+    assert len(rows) > 10
+
+
+def test_everything_in_the_cache_directory_is_documented(directory: CacheDirectory, service: Service) -> None:
+    tree = section("cache-layout.md", "## The tree")
+    present = {path.name for path in directory.path.iterdir()} | {directory.daemon_file.name, directory.socket.name}
+    assert [name for name in sorted(present | {"daemon.log"}) if f" {name}" not in tree] == []
+    assert MARKER.splitlines()[0] in tree
+    assert [code(row[0]) for row in table(tree[tree.index("| key") :])] == list(service._about(""))
+
+
+def test_documented_arrays_are_those_of_a_saved_manifest(tmp_path: Path, manifest: Manifest) -> None:
+    text = section("cache-layout.md", "## Manifests")
+    folder = manifest.save(tmp_path)
+    saved = {path.name: str(np.load(path).dtype) for path in folder.glob("*.npy")}
+    assert {code(row[0]): row[1] for row in table(text)} == saved
+    about = json.loads((folder / "manifest.json").read_text())
+    assert {path.name for path in folder.iterdir()} == {*saved, "manifest.json"}
+    assert [name for name in about if f"`{name}`" not in text] == []
+
+
+def test_the_documented_stamp_is_one(tmp_path: Path) -> None:
+    text = section("cache-layout.md", "## The stamp")
+    example = re.search(r"For example `([^`]+)` for `([^`]+)`", text)
+    assert example
+    value, path = example[1], example[2]
+    with (tmp_path / "file").open("wb") as file:
+        os.setxattr(file.fileno(), ATTRIBUTE, value.encode())
+        stamp = read_stamp(file.fileno(), path)
+        assert stamp is not None
+        assert read_stamp(file.fileno(), f"{path}x") is None
+        write_stamp(file.fileno(), stamp, path)
+        assert os.getxattr(file.fileno(), ATTRIBUTE).decode() == value
+    assert [row[0] for row in table(text)] == [str(word) for word in range(1, len(value.split(" ")) + 1)]
+    assert f"`{ATTRIBUTE}`" in text
+    assert f"`{NAME_ATTRIBUTE}`" in text_of("cache-layout.md")
+
+
+# --- docs/semantics.md
+
+
+def test_every_promise_names_its_tests_and_they_exist() -> None:
+    promised, unpromised, _ = text_of("semantics.md").partition("\n## What is not promised\n")
+    assert unpromised
+    promises = re.findall(r"^- .*(?:\n  .*)*", promised, re.MULTILINE)
+    named = [(promise, re.findall(r"`([\w/]*test_\w+\.py)::(test_\w+)`", promise)) for promise in promises]
+    assert len(promises) > 40
+    assert [promise for promise, tests in named if not tests] == []
+    there = {
+        (str(path.relative_to(TESTS)), node.name)
+        for path in TESTS.rglob("test_*.py")
+        for node in tree_of(path).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert {test for _, tests in named for test in tests} - there == set()
+
+
+# --- docs/planner.md
+
+
+def test_the_documented_bounds_of_a_window_are_those_in_force() -> None:
+    text = section("planner.md", "## How long the window is")
+    assert f"| spare | items | {SPARE_ITEMS}, " in text
+    assert f"no more than {LARGEST_SPARE:.0%} of what the cache holds".replace("%", " %") in text
+    assert f"{LONGEST_WINDOW:,} items at most" in text
+
+
+# --- docs/testing-server.md
+
+
+def test_everything_public_of_the_testing_server_is_documented() -> None:
+    text = text_of("testing-server.md")
+    assert [name for name in testing.__all__ if not re.search(rf"\b{name}\b", text)] == []
+    members = {name for one in (testing.GCSServer, testing.ServingGCS) for name in vars(one) if not name.startswith("_")}
+    assert [name for name in members - {"start", "stop"} if not re.search(rf"`{name}\b", text)] == []
+    faults = [code(row[0]).partition("(")[0] for row in table(section("testing-server.md", "## Faults"))]
+    assert sorted(faults) == sorted(fault.__name__ for fault in get_args(testing.Fault))
+    paths = [code(row[0]).split(" ")[1] for row in table(section("testing-server.md", "## Control from another process"))]
+    assert set(paths) == CONTROL_PATHS
+
+
+def test_the_testing_servers_options_are_documented() -> None:
+    command = [sys.executable, "-m", "gcs_prefetchd.testing", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    documented = {code(row[0]) for row in table(section("testing-server.md", "## As a process"))}
+    assert documented == set(re.findall(r"--[a-z-]+", shown)) - {"--help"}
+
+
+# --- All documents
+
+
+def commands() -> Mapping[str, Any]:
+    return typer.main.get_command(app).commands  # type: ignore[attr-defined,no-any-return]  # a group
+
+
+def flags_of(command: str) -> set[str]:
+    return {flag for parameter in commands()[command].params for flag in parameter.opts}
+
+
+def test_every_command_is_documented_and_documented_ones_exist_with_their_flags() -> None:
+    named: set[str] = set()
+    for document in DOCUMENTS:
+        lines = re.findall(
+            r"(?:^|\$ |sudo |/)gcs-prefetchd ([a-z]+)((?: +(?:--|#|\$|\[).*)?)$", code_of(document), re.MULTILINE
+        )
+        for command, rest in lines:
+            assert command in commands(), (document, command)
+            options = set(re.findall(r"(?<=\s)--[a-z-]+", rest.partition(" #")[0]))
+            assert options <= flags_of(command) | {"--help"}, (document, command)
+            named.add(command)
+    assert named >= {"start", "stop"}
+
+
+def test_make_targets_in_documents_exist() -> None:
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for document in DOCUMENTS:
+        named = re.findall(r"(?:^|&& |\$ |sudo )make((?: [a-z][a-z-]*)+)", code_of(document), re.MULTILINE)
+        assert {target for targets_ in named for target in targets_.split()} <= targets, document
+
+
+def anchors(text: str) -> set[str]:
+    """The fragments that GitHub makes of a document's headings."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" not in target:
+            path, _, fragment = target.partition("#")
+            linked = document.parent / path if path else document
+            assert linked.exists(), target
+            assert not fragment or fragment in anchors(linked.read_text()), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_python_in_documents_is_python_and_imports_what_exists(document: Path) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in ("gcs_prefetchd", "gcs_dataset"):
+                module = importlib.import_module(str(node.module))
+                assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    versions = re.findall(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert versions[0] == __version__
