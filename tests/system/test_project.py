@@ -452,20 +452,37 @@ def test_the_documented_stamp_is_one(tmp_path: Path) -> None:
 # --- docs/semantics.md
 
 
-def test_every_promise_names_its_tests_and_they_exist() -> None:
-    promised, unpromised, _ = text_of("semantics.md").partition("\n## What is not promised\n")
-    assert unpromised
-    promises = re.findall(r"^- .*(?:\n  .*)*", promised, re.MULTILINE)
-    named = [(promise, re.findall(r"`([\w/]*test_\w+\.py)::(test_\w+)`", promise)) for promise in promises]
-    assert len(promises) > 40
-    assert [promise for promise, tests in named if not tests] == []
-    there = {
-        (str(path.relative_to(TESTS)), node.name)
+def named_tests(text: str) -> list[str]:
+    """The tests that stand in comments such as `<!-- tests: cache/test_cache.py::test_... -->`, as `file::name`."""
+    comments = re.findall(r"<!-- tests:(.*?)-->", text, re.DOTALL)
+    names = [name for comment in comments for name in comment.split()]
+    assert [name for name in names if not re.fullmatch(r"[\w/]*test_\w+\.py::test_\w+", name)] == []
+    return names
+
+
+def existing_tests() -> set[str]:
+    return {
+        f"{path.relative_to(TESTS)}::{node.name}"
         for path in TESTS.rglob("test_*.py")
         for node in tree_of(path).body
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
-    assert {test for _, tests in named for test in tests} - there == set()
+
+
+def test_every_promise_names_its_tests_and_they_exist() -> None:
+    promised, unpromised, _ = text_of("semantics.md").partition("\n## What is not promised\n")
+    assert unpromised
+    promises = re.findall(r"^- .*(?:\n  .*)*", promised, re.MULTILINE)
+    assert len(promises) > 40
+    assert [promise for promise in promises if not named_tests(promise)] == []
+    named = named_tests(promised)
+    assert set(named) - existing_tests() == set()
+    assert sorted(named) == sorted(test for promise in promises for test in named_tests(promise))  # none stands elsewhere
+
+
+def test_no_sentence_of_the_documents_names_a_test() -> None:
+    for document in DOCUMENTS:
+        assert re.findall(r"::test_\w+", re.sub(r"<!--.*?-->", "", document.read_text(), flags=re.DOTALL)) == [], document
 
 
 # --- docs/planner.md
