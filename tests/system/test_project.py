@@ -480,6 +480,15 @@ def test_every_promise_names_its_tests_and_they_exist() -> None:
     assert sorted(named) == sorted(test for promise in promises for test in named_tests(promise))  # none stands elsewhere
 
 
+def test_every_symptom_has_a_cause_something_to_do_and_tests_that_exist() -> None:
+    entries = re.split(r"^### ", text_of("troubleshooting.md"), flags=re.MULTILINE)[1:]
+    assert len(entries) > 30
+    labels = {entry.partition("\n")[0]: re.findall(r"^- \*\*(.+?):\*\*", entry, re.MULTILINE) for entry in entries}
+    assert {symptom: found for symptom, found in labels.items() if found != ["Cause", "Effect", "What to do"]} == {}
+    assert [entry for entry in entries if not named_tests(entry)] == []
+    assert set(named_tests(text_of("troubleshooting.md"))) - existing_tests() == set()
+
+
 def test_no_sentence_of_the_documents_names_a_test() -> None:
     for document in DOCUMENTS:
         assert re.findall(r"::test_\w+", re.sub(r"<!--.*?-->", "", document.read_text(), flags=re.DOTALL)) == [], document
