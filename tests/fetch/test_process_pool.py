@@ -204,7 +204,7 @@ def test_what_a_killed_one_had_under_way_is_fetched_all_the_same(daemon: Daemon,
         wait_for(lambda: at_work(daemon) == 2, LONG_S)
         assert not set(fetchers(daemon)) & set(before)
     for pid in before:
-        assert "another begins in 1 s" in daemon.wait_for_line(f"ended with status -9 .pid {pid}")
+        assert "restarted in 1 s" in daemon.wait_for_line(f"stopped with status -9 .pid {pid}")
 
 
 def test_kills_at_any_moment_lose_nothing(daemon: Daemon, server: ServingGCS) -> None:
@@ -228,7 +228,7 @@ def test_one_that_hangs_is_killed_and_its_work_done(daemon: Daemon, server: Serv
             os.kill(pid, signal.SIGSTOP)
         wait_for(lambda: are_cached(daemon, objects), LONG_S)
     for pid in stopped:
-        daemon.wait_for_line(f"it hangs .pid {pid}")
+        daemon.wait_for_line(f"hangs .pid {pid}")
 
 
 def test_they_end_with_a_daemon_that_is_killed_and_the_next_one_starts_at_once(server: ServingGCS, tmp_path: Path) -> None:

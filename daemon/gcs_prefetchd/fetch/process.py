@@ -1,12 +1,12 @@
-"""A process that downloads for the daemon: `python -m gcs_prefetchd.fetch.process SOCKET LOCK DAEMON_PID`.
+"""A fetch process, which downloads for the daemon: `python -m gcs_prefetchd.fetch.process SOCKET LOCK DAEMON_PID`.
 
-It does what needs no knowledge of plans: GET, check, write, stamp, rename, for one object after another of those that it is
-told to fetch, many at a time. Small bodies are written by the thread that received them: they go to the disk while the
-processor's cache still holds them, and no reader waits for that thread. What is to be fetched, for which room, and what to
-do about what fails is the daemon's business.
+It does what needs no knowledge of plans, for many objects at a time: it sends a GET, checks the bytes, writes them, stamps
+the file and renames it. The thread that received a small body also writes it: the bytes go to the disk while the processor's
+cache still holds them, and no reader waits for that thread. The daemon decides what to fetch, reserves the space for it and
+handles what fails.
 
-It ends with the daemon: when its socket is closed, or at once where the daemon was killed. Until then it holds the cache
-directory's lock, too, so that no other daemon comes before its last file has.
+The process stops with the daemon: when its socket is closed, or at once if the daemon is killed. Until then it also holds the
+cache directory's lock, so that no other daemon starts before the last file was published.
 """
 
 import asyncio
@@ -21,7 +21,6 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import uvloop
 
@@ -29,7 +28,24 @@ from gcs_prefetchd.cache.batch_thread import Batches
 from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.cache.safe_folders import Folders
 from gcs_prefetchd.cache.temp_file import FileSink, UnfinishedFile
-from gcs_prefetchd.fetch.process_messages import CANCELLED, Wire
+from gcs_prefetchd.fetch.message_channel import MessageChannel
+from gcs_prefetchd.fetch.process_messages import (
+    AttemptEnded,
+    BytesWritten,
+    CancelDownload,
+    DownloadCancelled,
+    DownloadFailed,
+    DownloadPublished,
+    ErrorsCounted,
+    Message,
+    ProcessOptions,
+    ProcessReady,
+    StartDownload,
+    TokenGranted,
+    TokenRefused,
+    TokenRequest,
+    TokenUnavailable,
+)
 from gcs_prefetchd.gcs.counters import Traffic
 from gcs_prefetchd.gcs.download import Downloader, Sender
 from gcs_prefetchd.gcs.responses import UnfitAnswerError
@@ -41,73 +57,77 @@ from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 
 __all__: list[str] = []
 
-LARGE = 1 << 18  # bytes: what takes longer to write than others should wait
-TOKEN_FOR_S = 30.0  # then the daemon is asked again, which knows when a token is too old
-LOOK_AGAIN_S = 0.01  # at the folders of the cache, which somebody may have moved
+LARGE_OBJECT_BYTES = 1 << 18  # writing so many takes longer than other objects should wait
+TOKEN_LIFETIME_S = 30.0  # the daemon knows when a token is too old; after this long it is asked again
+FOLDER_CHECK_LIFETIME_S = 0.01  # then the folders of the cache are checked again: another program may have moved them
 _PR_SET_PDEATHSIG = 1
 
-_Message = tuple[str | int, ...]
+Send = Callable[[Message], None]
 
 
-class _Token:
+class _DaemonToken:
     """The daemon's access token."""
 
-    def __init__(self, send: Callable[..., None]) -> None:
+    def __init__(self, send: Send) -> None:
         self._send = send
-        self._value: str | None = None
+        self._token: str | None = None
         self._fresh_until_s = 0.0
-        self._coming: asyncio.Future[str] | None = None
+        self._requested: asyncio.Future[str] | None = None
 
     async def get(self) -> str:
-        """The token; raises UnfitAnswerError where the daemon gets none."""
+        """Return the token. Raises UnfitAnswerError if the daemon has none."""
         loop = asyncio.get_running_loop()
-        if self._value is not None and loop.time() < self._fresh_until_s:
-            return self._value
-        if self._coming is None:
-            self._coming = loop.create_future()
-            self._send("token?")
-        return await asyncio.shield(self._coming)
+        if self._token is not None and loop.time() < self._fresh_until_s:
+            return self._token
+        if self._requested is None:
+            self._requested = loop.create_future()
+            self._send(TokenRequest())
+        return await asyncio.shield(self._requested)
 
     def forget(self, refused: str) -> None:
-        """GCS refused this token."""
-        if self._value == refused:
-            self._value = None
-            self._send("forget", refused)
+        """Discard this token: GCS refused it."""
+        if self._token == refused:
+            self._token = None
+            self._send(TokenRefused(refused))
 
-    def take(self, value: str | None, reason: str, is_final: bool) -> None:
-        """What the daemon says to `token?`."""
-        coming, self._coming = self._coming, None
-        assert coming is not None
-        if value is None:
-            coming.set_exception(UnfitAnswerError("token", reason, final=CredentialsError if is_final else None))
-            coming.exception()  # who asked may have been cancelled meanwhile
+    def receive(self, response: TokenGranted | TokenUnavailable) -> None:
+        """Pass the daemon's response on to the downloads that wait for it."""
+        requested, self._requested = self._requested, None
+        assert requested is not None
+        if isinstance(response, TokenGranted):
+            self._token, self._fresh_until_s = response.token, asyncio.get_running_loop().time() + TOKEN_LIFETIME_S
+            requested.set_result(response.token)
         else:
-            self._value, self._fresh_until_s = value, asyncio.get_running_loop().time() + TOKEN_FOR_S
-            coming.set_result(value)
+            final = CredentialsError if response.is_final else None
+            requested.set_exception(UnfitAnswerError("token", response.reason, final=final))
+            requested.exception()  # the download that requested it may have been cancelled
 
 
-class _Account:
-    """Tells the daemon of the tries of one download."""
+class _AttemptReporter:
+    """Reports the attempts of one download to the daemon."""
 
-    def __init__(self, number: int, send: Callable[..., None]) -> None:
+    def __init__(self, number: int, send: Send) -> None:
         self._number = number
         self._send = send
         self._requests = 0
 
     def sent(self) -> None:
-        """A request goes out."""
+        """Count a request."""
         self._requests += 1
 
     def ended(self, outcome: Outcome) -> None:
-        """A try has ended."""
-        tried = (self._requests, outcome.seconds, outcome.received_bytes, outcome.is_refused, outcome.is_good)
-        self._requests = 0
-        self._send("tried", self._number, *tried)
+        """Report that an attempt has ended."""
+        requests, self._requests = self._requests, 0
+        self._send(
+            AttemptEnded(self._number, requests, outcome.seconds, outcome.received_bytes, outcome.is_refused, outcome.is_good)
+        )
 
 
 class _Turns:
-    """One after another, and in between the event loop sees what else has come: answers come many at a time, and writing all
-    of them first would hold up the requests that are next."""
+    """Lets one download at a time publish its file, with a turn of the event loop between two.
+
+    Responses arrive many at a time. Writing all of them first would delay the requests that are next.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -130,148 +150,157 @@ class _Turns:
 
 
 class _Sink(FileSink):
-    """Writes small bodies at once, while the processor's cache holds them, and large ones in the thread `files`, for meanwhile
-    answers would pile up in the kernel. Ends in `discard`, always."""
+    """Writes a small object at once, and a large one in the thread `file_thread`, so that responses do not pile up in the
+    kernel meanwhile. Must end in `discard`, also after `publish`."""
 
-    def __init__(self, file: UnfinishedFile, files: Batches, landed: Callable[[int], None]) -> None:
+    def __init__(self, file: UnfinishedFile, file_thread: Batches, report_written: Callable[[int], None]) -> None:
         super().__init__(file)
-        self._files = files
-        self._tell = landed
+        self._file_thread = file_thread
+        self._report_written = report_written
         self._is_large = False
 
     async def begin(self, version: ObjectVersion) -> None:
-        """An attempt starts at byte 0."""
-        self._is_large = version.size >= LARGE  # that of one generation, and so the same for each attempt
+        """Start an attempt at byte 0."""
+        self._is_large = version.size >= LARGE_OBJECT_BYTES  # all attempts are of one generation, and so of one size
         await super().begin(version)
 
     async def publish(self, stamp: Stamp) -> None:
-        """All has come."""
+        """Publish the file: all bytes were received and checked."""
         await self._finish(stamp)
 
     async def discard(self) -> None:
-        """Leave nothing of what was not published."""
-        with contextlib.suppress(OSError):  # it goes with the next that is discarded, or when the next daemon starts
+        """Remove what was not published."""
+        with contextlib.suppress(OSError):  # a later discard removes it, or the next daemon when it starts
             await self._make(self._file.discard)
 
     async def _make(self, call: Callable[[], None]) -> None:
         if self._is_large:
-            await asyncio.shield(self._files.do(call))
+            await asyncio.shield(self._file_thread.do(call))
         else:
             call()
 
     def _landed(self, size_bytes: int) -> None:
-        self._tell(size_bytes)
+        self._report_written(size_bytes)
 
 
 class _FetchProcess:
-    """What the process does, from the first message on; `ended` is set when the daemon has closed the socket."""
+    """Handles the daemon's messages. `disconnected` is set when the daemon has closed the socket."""
 
     def __init__(self, lock: int) -> None:
-        self.ended = asyncio.Event()
+        self.disconnected = asyncio.Event()
         self._lock = lock
-        self._wire = Wire(lambda kind, *rest: self._hear[kind](*rest), self.ended.set)
+        self._channel = MessageChannel(self._receive, self.disconnected.set)
         self._directory: CacheDirectory
         self._folders: Folders
-        self._looked_s = 0.0
-        self._token: _Token
+        self._folders_checked_s = 0.0
+        self._token: _DaemonToken
         self._traffic = Traffic()
         self._downloader: Downloader
         self._turns = _Turns()
-        self._files = Batches("files")
-        self._tasks: dict[int, asyncio.Task[_Message]] = {}
-        self._hear: dict[str, Callable[..., None]] = {
-            "begin": self._begin,
-            "fetch": self._fetch,
-            "cancel": self._cancel,
-            "token": self._take_token,
-        }
+        self._file_thread = Batches("files")
+        self._tasks: dict[int, asyncio.Task[Message]] = {}
 
-    async def listen(self, end: socket.socket) -> None:
-        """Work, as long as the daemon is there."""
-        await self._wire.connect(end)
-        await self.ended.wait()
+    async def serve(self, end: socket.socket) -> None:
+        """Work for as long as the daemon is connected."""
+        await self._channel.connect(end)
+        await self.disconnected.wait()
 
-    def _begin(self, cache_dir: str, root: str, is_anonymous: bool, options: dict[str, Any]) -> None:
-        self._directory = CacheDirectory.shared(Path(cache_dir), self._lock)
+    def _receive(self, message: Message) -> None:
+        match message:
+            case StartDownload():
+                self._start_download(message)
+            case CancelDownload():
+                self._cancel_download(message.number)
+            case TokenGranted() | TokenUnavailable():
+                self._token.receive(message)
+            case ProcessOptions():
+                self._configure(message)
+            case _:
+                raise TypeError(f"{message!r}: not a message for a fetch process")
+
+    def _configure(self, options: ProcessOptions) -> None:
+        self._directory = CacheDirectory.shared(Path(options.cache_dir), self._lock)
         self._folders = Folders(self._directory.objects, self._directory.check_ours)
-        self._token = _Token(self._wire.send)
-        self._downloader = Downloader(root, Sender(None if is_anonymous else self._token, self._traffic), **options)
-        self._wire.send("ready")
+        self._token = _DaemonToken(self._channel.send)
+        self._downloader = Downloader(
+            options.endpoint,
+            Sender(None if options.is_anonymous else self._token, self._traffic),
+            user_project=options.user_project,
+            connections=options.connections,
+            deadline_s=options.deadline_s,
+        )
+        self._channel.send(ProcessReady())
 
-    def _fetch(
-        self, number: int, temporary: str, path: str, bucket: str, name: str, generation: int, size: int, crc32c: int | None
-    ) -> None:
-        version = ObjectVersion(ObjectName(bucket, name), generation, size, crc32c)
-        task = self._tasks[number] = asyncio.create_task(self._bring(number, temporary, path, version))
-        task.add_done_callback(partial(self._ended, number))
+    def _start_download(self, message: StartDownload) -> None:
+        task = self._tasks[message.number] = asyncio.create_task(self._download(message))
+        task.add_done_callback(partial(self._report_end, message.number))
 
-    def _cancel(self, number: int) -> None:
-        if number in self._tasks:  # else its end is on its way
+    def _cancel_download(self, number: int) -> None:
+        if number in self._tasks:  # otherwise the message that reports its end is on its way
             self._tasks[number].cancel()
 
-    def _take_token(self, value: str | None, reason: str, is_final: bool) -> None:
-        self._token.take(value, reason, is_final)
-
-    async def _bring(self, number: int, temporary: str, path: str, version: ObjectVersion) -> _Message:
-        send = self._wire.send
-        account = _Account(number, send)
-        file = UnfinishedFile(self._directory, self._folders, temporary, version.name, path)
-        sink = _Sink(file, self._files, lambda size_bytes: send("landed", number, size_bytes))
-        outcome: _Message = ("failed", number, CANCELLED, "")
+    async def _download(self, message: StartDownload) -> Message:
+        """Download and publish one object; returns the message that reports how that ended."""
+        number, send = message.number, self._channel.send
+        name = ObjectName(message.bucket, message.name)
+        version = ObjectVersion(name, message.generation, message.size, message.crc32c)
+        file = UnfinishedFile(self._directory, self._folders, message.temporary_path, name, message.path)
+        sink = _Sink(file, self._file_thread, lambda written_bytes: send(BytesWritten(number, written_bytes)))
+        failure: Message = DownloadCancelled(number)
         try:
-            came = await self._downloader.download(version.name, version, sink, account)
-            assert came.crc32c is not None
+            received = await self._downloader.download(name, version, sink, _AttemptReporter(number, send))
+            assert received.crc32c is not None
             await self._turns.next()
-            self._look_again()
-            await sink.publish(Stamp(came.generation, came.size, came.crc32c))
+            self._check_folders_again()
+            await sink.publish(Stamp(received.generation, received.size, received.crc32c))
         except PrefetchdError as exc:
-            outcome = ("failed", number, type(exc).__name__, str(exc))
+            failure = DownloadFailed(number, type(exc).__name__, str(exc))
         except asyncio.CancelledError:
             pass  # it may have been published all the same
         await sink.discard()
-        return outcome if file.published is None else ("done", number, file.published.crc32c)
+        return failure if file.published is None else DownloadPublished(number, file.published.crc32c)
 
-    def _ended(self, number: int, task: asyncio.Task[_Message]) -> None:
+    def _report_end(self, number: int, task: asyncio.Task[Message]) -> None:
         del self._tasks[number]
         if self._traffic.errors:
-            self._wire.send("errors", dict(self._traffic.errors))
+            self._channel.send(ErrorsCounted(dict(self._traffic.errors)))
             self._traffic.errors.clear()
         if task.cancelled():
-            self._wire.send("failed", number, CANCELLED, "")
+            self._channel.send(DownloadCancelled(number))
         elif (error := task.exception()) is None:
-            self._wire.send(*task.result())
-        else:  # no error of GCS or the disk: the daemon had better begin another process
+            self._channel.send(task.result())
+        else:  # neither GCS nor the disk failed, but this program: the daemon should start another process
             traceback.print_exception(error)
             os._exit(1)
 
-    def _look_again(self) -> None:
+    def _check_folders_again(self) -> None:
         now_s = asyncio.get_running_loop().time()
-        if now_s - self._looked_s >= LOOK_AGAIN_S:
+        if now_s - self._folders_checked_s >= FOLDER_CHECK_LIFETIME_S:
             self._folders.forget()
-            self._looked_s = now_s
+            self._folders_checked_s = now_s
 
 
-def _end_with(daemon_pid: int) -> None:
-    """Be killed when the daemon is: what it does not know of must not come into its cache."""
+def _stop_with(daemon_pid: int) -> None:
+    """Have the kernel kill this process when the daemon is killed: no file may enter the cache of the next daemon unseen."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != daemon_pid:  # it was killed before this
+    if os.getppid() != daemon_pid:  # the daemon was killed before the call
         os._exit(1)
 
 
 def main() -> None:
-    """The process."""
+    """Run the process."""
     end, lock, daemon_pid = map(int, sys.argv[1:])
-    # The daemon ends us when it has ended its downloads; the terminal and systemd signal all processes.
+    # A terminal and systemd signal all processes. This one is stopped by the daemon, after its downloads.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _end_with(daemon_pid)
+    _stop_with(daemon_pid)
     keep_freed_memory()
 
-    async def work() -> None:
-        await _FetchProcess(lock).listen(socket.socket(fileno=end))
-        os._exit(0)  # nothing is left to tell anybody
+    async def serve() -> None:
+        await _FetchProcess(lock).serve(socket.socket(fileno=end))
+        os._exit(0)  # at once: nobody waits for a report any more
 
-    uvloop.run(work())
+    uvloop.run(serve())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from gcs_prefetchd.cache.cache import Cache, Room
 from gcs_prefetchd.cache.file_scan import find_each
 from gcs_prefetchd.cache.reservation import Place
 from gcs_prefetchd.cache.safe_folders import Folders
-from gcs_prefetchd.fetch.process_pool import FetchProcess, ProcessLostError
+from gcs_prefetchd.fetch.process_handle import FetchProcess, ProcessLostError
 from gcs_prefetchd.gcs.retry import Account
 from gcs_prefetchd.shared.checksums import Stamp
 from gcs_prefetchd.shared.objects import ObjectVersion
@@ -30,7 +30,7 @@ async def bring_by(process: FetchProcess, cache: Cache, version: ObjectVersion, 
     except BaseException:
         place.give_up()
         raise
-    number, ended = process.fetch(version, place, account)
+    number, ended = process.download(version, place, account)
     try:
         place.admit(await ended)
     except asyncio.CancelledError:

@@ -21,7 +21,8 @@ from gcs_prefetchd.cache.file_watcher import Watch
 from gcs_prefetchd.cache.page_cache import ReadAhead
 from gcs_prefetchd.fetch.fetcher import Fetcher
 from gcs_prefetchd.fetch.prefetcher import Prefetcher
-from gcs_prefetchd.fetch.process_pool import FetchProcesses, Work
+from gcs_prefetchd.fetch.process_messages import ProcessOptions
+from gcs_prefetchd.fetch.process_pool import FetchProcesses
 from gcs_prefetchd.gcs.client import Origin
 from gcs_prefetchd.gcs.credentials import Access
 from gcs_prefetchd.planning.registry import Registry
@@ -140,10 +141,15 @@ class Service:
         self._failed: BaseException | None = None
 
     def _fetch_processes(self) -> FetchProcesses:
-        options: dict[str, Any] = {"connections": 2 * MOST_CONCURRENCY, "deadline_s": self.settings.deadline_s}
-        options["user_project"] = self.settings.user_project
-        work = Work(self.directory, self.origin.root, options, self.origin.traffic, lambda: self.origin.token)
-        return FetchProcesses(self.settings.fetch_process_count, work)
+        options = ProcessOptions(
+            cache_dir=str(self.directory.path),
+            endpoint=self.origin.root,
+            is_anonymous=self.settings.anonymous,
+            user_project=self.settings.user_project,
+            connections=2 * MOST_CONCURRENCY,
+            deadline_s=self.settings.deadline_s,
+        )
+        return FetchProcesses(self.settings.fetch_process_count, options, self.directory, self.origin)
 
     @asynccontextmanager
     async def running(self, on_claimed: Callable[[], None] = lambda: None) -> AsyncIterator[Started]:

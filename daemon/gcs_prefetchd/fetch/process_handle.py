@@ -1,0 +1,263 @@
+"""The daemon's side of one fetch process: starts it, gives it downloads, and notices when it stops."""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+from gcs_prefetchd.cache.reservation import Place
+from gcs_prefetchd.fetch.message_channel import MessageChannel
+from gcs_prefetchd.fetch.process_messages import (
+    AttemptEnded,
+    BytesWritten,
+    CancelDownload,
+    DownloadCancelled,
+    DownloadFailed,
+    DownloadPublished,
+    ErrorsCounted,
+    Message,
+    ProcessOptions,
+    ProcessReady,
+    StartDownload,
+    TokenGranted,
+    TokenRefused,
+    TokenRequest,
+    TokenUnavailable,
+)
+from gcs_prefetchd.gcs.counters import Traffic
+from gcs_prefetchd.gcs.download import TokenSource
+from gcs_prefetchd.gcs.responses import UnfitAnswerError, brief
+from gcs_prefetchd.gcs.retry import Account, Outcome
+from gcs_prefetchd.shared import errors
+from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.objects import ObjectVersion
+
+__all__ = ["FetchProcess", "ProcessLostError"]
+
+PROGRAM = [sys.executable, "-P", "-m", "gcs_prefetchd.fetch.process"]  # -P: import nothing from the working directory
+
+
+class ProcessLostError(Exception):
+    """The fetch process has stopped. Only the disk shows what became of the download."""
+
+
+@dataclass(slots=True)
+class _Download:
+    """A download that the process was given. `result` is the published file's stamp, or the error."""
+
+    version: ObjectVersion
+    place: Place
+    account: Account
+    started_s: float
+    result: asyncio.Future[Stamp]
+
+
+class FetchProcess:
+    """One process. The owner calls `start`, then `connect`, and `close` at last.
+
+    `ready` is done when the process accepts downloads, and cancelled if it stops before. `stopped` is its exit status.
+    """
+
+    def __init__(self, options: ProcessOptions, lock: int, token: TokenSource | None, traffic: Traffic) -> None:
+        loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[None] = loop.create_future()
+        self.stopped: asyncio.Future[int] = loop.create_future()
+        self._options = options
+        self._lock = lock
+        self._token = token
+        self._traffic = traffic
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket
+        self._channel = MessageChannel(self._receive, self.kill)
+        self._numbers = itertools.count()
+        self._downloads: dict[int, _Download] = {}
+        self._token_requests: set[asyncio.Task[None]] = set()
+
+    @property
+    def pid(self) -> int:
+        """The process id, once it has started."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the process accepts downloads."""
+        return self.ready.done() and not self.ready.cancelled() and not self.stopped.done()
+
+    @property
+    def active_downloads(self) -> int:
+        """How many downloads the process has not finished."""
+        return len(self._downloads)
+
+    @property
+    def longest_download_s(self) -> float:
+        """The age of the oldest download that the process has not finished; 0 if it has none."""
+        oldest = next(iter(self._downloads.values()), None)
+        return 0.0 if oldest is None else time.monotonic() - oldest.started_s
+
+    def start(self) -> None:
+        """Start the process. Raises OSError if the system cannot."""
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            try:
+                # Not by asyncio, which may use any thread: the process is to be killed when the thread that started it ends.
+                self._process = subprocess.Popen(  # noqa: S603  # our own program
+                    [*PROGRAM, str(theirs.fileno()), str(self._lock), str(os.getpid())],
+                    pass_fds=(theirs.fileno(), self._lock),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    process_group=0,  # a terminal's Ctrl-C is for the daemon
+                )
+                self._watch_exit()
+            except BaseException:
+                self._socket.close()
+                raise
+
+    def _watch_exit(self) -> None:
+        try:
+            pidfd = os.pidfd_open(self.pid)
+            try:
+                asyncio.get_running_loop().add_reader(pidfd, self._reap, pidfd)
+            except BaseException:
+                os.close(pidfd)
+                raise
+        except BaseException:
+            assert self._process is not None
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+            raise
+
+    async def connect(self) -> None:
+        """Send the options; the process reports later that it is ready."""
+        await self._channel.connect(self._socket)
+        self._channel.send(self._options)
+
+    def kill(self) -> None:
+        """Kill the process, if it is running."""
+        if self._process is not None and not self.stopped.done():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    async def close(self) -> None:
+        """Stop the process. It must have no download."""
+        self.kill()
+        await asyncio.wait([self.stopped])
+
+    def download(self, version: ObjectVersion, place: Place, account: Account) -> tuple[int, asyncio.Future[Stamp]]:
+        """Start to download an object to its place; returns the number of the download and its result.
+
+        The result is the published file's stamp, the error that `Downloader.download` or the disk raises, or
+        ProcessLostError.
+        """
+        number = next(self._numbers)
+        result: asyncio.Future[Stamp] = asyncio.get_running_loop().create_future()
+        if self.stopped.done():  # after the caller chose it: nothing would report the end of this download
+            result.set_exception(ProcessLostError())
+            return number, result
+        self._downloads[number] = _Download(version, place, account, time.monotonic(), result)
+        self._traffic.in_flight += 1
+        name = version.name
+        self._channel.send(
+            StartDownload(
+                number, place.temporary, place.path, name.bucket, name.name, version.generation, version.size, version.crc32c
+            )
+        )
+        return number, result
+
+    def cancel(self, number: int) -> asyncio.Future[Stamp]:
+        """Cancel a download whose result was cancelled; returns its new result, which may still be a stamp."""
+        download = self._downloads.get(number)
+        result: asyncio.Future[Stamp] = asyncio.get_running_loop().create_future()
+        if download is None:  # its end was reported before
+            result.set_exception(ProcessLostError())
+        else:
+            download.result = result
+            self._channel.send(CancelDownload(number))
+        return result
+
+    # --- Messages of the process
+
+    def _receive(self, message: Message) -> None:
+        match message:
+            case AttemptEnded():
+                self._report_attempt(message)
+            case DownloadPublished():
+                self._complete(message)
+            case BytesWritten():
+                self._downloads[message.number].place.land(message.written_bytes)
+            case DownloadFailed() | DownloadCancelled():
+                self._fail(message)
+            case ErrorsCounted():
+                self._traffic.errors.update(message.counts)
+            case TokenRequest():
+                self._request_token()
+            case TokenRefused():
+                assert self._token is not None
+                self._token.forget(message.token)
+            case ProcessReady():
+                self.ready.set_result(None)
+            case _:
+                raise TypeError(f"{message!r}: not a message of a fetch process")
+
+    def _report_attempt(self, attempt: AttemptEnded) -> None:
+        self._traffic.requests += attempt.requests
+        self._traffic.received_bytes += attempt.received_bytes
+        account = self._downloads[attempt.number].account
+        for _ in range(attempt.requests):
+            account.sent()
+        account.ended(Outcome(attempt.seconds, attempt.received_bytes, attempt.is_refused, attempt.is_good))
+
+    def _complete(self, message: DownloadPublished) -> None:
+        download = self._remove(message.number)
+        if not download.result.done():
+            download.result.set_result(Stamp(download.version.generation, download.version.size, message.crc32c))
+
+    def _fail(self, message: DownloadFailed | DownloadCancelled) -> None:
+        download = self._remove(message.number)
+        if download.result.done():
+            return
+        if isinstance(message, DownloadCancelled):
+            download.result.cancel()
+        else:
+            download.result.set_exception(getattr(errors, message.error, errors.OriginError)(message.text))
+
+    def _remove(self, number: int) -> _Download:
+        self._traffic.in_flight -= 1
+        return self._downloads.pop(number)
+
+    def _request_token(self) -> None:
+        task = asyncio.create_task(self._send_token())
+        self._token_requests.add(task)
+        task.add_done_callback(self._token_requests.discard)
+
+    async def _send_token(self) -> None:
+        assert self._token is not None
+        try:
+            response: Message = TokenGranted(await self._token.get())
+        except UnfitAnswerError as exc:
+            response = TokenUnavailable(str(exc), exc.final is not None)
+        except Exception as exc:  # any error at all: the process waits for a response
+            response = TokenUnavailable(f"no access token: {brief(exc)}", is_final=False)
+        self._channel.send(response)
+
+    def _reap(self, pidfd: int) -> None:
+        asyncio.get_running_loop().remove_reader(pidfd)
+        os.close(pidfd)
+        assert self._process is not None
+        status = self._process.wait()
+        for task in self._token_requests:
+            task.cancel()
+        for number in list(self._downloads):
+            download = self._remove(number)
+            if not download.result.done():
+                download.result.set_exception(ProcessLostError())
+        self.stopped.set_result(status)
+        if not self.ready.done():
+            self.ready.cancel()
