@@ -107,14 +107,14 @@ def killed(cache_dir: Path) -> Iterator[int]:
             wait()
 
 
-def until_whole(client: DaemonClient, objects: int) -> float:
+def until_ready(client: DaemonClient, objects: int) -> float:
     """Wait until the daemon knows of every object; returns the longest that it took to answer meanwhile, in seconds."""
     longest_s, started_s = 0.0, time.perf_counter()
     while True:
         asked_s = time.perf_counter()
         cache = client.stats()["cache"]
         longest_s = max(longest_s, time.perf_counter() - asked_s)
-        if cache["whole"]:
+        if cache["ready"]:
             assert cache["objects"] == objects, cache
             return longest_s
         _give_up_after(started_s)
@@ -159,7 +159,7 @@ def plan_s(client: DaemonClient, manifest: Manifest) -> float:
     )  # fmt: skip
     started_s = time.perf_counter()
     client.send_plan(plan, pack(indices.tolist()))
-    while any(stream["bound_items"] for stream in client.stats()["streams"]):
+    while any(stream["missing_at_epoch_start"] for stream in client.stats()["streams"]):
         _give_up_after(started_s)
         time.sleep(0.05)
     return time.perf_counter() - started_s
@@ -169,7 +169,7 @@ def measured(cache_dir: Path, manifest: Manifest) -> list[Figure]:
     """Start, kill, start again, and take the times and the memory of the second start."""
     objects = 2 * len(manifest)
     with killed(cache_dir), closing(DaemonClient(cache_dir)) as client:
-        until_whole(client, objects)
+        until_ready(client, objects)
     started_s = time.perf_counter()
     rows = [Figure("first hit of a reader, no daemon yet", hit_s(cache_dir, manifest, len(manifest) // 2), "s", FIRST_HIT_S)]
     with killed(cache_dir) as pid, closing(DaemonClient(cache_dir, timeout_s=120.0)) as client:
@@ -177,7 +177,7 @@ def measured(cache_dir: Path, manifest: Manifest) -> list[Figure]:
         answer_s = demand_s(client, manifest, len(manifest) // 3)
         rows.append(Figure("first demand answered by the daemon", time.perf_counter() - started_s, "s", FIRST_HIT_S))
         rows.append(Figure("of that the daemon took", answer_s, "s"))
-        rows.append(Figure("its longest answer while it took stock", until_whole(client, objects), "s"))
+        rows.append(Figure("its longest answer while it took stock", until_ready(client, objects), "s"))
         rows.append(Figure("every object known and compared", time.perf_counter() - started_s, "s", WHOLE_S))
         rows.append(Figure("RSS with the full index", memory_mb(pid, "VmRSS"), "MB", RESIDENT_MB))
         rows.append(Figure("plan of every item known to be here", plan_s(client, manifest), "s"))

@@ -88,7 +88,7 @@ class Daemon:
     def objects(self) -> set[str]:
         """What it has, once it knows all of it."""
         with closing(DaemonClient(self.cache_dir)) as client:
-            until(lambda: bool(client.stats()["cache"]["whole"]))
+            until(lambda: bool(client.stats()["cache"]["ready"]))
             return set(client.cached_objects())
 
     def disk_bytes(self) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from gcs_prefetchd.fetch.adaptive_concurrency import SHORTEST_ROUND, START, WHYS, Limit
+from gcs_prefetchd.fetch.adaptive_concurrency import CHANGE_REASONS, SHORTEST_ROUND, START, Limit
 from gcs_prefetchd.gcs.retry import Outcome
 
 RTT_S = 0.03
@@ -45,13 +45,13 @@ def begun(least: int, most: int) -> Limit:
 @pytest.mark.parametrize(("least", "most", "start"), [(1, 256, START), (1, 64, 64), (200, 256, 200), (7, 7, 7)])
 def test_it_starts_where_a_cold_cache_fills_fast_but_within_its_bounds(least: int, most: int, start: int) -> None:
     limit = Limit(least, most)
-    assert (limit.now, limit.why) == (start, "start")
+    assert (limit.now, limit.last_change_reason) == (start, "initial")
 
 
 def test_it_rises_by_a_few_a_round_while_answers_stay_fast_and_every_slot_is_in_use() -> None:
     limit = begun(1, 256)
     tell(limit, round_of(limit, good(RTT_S)))
-    assert (limit.now, limit.why) == (START + 4, "rose")
+    assert (limit.now, limit.last_change_reason) == (START + 4, "increased")
     for _ in range(40):
         tell(limit, round_of(limit, good(RTT_S)))
     assert limit.now == 256
@@ -61,7 +61,7 @@ def test_it_stays_where_slots_are_free_however_fast_or_slow_answers_are() -> Non
     limit = begun(1, 256)
     for seconds in (RTT_S, RTT_S, 10 * RTT_S):
         tell(limit, round_of(limit, good(seconds)), in_use=START - 1)
-    assert (limit.now, limit.why) == (START, "start")
+    assert (limit.now, limit.last_change_reason) == (START, "initial")
 
 
 @pytest.mark.parametrize(("refused_in_8", "falls_to"), [(1, 112), (4, 64), (7, 64), (8, 64)])
@@ -69,7 +69,7 @@ def test_it_falls_the_further_the_more_is_refused_and_never_below_half(refused_i
     limit = begun(1, 256)
     outcomes = [REFUSED] * refused_in_8 + [good(RTT_S)] * (8 - refused_in_8)
     tell(limit, outcomes * (START // 8))
-    assert (limit.now, limit.why) == (falls_to, "refused")
+    assert (limit.now, limit.last_change_reason) == (falls_to, "throttled_by_gcs")
 
 
 def test_what_was_sent_before_a_fall_counts_for_nothing() -> None:
@@ -93,7 +93,7 @@ def test_after_a_refusal_it_waits_before_it_rises() -> None:
 def test_it_falls_where_answers_take_longer_for_standing_in_a_line() -> None:
     limit = begun(1, 128)
     tell(limit, round_of(limit, good(4 * RTT_S)))
-    assert (limit.now, limit.why) == (64, "queued")
+    assert (limit.now, limit.last_change_reason) == (64, "queueing")
 
 
 def test_it_goes_back_where_a_fall_made_answers_no_faster() -> None:
@@ -113,7 +113,7 @@ def test_other_failures_say_nothing_of_it() -> None:
     limit = begun(1, 256)
     for _ in range(5):
         tell(limit, round_of(limit, FAILED))
-    assert (limit.now, limit.why) == (START, "start")
+    assert (limit.now, limit.last_change_reason) == (START, "initial")
 
 
 def test_it_keeps_to_its_bounds_and_to_new_ones_at_once() -> None:
@@ -122,13 +122,13 @@ def test_it_keeps_to_its_bounds_and_to_new_ones_at_once() -> None:
         tell(limit, round_of(limit, REFUSED))
     assert limit.now == 16
     limit.bound(32, 64)
-    assert (limit.now, limit.why) == (32, "set")
+    assert (limit.now, limit.last_change_reason) == (32, "setting_changed")
     limit.bound(1, 8)
-    assert (limit.now, limit.why) == (8, "set")
+    assert (limit.now, limit.last_change_reason) == (8, "setting_changed")
 
 
 def test_every_why_is_told() -> None:
-    assert set(WHYS) == {"start", "set", "rose", "refused", "queued"}
+    assert set(CHANGE_REASONS) == {"initial", "setting_changed", "increased", "throttled_by_gcs", "queueing"}
 
 
 # Simulations: what it makes of a server

@@ -541,7 +541,7 @@ async def test_each_wait_is_counted_by_its_reason(gcs: GCSServer, cache: Cache) 
         await node.prefetcher.demand(image[15].name)
         assert node.prefetcher.waits == {"not_planned": 1, "late": 1, "changed": 1}
         assert reader.waits == {"late": 1, "changed": 1}
-        assert reader.demanded == 2
+        assert reader.demanded_objects == 2
 
 
 async def test_a_wait_while_every_slot_is_taken_is_a_throttled_one(gcs: GCSServer, cache: Cache) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from gcs_prefetchd.planning.reader import WAITS, Reader
+from gcs_prefetchd.planning.reader import WAIT_REASONS, Reader
 from gcs_prefetchd.planning.registry import LONGEST_WINDOW, SPARE_ITEMS, STREAM_IDLE_S, Registry
 from gcs_prefetchd.planning.stream import NEVER
 from gcs_prefetchd.shared.epoch_order import epoch_order, plan_order
@@ -617,8 +617,8 @@ def test_an_item_is_here_when_all_of_its_parts_are(registry: Registry) -> None:
 
 def test_what_is_not_here_when_an_epoch_begins_is_its_bound(registry: Registry) -> None:
     bring(registry, 0, 1, 2)
-    assert send(registry, [0, 1, 5, 6, 7]).bound == 3
-    assert send(registry, [5, 0, 6], position=1, epoch=1).bound == 1
+    assert send(registry, [0, 1, 5, 6, 7]).missing_at_epoch_start == 3
+    assert send(registry, [5, 0, 6], position=1, epoch=1).missing_at_epoch_start == 1
 
 
 def test_what_is_not_needed_soon_goes_first_the_least_recently_used_before_the_others(registry: Registry, clock: Clock) -> None:
@@ -666,7 +666,7 @@ def test_what_was_here_before_its_data_root_was_listed_is_found_in_its_order_of_
     registry.sort_anew()
     reader = send(registry, [2, 4])
     assert [registry.is_here(reader, item) for item in (4, 2, 7, 1)] == [True, True, True, False]
-    assert reader.bound == 0
+    assert reader.missing_at_epoch_start == 0
     victims = registry.choose(7, None, lambda path: 1)
     assert victims is not None
     assert sorted(victims[:3]) == sorted(["pictures/train/classes.txt", path(7, 0), path(7, 1)])
@@ -742,7 +742,7 @@ def test_every_reason_is_one_of_those_that_the_statistics_name(registry: Registr
     reasons = {
         why(registry, item, blocked=b, other_generation=o) for item in (1, 5) for b in (False, True) for o in (False, True)
     }
-    assert reasons <= set(WAITS)
+    assert reasons <= set(WAIT_REASONS)
 
 
 def test_the_reader_who_waits_is_the_one_that_is_to_read_the_object_next(registry: Registry) -> None:

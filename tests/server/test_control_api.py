@@ -277,7 +277,11 @@ async def test_settings_are_changed_in_a_running_daemon(service: Service, client
     changed = await asyncio.to_thread(client.change_settings, {"concurrency": 16, "max_requests_per_s": 50})
     assert changed == before | {"concurrency": 16, "max_requests_per_s": 50.0}
     limits = (await asyncio.to_thread(client.stats))["limits"]
-    assert (limits["concurrency"], limits["changed_why"], limits["allowed_requests_per_s"]) == (16, "set", 50.0)
+    assert (limits["concurrency"], limits["last_change_reason"], limits["allowed_requests_per_s"]) == (
+        16,
+        "setting_changed",
+        50.0,
+    )
 
 
 async def test_a_setting_that_cannot_be_is_refused_by_its_name(client: DaemonClient) -> None:

@@ -9,7 +9,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from gcs_prefetchd import __version__
-from gcs_prefetchd.planning.reader import WAITS, Reader
+from gcs_prefetchd.planning.reader import WAIT_REASONS, Reader
 from gcs_prefetchd.server.statistics import METRICS, Reads, Statistics
 from gcs_prefetchd.service.daemon import Service
 from gcs_prefetchd.shared.messages import ReadReport
@@ -28,7 +28,17 @@ CONTRACT = {
     "process": {"memory_bytes", "open_files", "threads", "tasks"},
     "limits": {"concurrency", "requests_per_s", "allowed_requests_per_s", "bytes_per_s", "allowed_bytes_per_s"},
 }
-STREAM_CONTRACT = {"id", "data_root", "epoch", "position", "length", "runway_items", "runway_s", "bound_items", "waits"}
+STREAM_CONTRACT = {
+    "id",
+    "data_root",
+    "epoch",
+    "position",
+    "length",
+    "runway_items",
+    "runway_s",
+    "missing_at_epoch_start",
+    "waits",
+}
 
 
 def parsed(statistics: Statistics) -> dict[str, Metric]:
@@ -102,10 +112,10 @@ async def test_a_stream_shows_its_epoch_and_position_and_how_far_ahead_it_is_on_
         "length": 6,
         "runway_items": 3,
         "window_items": 4,
-        "bound_items": 1,
-        "fetched_items": 0,
+        "missing_at_epoch_start": 1,
+        "prefetched_items": 0,
         "demanded_objects": 0,
-        "waits": dict.fromkeys(WAITS, 0),
+        "waits": dict.fromkeys(WAIT_REASONS, 0),
     }
 
 
@@ -121,8 +131,8 @@ async def test_a_stream_shows_what_was_fetched_for_it_and_why_it_waited(gcs: GCS
         await service.prefetcher.settled()
         snapshot = service.statistics.snapshot()
     (stream,) = snapshot["streams"]
-    assert (stream["bound_items"], stream["fetched_items"], stream["demanded_objects"]) == (10, 2, 1)
-    assert stream["waits"] == snapshot["reads"]["waits"] == dict.fromkeys(WAITS, 0) | {"late": 1}
+    assert (stream["missing_at_epoch_start"], stream["prefetched_items"], stream["demanded_objects"]) == (10, 2, 1)
+    assert stream["waits"] == snapshot["reads"]["waits"] == dict.fromkeys(WAIT_REASONS, 0) | {"late": 1}
 
 
 async def test_the_runway_is_that_of_the_hungriest_stream_that_has_not_ended(gcs: GCSServer, tmp_path: Path) -> None:

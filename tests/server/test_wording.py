@@ -16,7 +16,7 @@ def test_numbers_have_their_units() -> None:
         "Waited for": "800 objects: 700 late, 100 evicted",
         "From GCS": "10,000 requests, 1.0 GB",
         "Failed tries": "503: 7, timeout: 1,200",
-        "Downloads": "128 under way, 144 at most (of 8 to 256, raised for fast answers 0.2 s ago)",
+        "Downloads": "128 under way, 144 at most (of 8 to 256, increased after fast responses 0.2 s ago)",
         "Rate": "3,200 of 5,000 requests/s, 320 MB/s",
         "Held back": "0.5 s by the allowed rate",
         "Prefetched": "5,000 objects; 800 more while a reader waited",
@@ -35,7 +35,7 @@ def test_a_stream_shows_where_it_is_how_long_its_runway_lasts_and_why_its_reader
     assert stream_facts(STREAM) == {
         "Read": "12,345 of 50,000 items, 204.8 items/s",
         "Runway": "512 items, 2.5 s; window 600 items",
-        "Fetched": "6,200 items ahead; 25,000 were not here when the epoch began",
+        "Prefetched": "6,200 items; 25,000 were missing at the epoch's start",
         "Waited for": "1,230 objects: 1,200 not planned, 30 late",
     }
 

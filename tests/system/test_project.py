@@ -27,8 +27,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from gcs_prefetchd import __version__, testing
 from gcs_prefetchd.cache.directory import MARKER, CacheDirectory
 from gcs_prefetchd.cli import app
-from gcs_prefetchd.fetch.adaptive_concurrency import WHYS
-from gcs_prefetchd.planning.reader import WAITS
+from gcs_prefetchd.fetch.adaptive_concurrency import CHANGE_REASONS
+from gcs_prefetchd.planning.reader import WAIT_REASONS
 from gcs_prefetchd.planning.registry import LARGEST_SPARE, LONGEST_WINDOW, SPARE_ITEMS
 from gcs_prefetchd.server.control_api import Control, control_app
 from gcs_prefetchd.server.runtime_settings import CHANGEABLE
@@ -373,7 +373,7 @@ def test_documented_metrics_say_which_field_they_are() -> None:
 
 
 def test_every_reason_of_a_limit_is_documented_and_no_other() -> None:
-    assert [code(row[0]) for row in table(section("http-api.md", "### Why the limit changed"))] == list(WHYS)
+    assert [code(row[0]) for row in table(section("http-api.md", "### Why the limit changed"))] == list(CHANGE_REASONS)
 
 
 def test_every_setting_that_can_be_changed_is_documented_and_no_other() -> None:
@@ -382,7 +382,7 @@ def test_every_setting_that_can_be_changed_is_documented_and_no_other() -> None:
 
 
 def test_every_reason_to_wait_is_documented_and_no_other() -> None:
-    assert [code(row[0]) for row in table(section("http-api.md", "### Why readers wait"))] == list(WAITS)
+    assert [code(row[0]) for row in table(section("http-api.md", "### Why readers wait"))] == list(WAIT_REASONS)
 
 
 def test_every_kind_of_error_is_documented() -> None:

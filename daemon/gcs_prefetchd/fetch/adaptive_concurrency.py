@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 from gcs_prefetchd.gcs.retry import Outcome
 
-__all__ = ["WHYS", "Limit"]
+__all__ = ["CHANGE_REASONS", "Limit"]
 
 START = 128  # at 30 ms one process is bound by the requests under way up to about so many
 SHORTEST_ROUND = 32  # the tenth percentile of fewer says nothing
@@ -32,24 +32,27 @@ PROBE_FINDS = 0.9
 NEXT_PROBE_ROUNDS = 4  # after one that found how fast GCS can be: it may be faster still
 FIRST_PROBE_ROUNDS, LAST_PROBE_ROUNDS = 16, 800
 
-WHYS: Mapping[str, str] = MappingProxyType(
+CHANGE_REASONS: Mapping[str, str] = MappingProxyType(
     {
-        "start": "as at the start",
-        "set": "moved by a setting",
-        "rose": "raised for fast answers",
-        "refused": "lowered by refusals",
-        "queued": "lowered for slow answers",
+        "initial": "initial value",
+        "setting_changed": "changed by a setting",
+        "increased": "increased after fast responses",
+        "throttled_by_gcs": "decreased after 429 or 503 from GCS",
+        "queueing": "decreased because requests queued",
     }
 )
 
 
 class Limit:
-    """`now` is how many downloads may be under way, `least` and `most` bound it, `why` (of `WHYS`) says why it last changed."""
+    """`now` is how many downloads may be under way, bounded by `least` and `most`.
+
+    `last_change_reason` is one of `CHANGE_REASONS`.
+    """
 
     def __init__(self, least: int, most: int) -> None:
         self.least = least
         self.most = most
-        self.why = "start"
+        self.last_change_reason = "initial"
         self._level = float(max(least, min(START, most)))
         self._probing = False
         self.now = int(self._level)
@@ -65,7 +68,7 @@ class Limit:
     def bound(self, least: int, most: int) -> None:
         """Take other bounds; the limit moves only as far as it must."""
         self.least, self.most = least, most
-        self._move(self._level, "set")
+        self._move(self._level, "setting_changed")
         self._set_now()
 
     def note(self, outcome: Outcome, in_use: int) -> None:
@@ -97,7 +100,7 @@ class Limit:
             self._probing, self._patience_rounds = False, PATIENCE_ROUNDS
             # What is refused does not stand in a line, and whoever comes back from a probe comes all at once.
             self._rounds_to_probe = max(self._probe_every_rounds, 2 * PATIENCE_ROUNDS)
-            self._move(self._level * gentle, "refused")
+            self._move(self._level * gentle, "throttled_by_gcs")
         elif len(self._seconds) >= SHORTEST_ROUND // 2:
             self._judge(sorted(self._seconds))
         self._set_now()
@@ -125,18 +128,18 @@ class Limit:
         """Rise, fall or stay, with this share of the requests in a line."""
         if waiting > FALLS_ABOVE:
             self._fell_from = (self._level, mean_s)
-            self._move(self._level * max(FALL, (1 - waiting) / (1 - RISES_BELOW)), "queued")
+            self._move(self._level * max(FALL, (1 - waiting) / (1 - RISES_BELOW)), "queueing")
         elif self._rounds_to_probe <= 0:
             self._probing = True
         elif waiting < RISES_BELOW and not self._patience_rounds:
-            self._move(self._level + max(1, min(LARGEST_STEP, int(self._level) // 8)), "rose")
+            self._move(self._level + max(1, min(LARGEST_STEP, int(self._level) // 8)), "increased")
 
     def _undoes_fall(self, mean_s: float, fast_s: float) -> bool:
         fell_from, self._fell_from = self._fell_from, None
         if fell_from is None or mean_s <= fell_from[1] * (1 + self._level / fell_from[0]) / 2:
             return False
         self._floors_s = (fast_s, fast_s)
-        self._move(fell_from[0], "rose")
+        self._move(fell_from[0], "increased")
         return True
 
     def _end_probe(self, *, found: bool) -> None:
@@ -145,7 +148,7 @@ class Limit:
         self._probe_every_rounds = NEXT_PROBE_ROUNDS if found else min(2 * self._probe_every_rounds, LAST_PROBE_ROUNDS)
         self._rounds_to_probe = self._probe_every_rounds
 
-    def _move(self, level: float, why: str) -> None:
+    def _move(self, level: float, reason: str) -> None:
         before, self._level = int(self._level), max(float(self.least), min(level, float(self.most)))
         if int(self._level) != before:
-            self.why = why
+            self.last_change_reason = reason

@@ -45,7 +45,7 @@ class Slots:
         self.in_use = 0
         self.publishing = 0  # whose slot is another's already
         self.on_free: Callable[[], None] = lambda: None
-        self.changed_s = clock()  # when the limit last moved
+        self.last_change_s = clock()  # when the limit last moved
         self._clock = clock
         self._demand: deque[Turn] = deque()
         self._prefetch: deque[Turn] = deque()
@@ -139,7 +139,7 @@ class Slots:
         before = self.limit.now
         self.limit.note(outcome, self.in_use)
         if self.limit.now != before:
-            self.changed_s = now_s
+            self.last_change_s = now_s
             self._serve()
         if outcome.is_good and self.publishing < MOST_PUBLISHING:
             turn.has_come = True
@@ -165,7 +165,7 @@ class Slots:
         self.limit.bound(least, most)
         self.governor.bound(max_requests_per_s, max_bytes_per_s, now_s)
         if self.limit.now != before:
-            self.changed_s = now_s
+            self.last_change_s = now_s
         self.close()
         self._serve()
 

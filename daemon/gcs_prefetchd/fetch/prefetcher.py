@@ -67,7 +67,7 @@ class Prefetcher:
     """`run` prefetches until it is cancelled. Whatever changes the readers or the cache calls `wake`.
 
     What could not be fetched because GCS, the credentials or the disk failed is planned again every `try_again_s`. `waits`
-    counts the objects that readers waited for, by why (`readers.WAITS`).
+    counts the objects that readers waited for, by reason (`reader.WAIT_REASONS`).
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class Prefetcher:
         reader = self._registry.reader_of(path)
         if reader is not None:
             reader.waits[why] += 1
-            reader.demanded += 1
+            reader.demanded_objects += 1
 
     def _start_downloads(self) -> bool:
         """Start what there are slots for; True where there may be more to start."""
@@ -307,7 +307,7 @@ class Prefetcher:
         for version, error in bringing.failures:
             self._failed(reader, item, version, bringing.room, error)
         if not bringing.failures:
-            reader.fetched += 1
+            reader.prefetched_items += 1
             if bringing.planned_again and not self._registry.is_here(reader, item):
                 self._plan_again((reader.key, item))
 

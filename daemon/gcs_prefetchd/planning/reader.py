@@ -13,11 +13,11 @@ from gcs_prefetchd.shared.errors import ProtocolError
 from gcs_prefetchd.shared.messages import Plan
 from gcs_prefetchd.shared.moving_average import Spread
 
-__all__ = ["WAITS", "Prepared", "Reader", "prepare", "prepare_seeded", "seeded_id"]
+__all__ = ["WAIT_REASONS", "Prepared", "Reader", "prepare", "prepare_seeded", "seeded_id"]
 
 # Why a reader had to wait for an item: no plan named it; its download had not ended; it had been dropped although it was
 # needed; prefetching had no slot or no room; the object is another generation than the one that was here.
-WAITS = ("not_planned", "late", "evicted", "throttled", "changed")
+WAIT_REASONS = ("not_planned", "late", "evicted", "throttled", "changed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,9 @@ class Prepared:
 class Reader:
     """A stream on the node.
 
-    `indices` are what its next epochs' orders come from, None where nothing tells those. `bound` is how many items of its epoch
-    were not here when it began, `fetched` how many were brought ahead of it since, `demanded` how many objects it waited for.
+    `indices` are what its next epochs' orders come from, None where nothing tells those. `missing_at_epoch_start` is how
+    many items of its epoch were not in the cache when it started. Since then, `prefetched_items` were prefetched for it, and it
+    waited for `demanded_objects`.
     """
 
     key: str
@@ -45,9 +46,9 @@ class Reader:
     indices: Packed | None
     last_seen_s: float
     seeded: bool = False
-    bound: int = 0
-    fetched: int = 0
-    demanded: int = 0
+    missing_at_epoch_start: int = 0
+    prefetched_items: int = 0
+    demanded_objects: int = 0
     waits: Counter[str] = field(default_factory=Counter)
     report_gap_s: Spread = field(default_factory=Spread)
 

@@ -333,7 +333,7 @@ class Registry:
         return min(waiting, key=lambda one: one.stream.place_of(place[1]), default=None)
 
     def why(self, path: str, *, blocked: bool, other_generation: bool) -> str:
-        """Why a reader waits for an object that is not here as it should be (readers.WAITS)."""
+        """Why a reader waits for an object that is not here as it should be (reader.WAIT_REASONS)."""
         if other_generation:
             return "changed"
         place = self._places.locate(path)
@@ -382,7 +382,7 @@ class Registry:
     def _count_bound(self, reader: Reader) -> None:
         present = self.planner.shelves[reader.key].present
         # Each item once, however often it comes.
-        reader.bound = int(np.count_nonzero((reader.stream.place != NEVER) & (present != reader.every_part)))
+        reader.missing_at_epoch_start = int(np.count_nonzero((reader.stream.place != NEVER) & (present != reader.every_part)))
 
     def _remove(self, reader: Reader, why: str) -> None:
         log.info("stream %s: %s", reader.stream.id, why)

@@ -19,7 +19,7 @@ from gcs_prefetchd.fetch.fetcher import Fetcher
 from gcs_prefetchd.fetch.prefetcher import Prefetcher
 from gcs_prefetchd.fetch.process_pool import FetchProcesses
 from gcs_prefetchd.gcs.counters import Traffic
-from gcs_prefetchd.planning.reader import WAITS
+from gcs_prefetchd.planning.reader import WAIT_REASONS
 from gcs_prefetchd.planning.registry import Registry
 from gcs_prefetchd.shared.messages import ReadReport
 
@@ -77,7 +77,7 @@ class Statistics:
                 "objects": len(self.cache),
                 "evictions": self.cache.evictions,
                 "damaged": self.cache.damaged,
-                "whole": int(self.cache.is_whole),
+                "ready": int(self.cache.is_whole),
             },
             "reads": {
                 "hits": self.reads.hits,
@@ -85,7 +85,7 @@ class Statistics:
                 "fallbacks": self.reads.fallbacks,
                 "hit_ratio": round(self.reads.hit_ratio, 6),
                 "wait_s": round(self.reads.wait_s, 3),
-                "waits": {why: self.prefetcher.waits[why] for why in WAITS},
+                "waits": {why: self.prefetcher.waits[why] for why in WAIT_REASONS},
             },
             "origin": {
                 "requests": self.traffic.requests,
@@ -109,8 +109,8 @@ class Statistics:
             "concurrency": slots.limit.now,
             "min_concurrency": slots.limit.least,
             "max_concurrency": slots.limit.most,
-            "changed_why": slots.limit.why,
-            "changed_s": round(now_s - slots.changed_s, 3),
+            "last_change_reason": slots.limit.last_change_reason,
+            "last_change_age_s": round(now_s - slots.last_change_s, 3),
             "requests_per_s": governor.requests.per_s(now_s),
             "allowed_requests_per_s": round(governor.allowed_requests_per_s, 1),
             "bytes_per_s": governor.received_bytes.per_s(now_s),
@@ -135,10 +135,10 @@ class Statistics:
                 "runway_s": round(runway / reader.stream.rate.per_s(now_s), 3),
                 "reads_per_s": round(reader.stream.rate.per_s(now_s), 1),
                 "window_items": self.registry.window(reader),
-                "bound_items": reader.bound,
-                "fetched_items": reader.fetched,
-                "demanded_objects": reader.demanded,
-                "waits": {why: reader.waits[why] for why in WAITS},
+                "missing_at_epoch_start": reader.missing_at_epoch_start,
+                "prefetched_items": reader.prefetched_items,
+                "demanded_objects": reader.demanded_objects,
+                "waits": {why: reader.waits[why] for why in WAIT_REASONS},
             }
             for reader in self.registry
         ]
@@ -175,7 +175,7 @@ METRICS: dict[str, tuple[str, tuple[str, str], str]] = {
     "gcs_prefetchd_cache_objects": ("gauge", ("cache", "objects"), "Objects in the cache"),
     "gcs_prefetchd_cache_evictions": ("counter", ("cache", "evictions"), "Objects dropped to make room"),
     "gcs_prefetchd_cache_damaged": ("counter", ("cache", "damaged"), "Cached files found to differ from their object"),
-    "gcs_prefetchd_cache_whole": ("gauge", ("cache", "whole"), "1 once everything that the cache holds is known"),
+    "gcs_prefetchd_cache_ready": ("gauge", ("cache", "ready"), "1 once everything that the cache holds is known"),
     "gcs_prefetchd_reads_hits": ("counter", ("reads", "hits"), "Objects that readers found on disk"),
     "gcs_prefetchd_reads_misses": ("counter", ("reads", "misses"), "Objects that readers had to wait for"),
     "gcs_prefetchd_reads_fallbacks": ("counter", ("reads", "fallbacks"), "Objects that readers fetched from GCS themselves"),
@@ -184,7 +184,7 @@ METRICS: dict[str, tuple[str, tuple[str, str], str]] = {
         ("reads", "wait_s"),
         "Seconds that readers waited for misses and fallbacks",
     ),
-    "gcs_prefetchd_reads_waits": ("counter", ("reads", "waits"), "Objects that readers waited for, by why"),
+    "gcs_prefetchd_reads_waits": ("counter", ("reads", "waits"), "Objects that readers waited for, by reason"),
     "gcs_prefetchd_origin_requests": ("counter", ("origin", "requests"), "Requests sent to GCS"),
     "gcs_prefetchd_origin_bytes": ("counter", ("origin", "bytes"), "Bytes of objects received from GCS"),
     "gcs_prefetchd_origin_errors": ("counter", ("origin", "errors"), "Failed tries, by kind"),
@@ -238,8 +238,12 @@ METRICS: dict[str, tuple[str, tuple[str, str], str]] = {
     "gcs_prefetchd_stream_length": ("gauge", ("streams", "length"), "Items of the stream's epoch"),
     "gcs_prefetchd_stream_runway_items": ("gauge", ("streams", "runway_items"), "Items on disk ahead of the stream"),
     "gcs_prefetchd_stream_runway_seconds": ("gauge", ("streams", "runway_s"), "How long they last at the stream's rate"),
-    "gcs_prefetchd_stream_bound_items": ("gauge", ("streams", "bound_items"), "Items that were not here when the epoch began"),
-    "gcs_prefetchd_stream_fetched_items": ("gauge", ("streams", "fetched_items"), "Items fetched ahead in the epoch"),
+    "gcs_prefetchd_stream_missing_at_epoch_start": (
+        "gauge",
+        ("streams", "missing_at_epoch_start"),
+        "Items that were not here when the epoch began",
+    ),
+    "gcs_prefetchd_stream_prefetched_items": ("gauge", ("streams", "prefetched_items"), "Items fetched ahead in the epoch"),
 }
 
 
@@ -255,7 +259,7 @@ class _Snapshot(Collector):
                 for stream in self._snapshot["streams"]:
                     metric.add_metric([stream["id"], stream["data_root"]], stream[key])
             elif key in ("errors", "waits"):
-                metric = family(name, text, labels=["kind" if key == "errors" else "why"])
+                metric = family(name, text, labels=["kind" if key == "errors" else "reason"])
                 for error, count in self._snapshot[section][key].items():
                     metric.add_metric([error], count)
             elif (value := self._snapshot[section][key]) is None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gcs_prefetchd.fetch.adaptive_concurrency import WHYS
+from gcs_prefetchd.fetch.adaptive_concurrency import CHANGE_REASONS
 from gcs_prefetchd.shared.byte_sizes import format_size
 
 __all__ = ["daemon_facts", "stream_facts"]
@@ -39,7 +39,7 @@ def stream_facts(stream: Mapping[str, Any]) -> dict[str, str]:
     return {
         "Read": f"{stream['position']:,} of {stream['length']:,} items{rate}",
         "Runway": f"{stream['runway_items']:,} items{runway_s}; window {stream['window_items']:,} items",
-        "Fetched": f"{stream['fetched_items']:,} items ahead; {stream['bound_items']:,} were not here when the epoch began",
+        "Prefetched": f"{stream['prefetched_items']:,} items; {stream['missing_at_epoch_start']:,} were missing at the epoch's start",
         "Waited for": _waits(stream["waits"]),
     }
 
@@ -50,7 +50,7 @@ def _takes(process: Mapping[str, int]) -> str:
 
 def _why(limits: Mapping[str, Any]) -> str:
     bounds = f"{limits['min_concurrency']:,} to {limits['max_concurrency']:,}"
-    return f"of {bounds}, {WHYS[limits['changed_why']]} {_duration(limits['changed_s'])} ago"
+    return f"of {bounds}, {CHANGE_REASONS[limits['last_change_reason']]} {_duration(limits['last_change_age_s'])} ago"
 
 
 def _rate(limits: Mapping[str, Any]) -> str:
