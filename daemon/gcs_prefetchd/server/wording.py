@@ -36,10 +36,11 @@ def stream_facts(stream: Mapping[str, Any]) -> dict[str, str]:
     """What a snapshot says of one stream, by its name."""
     is_read = stream["position"] > 0  # else its rate is an assumption
     runway_s, rate = (f", {_duration(stream['runway_s'])}", f", {stream['reads_per_s']:,.1f} items/s") if is_read else ("", "")
+    missing = f"{stream['missing_at_epoch_start']:,} were missing at the epoch's start"
     return {
         "Read": f"{stream['position']:,} of {stream['length']:,} items{rate}",
         "Runway": f"{stream['runway_items']:,} items{runway_s}; window {stream['window_items']:,} items",
-        "Prefetched": f"{stream['prefetched_items']:,} items; {stream['missing_at_epoch_start']:,} were missing at the epoch's start",
+        "Prefetched": f"{stream['prefetched_items']:,} items; {missing}",
         "Waited for": _waits(stream["waits"]),
     }
 
