@@ -26,7 +26,7 @@ from figures import Figure, finish
 from gcs_dataset.cached_loader import CachedLoader
 from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.cache.disk_index import Index, Record
-from gcs_prefetchd.service.daemonize import wait_for_end
+from gcs_prefetchd.service.daemonize import wait_for_exit
 from gcs_prefetchd.shared.checksums import Stamp, crc32c_of, write_stamp
 from gcs_prefetchd.shared.daemon_client import DaemonClient, read_daemon_file
 from gcs_prefetchd.shared.epoch_order import order_digest, plan_order
@@ -99,7 +99,7 @@ def killed(cache_dir: Path) -> Iterator[int]:
     arguments += ["--endpoint", NOWHERE, "--http", "127.0.0.1:0", "--set", "min_free=0"]
     subprocess.run([*PROGRAM, "start", *arguments], check=True, stdout=subprocess.DEVNULL)
     pid = int(str(read_daemon_file(cache_dir)["pid"]))
-    with wait_for_end(pid) as wait:
+    with wait_for_exit(pid) as wait:
         try:
             yield pid
         finally:

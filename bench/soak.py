@@ -24,7 +24,7 @@ from typing import Any
 
 from comparison import command_line
 from figures import Figure, finish
-from gcs_prefetchd.service.daemonize import wait_for_end
+from gcs_prefetchd.service.daemonize import wait_for_exit
 from gcs_prefetchd.shared.daemon_client import DaemonClient, read_daemon_file
 from rig import DATA_ROOT, PROGRAM, get_json, server
 from soak_load import Bucket, Readers, Trouble
@@ -72,7 +72,7 @@ class Daemon:
         """SIGKILL; what readers told it is counted first."""
         self._count()
         pid = int(str(read_daemon_file(self.cache_dir)["pid"]))
-        with wait_for_end(pid) as wait:
+        with wait_for_exit(pid) as wait:
             os.kill(pid, signal.SIGKILL)
             wait()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gcs_prefetchd import __version__
-from gcs_prefetchd.service.daemonize import Starter
+from gcs_prefetchd.service.daemonize import ParentProcess
 from gcs_prefetchd.testing import ServingGCS, serving
 from support.caches import run_script
 from support.daemons import BUCKET, DATA_ROOT, daemon_process, put_items, run_command, start_arguments
@@ -261,7 +261,7 @@ def test_the_daemon_survives_the_terminal_that_started_it(server: ServingGCS, tm
 def test_whoever_started_a_daemon_is_answered_once() -> None:
     """What happens after it was ready is for the log: by then the descriptor may be another file's."""
     read_end, write_end = os.pipe()
-    starter = Starter(write_end)
+    starter = ParentProcess(write_end)
     starter.tell({"pid": 1})
     starter.tell({"error": "it failed later"})
     with os.fdopen(read_end) as pipe:
@@ -279,12 +279,13 @@ def test_help_names_every_command() -> None:
 
 WITHOUT_MEMORY = """
 import sys, time
-from gcs_prefetchd import cli, service
+from gcs_prefetchd import cli
+from gcs_prefetchd.service import daemon
 
 async def serve(*arguments):
     raise MemoryError
 
-service.serve = serve
+daemon.serve = serve
 cli.asyncio.Runner.close = lambda runner: time.sleep(60)
 sys.argv = ["gcs-prefetchd", "start", "--foreground", "--data-root", "gs://pictures/train", "--anonymous"]
 sys.argv += ["--cache-size", "1MB", "--cache-dir", CACHE_DIR]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gcs_prefetchd.settings import ENVIRONMENT_PREFIX, Settings, check_against_disk, load_settings, with_unit
+from gcs_prefetchd.settings import ENVIRONMENT_PREFIX, Settings, check_cache_fits_disk, format_value, load_settings
 from gcs_prefetchd.shared.errors import SettingsError
 
 REQUIRED: dict[str, object] = {"data_roots": ["gs://pictures/train"], "cache_dir": "/srv/cache", "cache_size": "200GB"}
@@ -398,24 +398,24 @@ def test_no_variable_raises_anything_but_a_settings_error(name: str, value: str)
 
 
 def test_a_cache_larger_than_its_disk_is_refused(tmp_path: Path) -> None:
-    check_against_disk(load(REQUIRED | {"cache_dir": str(tmp_path), "cache_size": "1MB"}))
+    check_cache_fits_disk(load(REQUIRED | {"cache_dir": str(tmp_path), "cache_size": "1MB"}))
     about = os.statvfs(tmp_path)
     disk_bytes = about.f_blocks * about.f_frsize
-    check_against_disk(load(REQUIRED | {"cache_dir": str(tmp_path / "not/yet/there"), "cache_size": disk_bytes}))
+    check_cache_fits_disk(load(REQUIRED | {"cache_dir": str(tmp_path / "not/yet/there"), "cache_size": disk_bytes}))
     with pytest.raises(SettingsError, match=r"^setting cache_size: .* is more than the disk of .* holds \(") as caught:
-        check_against_disk(load(REQUIRED | {"cache_dir": str(tmp_path / "not/yet/there"), "cache_size": disk_bytes + 1}))
+        check_cache_fits_disk(load(REQUIRED | {"cache_dir": str(tmp_path / "not/yet/there"), "cache_size": disk_bytes + 1}))
     assert str(tmp_path) in str(caught.value)
 
 
 def test_a_cache_directory_that_no_file_system_can_hold_is_named() -> None:
     with pytest.raises(SettingsError, match=r"^setting cache_dir: .*: File name too long$") as caught:
-        check_against_disk(load(REQUIRED | {"cache_dir": "/" + "x" * 5000}))
+        check_cache_fits_disk(load(REQUIRED | {"cache_dir": "/" + "x" * 5000}))
     assert len(str(caught.value)) < 500
 
 
 def test_a_cache_directory_below_a_file_is_left_to_whoever_makes_it(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    check_against_disk(load(REQUIRED | {"cache_dir": str(tmp_path / "file/cache"), "cache_size": "1MB"}))
+    check_cache_fits_disk(load(REQUIRED | {"cache_dir": str(tmp_path / "file/cache"), "cache_size": "1MB"}))
 
 
 def test_settings_do_not_change_once_loaded() -> None:
@@ -436,4 +436,4 @@ def test_settings_do_not_change_once_loaded() -> None:
     ],
 )
 def test_a_value_that_can_be_changed_is_shown_with_its_unit(name: str, value: object, shown: str) -> None:
-    assert with_unit(name, value) == shown
+    assert format_value(name, value) == shown

@@ -13,9 +13,9 @@ import typer
 
 from gcs_prefetchd import __version__
 from gcs_prefetchd.server.wording import daemon_facts, stream_facts
-from gcs_prefetchd.service.daemonize import Background, Starter, go_on_in_background, wait_for_end
-from gcs_prefetchd.service.log_setup import log_to
-from gcs_prefetchd.settings import Settings, check_against_disk, load_settings, with_unit
+from gcs_prefetchd.service.daemonize import ForkedDaemon, ParentProcess, fork_daemon, wait_for_exit
+from gcs_prefetchd.service.log_setup import setup_logging
+from gcs_prefetchd.settings import Settings, check_cache_fits_disk, format_value, load_settings
 from gcs_prefetchd.shared.byte_sizes import format_size
 from gcs_prefetchd.shared.daemon_client import DaemonClient, read_daemon_file
 from gcs_prefetchd.shared.errors import DaemonUnavailableError, PrefetchdError, ProtocolError, SettingsError
@@ -27,7 +27,7 @@ EXIT_BAD_SETTING = 2
 # A thread that comes back from a system call waits so long for one that goes on and on. By default that is 5 ms, in which the
 # event loop would deal with a dozen objects, and the one thread that makes files makes none.
 SWITCH_S = 0.0005
-NOBODY = Starter(None)
+NOBODY = ParentProcess(None)
 
 app = typer.Typer(
     help="Prefetch a training job's images from Google Cloud Storage into a local cache, in the order the job will read them.",
@@ -80,12 +80,12 @@ def start(
     with _failing_in_a_line():
         settings = load_settings(flags | _named_settings(setting or [], "--set "), config)
         if check_config:
-            check_against_disk(settings)
+            check_cache_fits_disk(settings)
             _show_settings(settings)
         elif foreground:
             _run(settings)
         else:
-            check_against_disk(settings)
+            check_cache_fits_disk(settings)
             _run_in_background(settings)
 
 
@@ -95,7 +95,7 @@ def stop(cache_dir: CacheDir) -> None:
     try:
         with closing(DaemonClient(cache_dir)) as client:
             pid = client.status().pid
-            with wait_for_end(pid) as wait:
+            with wait_for_exit(pid) as wait:
                 client.stop()
                 ended = wait()
     except DaemonUnavailableError:
@@ -158,7 +158,7 @@ def change(
     except DaemonUnavailableError as exc:
         _fail(exc, EXIT_FAILED)
     for name, value in values.items():
-        print(f"{name} = {with_unit(name, value)}")
+        print(f"{name} = {format_value(name, value)}")
 
 
 @app.command()
@@ -168,31 +168,31 @@ def version() -> None:
 
 
 def _run_in_background(settings: Settings) -> None:
-    started = go_on_in_background()
-    if isinstance(started, Background):
+    started = fork_daemon()
+    if isinstance(started, ForkedDaemon):
         _say_ready(started.wait_until_ready(), settings)
     else:
         with _failing_in_a_line(started):
             _run(settings, started)
 
 
-def _run(settings: Settings, starter: Starter = NOBODY) -> None:
+def _run(settings: Settings, starter: ParentProcess = NOBODY) -> None:
     # Loaded only here: the other commands, and whoever waits for the daemon to be ready, answer in half the time.
     import uvloop
 
-    from gcs_prefetchd.service.daemon import Started, serve
+    from gcs_prefetchd.service.daemon import ReadyDaemon, serve
     from gcs_prefetchd.shared.malloc import keep_freed_memory
 
     os.umask(0o027)  # the group reads the cache, nobody else does
     keep_freed_memory()
     sys.setswitchinterval(SWITCH_S)
-    log_to(None, settings.log_level)
+    setup_logging(None, settings.log_level)
     log_file = settings.log_file or (settings.cache_dir / "daemon.log" if starter.waits else None)
 
     def on_claimed() -> None:
-        log_to(log_file, settings.log_level)
+        setup_logging(log_file, settings.log_level)
 
-    def on_ready(started: Started) -> None:
+    def on_ready(started: ReadyDaemon) -> None:
         starter.tell({"pid": started.pid, "http": started.http})
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -248,7 +248,7 @@ def _show_facts(facts: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def _failing_in_a_line(starter: Starter = NOBODY) -> Iterator[None]:
+def _failing_in_a_line(starter: ParentProcess = NOBODY) -> Iterator[None]:
     """End with one line and a status where the body fails: on stderr, or told to whoever started us."""
     try:
         yield
@@ -258,7 +258,7 @@ def _failing_in_a_line(starter: Starter = NOBODY) -> Iterator[None]:
         _fail(exc, EXIT_FAILED, starter)
 
 
-def _fail(error: PrefetchdError, status: int, starter: Starter = NOBODY) -> NoReturn:
+def _fail(error: PrefetchdError, status: int, starter: ParentProcess = NOBODY) -> NoReturn:
     text = " ".join(str(error).split())
     if not starter.waits:
         print(f"gcs-prefetchd: {text}", file=sys.stderr)

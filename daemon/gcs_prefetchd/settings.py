@@ -18,17 +18,17 @@ from gcs_prefetchd.shared.objects import DataRoot
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
-    "MOST_CONCURRENCY",
+    "MAX_CONCURRENCY",
     "Settings",
     "change_settings",
-    "check_against_disk",
+    "check_cache_fits_disk",
+    "format_value",
     "load_settings",
-    "with_unit",
 ]
 
 ENVIRONMENT_PREFIX = "GCS_PREFETCHD_"
 SHOWN_AT_MOST = 200  # characters of a bad value
-MOST_CONCURRENCY = 1024
+MAX_CONCURRENCY = 1024
 CORES_A_FETCH_PROCESS, MOST_FETCH_PROCESSES = 4, 8
 
 Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size, when_used="json")]
@@ -53,9 +53,9 @@ class Settings(BaseSettings):
     )
     user_project: str | None = Field(None, description="The project that pays for requests to requester-pays buckets.")
     http: str = Field("127.0.0.1:8484", description="Where statistics are served, HOST:PORT; port 0 picks a free one.")
-    concurrency: int = Field(256, ge=1, le=MOST_CONCURRENCY, description="The most downloads at a time.")
+    concurrency: int = Field(256, ge=1, le=MAX_CONCURRENCY, description="The most downloads at a time.")
     min_concurrency: int = Field(
-        8, ge=1, le=MOST_CONCURRENCY, description="The fewest downloads to which the limit adapts, within concurrency."
+        8, ge=1, le=MAX_CONCURRENCY, description="The fewest downloads to which the limit adapts, within concurrency."
     )
     max_requests_per_s: float | None = Field(
         None, ge=1, le=1_000_000, description="The most requests to GCS a second; GCS's ramp rule holds with and without it."
@@ -247,7 +247,7 @@ def change_settings(settings: Settings, changes: Mapping[str, object], source: s
         raise SettingsError(_one_line(exc, dict.fromkeys(changes, source))) from None
 
 
-def with_unit(name: str, value: object) -> str:
+def format_value(name: str, value: object) -> str:
     """The value of a setting that can be changed while the daemon runs, as a user would write it; "none" for None."""
     if value is None:
         return "none"
@@ -257,7 +257,7 @@ def with_unit(name: str, value: object) -> str:
     return f"{value:.15g} {unit}" if isinstance(value, float) else f"{value} {unit}"
 
 
-def check_against_disk(settings: Settings) -> None:
+def check_cache_fits_disk(settings: Settings) -> None:
     """Raise SettingsError where the cache's file system is smaller than `cache_size`."""
     try:
         existing = next(path for path in (settings.cache_dir, *settings.cache_dir.parents) if path.exists())

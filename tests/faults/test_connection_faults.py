@@ -20,7 +20,7 @@ from cryptography.x509.oid import NameOID
 
 from gcs_prefetchd.testing import Fault, Kind, ServingGCS, Stall, Status, serving
 from support.daemons import BUCKET, DATA_ROOT, run_command, start_arguments
-from support.faults import DATA, Daemon, cached_items, faulted_daemon, promises
+from support.faults import DATA, DaemonProcess, cached_items, faulted_daemon, promises
 
 BAD = f"gs://{BUCKET}/train/bad"
 QUICK = ["--set", "relist_s=1", "--set", "deadline_s=1"]
@@ -174,7 +174,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def over_tls(
     server: ServingGCS, certificates: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Daemon, Front, ssl.SSLContext]]:
+) -> Iterator[tuple[DaemonProcess, Front, ssl.SSLContext]]:
     """A daemon that speaks TLS with GCS and trusts one authority."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates["nothing"])
@@ -198,7 +198,7 @@ def over_tls(
     ],
 )
 def test_nothing_is_taken_from_a_server_whose_certificate_is_wrong(
-    over_tls: tuple[Daemon, Front, ssl.SSLContext], certificates: dict[str, Path], good: str, wrong: str, says: str
+    over_tls: tuple[DaemonProcess, Front, ssl.SSLContext], certificates: dict[str, Path], good: str, wrong: str, says: str
 ) -> None:
     daemon, front, context = over_tls
     parts = cached_items(daemon)
@@ -234,7 +234,7 @@ def signed_with(key_file: Path) -> list[str]:
 
 
 @pytest.fixture
-def signed(server: ServingGCS, tmp_path: Path, private_key: str) -> Iterator[Daemon]:
+def signed(server: ServingGCS, tmp_path: Path, private_key: str) -> Iterator[DaemonProcess]:
     """A daemon with a service account's key; the server demands its token."""
     write_key(tmp_path / "key.json", private_key, server.url)
     server.require_token("first")
@@ -244,7 +244,9 @@ def signed(server: ServingGCS, tmp_path: Path, private_key: str) -> Iterator[Dae
     server.reset()
 
 
-def test_a_token_that_gcs_refuses_is_renewed_once_and_nobody_notices(signed: Daemon, server: ServingGCS, good: str) -> None:
+def test_a_token_that_gcs_refuses_is_renewed_once_and_nobody_notices(
+    signed: DaemonProcess, server: ServingGCS, good: str
+) -> None:
     cached_items(signed)
     with promises(signed, good, DATA):
         server.require_token("second")
@@ -264,7 +266,7 @@ def test_a_token_that_gcs_refuses_is_renewed_once_and_nobody_notices(signed: Dae
     ids=["failing", "slow"],
 )
 def test_without_a_new_token_what_is_cached_is_served_and_the_cause_is_named(
-    signed: Daemon, server: ServingGCS, good: str, fault: Fault, says: str
+    signed: DaemonProcess, server: ServingGCS, good: str, fault: Fault, says: str
 ) -> None:
     parts = cached_items(signed)
     with promises(signed, good, DATA):
@@ -309,7 +311,7 @@ def test_a_key_that_is_replaced_is_used_without_a_restart(
 
 
 def test_a_key_that_is_refused_and_one_that_cannot_be_read_are_both_named(
-    server: ServingGCS, signed: Daemon, tmp_path: Path, good: str
+    server: ServingGCS, signed: DaemonProcess, tmp_path: Path, good: str
 ) -> None:
     key = (tmp_path / "key.json").read_text()
     with promises(signed, good, DATA):

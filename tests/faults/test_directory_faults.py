@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gcs_prefetchd.cache.cache import Cache
-from gcs_prefetchd.service.manifest_store import newest_manifest, remove_old_manifests
+from gcs_prefetchd.service.manifest_store import load_newest_manifest, remove_old_manifests
 from gcs_prefetchd.shared.checksums import read_checked
 from gcs_prefetchd.shared.paths import path_of_uri
 from gcs_prefetchd.testing import ServingGCS
@@ -19,7 +19,7 @@ from support.caches import content, opened, put, rows
 from support.caches import file_of as file_at
 from support.daemons import BUCKET, run_command, start_arguments
 from support.datasets import manifest_of
-from support.faults import Daemon, faulted_daemon, promises
+from support.faults import DaemonProcess, faulted_daemon, promises
 
 DATA = bytes(range(256)) * 400
 # Root reads what it has no permission for; without these capabilities it is refused like anybody else.
@@ -28,7 +28,7 @@ needs_setpriv = pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") 
 
 
 @pytest.fixture(scope="module")
-def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
     """A daemon for all cases that leave its directory as it was; it keeps some of the disk free, as by default."""
     extra = ["--set", "deadline_s=3", "--set", "min_free=1MB"]
     under = AS_ANYBODY if not needs_setpriv.args[0] else []
@@ -45,7 +45,7 @@ def objects(request: pytest.FixtureRequest, server: ServingGCS) -> tuple[str, st
     return f"gs://{BUCKET}/train/{test}/bad.jpg", f"gs://{BUCKET}/train/{test}/good.jpg"
 
 
-def file_of(daemon: Daemon, uri: str) -> Path:
+def file_of(daemon: DaemonProcess, uri: str) -> Path:
     return daemon.cache_dir / "objects" / path_of_uri(uri)
 
 
@@ -110,7 +110,7 @@ DAMAGE = [truncate, empty, zero, grow, flip, swap, put_a_foreign_file, put_a_lin
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_cached_file_that_is_damaged_replaced_or_closed_is_fetched_again(
-    daemon: Daemon, objects: tuple[str, str], server: ServingGCS, damage: Callable[[Path], None]
+    daemon: DaemonProcess, objects: tuple[str, str], server: ServingGCS, damage: Callable[[Path], None]
 ) -> None:
     bad, good = objects
     assert daemon.client.fetch([f"gs://{BUCKET}/train/images/00000.jpg", bad]) == ["", ""]
@@ -123,7 +123,7 @@ def test_a_cached_file_that_is_damaged_replaced_or_closed_is_fetched_again(
 
 
 def test_a_folder_in_the_place_of_a_file_is_an_error_that_names_the_object_until_it_is_gone(
-    daemon: Daemon, objects: tuple[str, str]
+    daemon: DaemonProcess, objects: tuple[str, str]
 ) -> None:
     bad, good = objects
     with promises(daemon, good, DATA):
@@ -140,7 +140,7 @@ def test_a_folder_in_the_place_of_a_file_is_an_error_that_names_the_object_until
 
 
 def test_a_link_in_the_place_of_a_folder_is_not_followed_whatever_lies_behind_it(
-    daemon: Daemon, objects: tuple[str, str], tmp_path: Path
+    daemon: DaemonProcess, objects: tuple[str, str], tmp_path: Path
 ) -> None:
     bad, good = objects
     folder = file_of(daemon, bad).parent
@@ -237,7 +237,7 @@ TAKEN = [
 
 @pytest.mark.parametrize("taken_away", TAKEN)
 def test_a_directory_that_is_taken_away_for_a_while_loses_nothing_and_works_again_when_it_is_back(
-    daemon: Daemon, objects: tuple[str, str], taken_away: Callable[[Path], ExitStack]
+    daemon: DaemonProcess, objects: tuple[str, str], taken_away: Callable[[Path], ExitStack]
 ) -> None:
     """Its socket goes with it, so that no reader can ask; what is planned and what is rescanned goes on."""
     bad, good = objects
@@ -272,7 +272,7 @@ def test_a_daemon_whose_directory_was_deleted_goes_on_and_takes_nothing_from_the
             second.stop()
 
 
-def test_folders_for_downloads_that_were_cleaned_away_are_made_again(daemon: Daemon, objects: tuple[str, str]) -> None:
+def test_folders_for_downloads_that_were_cleaned_away_are_made_again(daemon: DaemonProcess, objects: tuple[str, str]) -> None:
     """Some systems tidy up whatever is named tmp."""
     bad, good = objects
     with promises(daemon, good, DATA):
@@ -313,7 +313,9 @@ def test_an_index_that_is_damaged_while_the_daemon_runs_costs_nothing_and_is_mad
         daemon.stop()
 
 
-def test_an_index_that_another_program_holds_costs_nothing_but_a_warning(daemon: Daemon, objects: tuple[str, str]) -> None:
+def test_an_index_that_another_program_holds_costs_nothing_but_a_warning(
+    daemon: DaemonProcess, objects: tuple[str, str]
+) -> None:
     bad, good = objects
     with rows(daemon.cache_dir) as index:
         index.execute("BEGIN EXCLUSIVE")
@@ -376,7 +378,7 @@ def test_a_listing_is_the_newest_and_stays_whatever_the_clock_said_before(tmp_pa
     newest = manifest_of(2, 10)
     newest.save(tmp_path)
     remove_old_manifests(tmp_path, newest.data_root)
-    found = newest_manifest(tmp_path, newest.data_root, newest.layout)
+    found = load_newest_manifest(tmp_path, newest.data_root, newest.layout)
     assert found is not None
     assert found.digest == newest.digest
     assert len(list(tmp_path.iterdir())) == 8

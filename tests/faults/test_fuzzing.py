@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from gcs_prefetchd.gcs.client import Origin
 from gcs_prefetchd.gcs.credentials import Access
-from gcs_prefetchd.service.manifest_store import list_manifest, newest_manifest, remove_old_manifests
+from gcs_prefetchd.service.manifest_store import list_manifest, load_newest_manifest, remove_old_manifests
 from gcs_prefetchd.shared.checksums import ATTRIBUTE, read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.epoch_order import order_digest, plan_order
@@ -35,7 +35,7 @@ from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.testing import GCSServer, Kind, ServingGCS, Status, serving
 from support.caches import IN_MEMORY, content, opened, path_of, put, stamp_of, version_of
 from support.daemons import BUCKET, DATA_ROOT, jpeg, put_items
-from support.faults import LINE, Daemon, Tally, faulted_daemon
+from support.faults import LINE, DaemonProcess, Tally, faulted_daemon
 
 ITEMS = 4
 ANSWER_S = 10.0  # far more than any answer takes; a hang takes for ever
@@ -139,7 +139,7 @@ def server() -> Iterator[ServingGCS]:
 
 
 @pytest.fixture(scope="module")
-def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
     """One daemon for all requests, which must be none the worse for any of them."""
     with faulted_daemon(tmp_path_factory.mktemp("fuzzed") / "cache", server.url, ["--set", "deadline_s=1"]) as daemon:
         yield daemon
@@ -148,7 +148,7 @@ def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iter
         assert [line for line in daemon.lines() if not LINE.fullmatch(line) or " ERROR " in line] == []
 
 
-def told(daemon: Daemon, door: str, sent: bytes, *, at_end: bool) -> list[int]:
+def told(daemon: DaemonProcess, door: str, sent: bytes, *, at_end: bool) -> list[int]:
     """Send bytes to one of the daemon's servers, and return the statuses that it answers with until it ends the connection."""
     host, port = daemon.http.removeprefix("http://").split(":")
     kind, address = (
@@ -166,14 +166,14 @@ def told(daemon: Daemon, door: str, sent: bytes, *, at_end: bool) -> list[int]:
     return [int(status) for status in STATUS_LINE.findall(answer)]
 
 
-def check_whole_request(daemon: Daemon, door: str, request: bytes) -> None:
+def check_whole_request(daemon: DaemonProcess, door: str, request: bytes) -> None:
     statuses = told(daemon, door, request, at_end=False)
     assert statuses
     assert max(statuses) < 500
     assert daemon.stats()
 
 
-def check_broken_request(daemon: Daemon, door: str, sent: bytes) -> None:
+def check_broken_request(daemon: DaemonProcess, door: str, sent: bytes) -> None:
     assert max(told(daemon, door, sent, at_end=True), default=0) < 500
     assert daemon.stats()
 
@@ -183,7 +183,7 @@ doors = st.sampled_from(["tcp", "socket"])
 
 @IN_SHORT
 @given(doors, whole_requests())
-def test_no_request_gets_a_500_or_no_answer(daemon: Daemon, door: str, request: bytes) -> None:
+def test_no_request_gets_a_500_or_no_answer(daemon: DaemonProcess, door: str, request: bytes) -> None:
     check_whole_request(daemon, door, request)
 
 
@@ -192,12 +192,12 @@ def test_no_request_gets_a_500_or_no_answer(daemon: Daemon, door: str, request: 
 @example("tcp", b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n")
 @example("socket", b"POST /v1/plan HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\nzz\r\n")
 @example("tcp", b"GET /" + b"a" * 100_000)
-def test_no_bytes_that_are_no_request_disturb_a_server(daemon: Daemon, door: str, sent: bytes) -> None:
+def test_no_bytes_that_are_no_request_disturb_a_server(daemon: DaemonProcess, door: str, sent: bytes) -> None:
     check_broken_request(daemon, door, sent)
 
 
 @pytest.mark.torture
-def test_thousands_of_requests_that_make_no_sense_disturb_no_server(daemon: Daemon, tally: Tally) -> None:
+def test_thousands_of_requests_that_make_no_sense_disturb_no_server(daemon: DaemonProcess, tally: Tally) -> None:
     @AT_LENGTH
     @given(doors, whole_requests())
     def whole(door: str, request: bytes) -> None:
@@ -219,7 +219,7 @@ whole_numbers = st.integers(0, 5) | st.sampled_from([2**31 - 1, 2**32, 2**62, 2*
 
 @IN_SHORT
 @given(st.data())
-def test_a_plan_is_taken_or_refused_by_its_field_whatever_its_numbers_are(daemon: Daemon, data: st.DataObject) -> None:
+def test_a_plan_is_taken_or_refused_by_its_field_whatever_its_numbers_are(daemon: DaemonProcess, data: st.DataObject) -> None:
     manifest = load_manifest(Path(daemon.client.manifest(DATA_ROOT).path))
     kind, stream = data.draw(st.sampled_from(KINDS)), data.draw(st.sampled_from(["one", "other", ""]))
     seed, epoch, start, position = data.draw(st.tuples(*[whole_numbers] * 4))
@@ -356,7 +356,7 @@ def test_a_damaged_manifest_is_named_or_says_the_same(
         loaded = load_manifest(folder)
     except ManifestError as exc:
         assert str(folder) in str(exc)  # noqa: PT017  # some damage tells nothing else
-        assert newest_manifest(tmp_path, ROOT, Layout()) is None
+        assert load_newest_manifest(tmp_path, ROOT, Layout()) is None
     else:
         assert [loaded.versions(item) for item in range(3)] == [manifest.versions(item) for item in range(3)]
     remove_old_manifests(tmp_path, ROOT)

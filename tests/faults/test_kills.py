@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from gcs_prefetchd.service.daemonize import wait_for_end
+from gcs_prefetchd.service.daemonize import wait_for_exit
 from gcs_prefetchd.shared.checksums import read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient, read_daemon_file
 from gcs_prefetchd.shared.errors import DaemonUnavailableError
@@ -74,7 +74,7 @@ class Rounds:
             try:
                 self._server.wait_for(lambda counts: counts.total(Kind.MEDIA) >= gets)
             finally:
-                with wait_for_end(pid) as ended:
+                with wait_for_exit(pid) as ended:
                     os.kill(pid, signal.SIGKILL)
                     dead.set()
                     assert ended()

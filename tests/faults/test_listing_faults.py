@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from gcs_prefetchd.service.daemon import Service
+from gcs_prefetchd.service.daemon import Daemon
 from gcs_prefetchd.shared.checksums import crc32c_of
 from gcs_prefetchd.shared.errors import PrefetchdError
 from gcs_prefetchd.testing import Close, Cut, Fault, GCSServer, HtmlPage, Kind, Reset, ServingGCS, Stall, Status, serving
 from support.daemons import BUCKET, DATA_ROOT, make_settings, put_items, running
-from support.faults import DATA, Daemon, faulted_daemon, promises
+from support.faults import DATA, DaemonProcess, faulted_daemon, promises
 
 GOOD = f"gs://{BUCKET}/train/good"
 GENERATION = 7
@@ -100,7 +100,7 @@ def put_item(server: ServingGCS, root: str, number: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
     """A daemon that lists every second, gives a page up after one, has everything in its cache, and has met every fault."""
     extra = [argument for root in ROOTS.values() for argument in ("--data-root", root)]
     extra += ["--set", "relist_s=1", "--set", "deadline_s=1"]
@@ -119,7 +119,7 @@ def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_listing_that_fails_leaves_the_last_one_in_force_and_drops_nothing(daemon: Daemon, name: str) -> None:
+def test_a_listing_that_fails_leaves_the_last_one_in_force_and_drops_nothing(daemon: DaemonProcess, name: str) -> None:
     root = ROOTS[name]
     assert [daemon.cached(f"{root}/{part}") for part in PARTS] == [DATA, DATA]
     lines = [line for line in daemon.lines() if re.search(f" (WARNING|ERROR) .*{root}[/:]", line)]
@@ -129,7 +129,7 @@ def test_a_listing_that_fails_leaves_the_last_one_in_force_and_drops_nothing(dae
     assert all((later - sooner).total_seconds() > 0.9 for sooner, later in pairwise(times))  # one line for each listing
 
 
-def test_after_a_listing_that_failed_the_next_good_one_is_taken(daemon: Daemon, server: ServingGCS) -> None:
+def test_after_a_listing_that_failed_the_next_good_one_is_taken(daemon: DaemonProcess, server: ServingGCS) -> None:
     for root in ROOTS.values():
         put_item(server, root, 2)
     for root in ROOTS.values():
@@ -169,20 +169,20 @@ async def test_a_first_start_that_cannot_list_says_why_and_a_later_one_serves_wh
         async with running(settings):
             pass
     gcs.faults.clear()
-    async with running(settings) as service:
-        await service.prefetcher.settled()
-        listed = digest_in_force(service)
+    async with running(settings) as daemon:
+        await daemon.prefetcher.settled()
+        listed = digest_in_force(daemon)
     gcs.faults.add(CASES[name].fault, kind=Kind.LIST)
-    async with running(settings) as service:
+    async with running(settings) as daemon:
         async with asyncio.timeout(20):
             assert (await kept.get()).startswith("WARNING")
-        assert digest_in_force(service) == listed
-        assert len(service.cache) == 2
+        assert digest_in_force(daemon) == listed
+        assert len(daemon.cache) == 2
     assert kept.empty()
 
 
-def digest_in_force(service: Service) -> str:
-    manifest = service.registry.manifest(DATA_ROOT)
+def digest_in_force(daemon: Daemon) -> str:
+    manifest = daemon.registry.manifest(DATA_ROOT)
     assert manifest is not None
     return manifest.digest
 
@@ -204,7 +204,7 @@ def test_an_answer_of_many_megabytes_takes_next_to_no_memory(
         assert most_memory_bytes(daemon) - before_bytes < {"error": 10 * MIB, "page": 70 * MIB}[what]
 
 
-def most_memory_bytes(daemon: Daemon) -> int:
+def most_memory_bytes(daemon: DaemonProcess) -> int:
     """The most that it ever held."""
     found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{daemon.pid}/status").read_text(), re.MULTILINE)
     assert found is not None

@@ -31,7 +31,7 @@ from gcs_prefetchd.testing import (
     serving,
 )
 from support.daemons import BUCKET, DATA_ROOT, put_items
-from support.faults import Daemon, Tally, faulted_daemon, promises
+from support.faults import DaemonProcess, Tally, faulted_daemon, promises
 from support.origin_faults import DATA, FIRST, HUGE, PASSING, RETRIED
 
 DEADLINE_S = 3
@@ -59,7 +59,7 @@ LASTING: list[tuple[Fault, str]] = [
 class Bench:
     """One daemon that gives up after 3 s and one server, for many cases: each has objects of its own."""
 
-    def __init__(self, server: ServingGCS, daemon: Daemon) -> None:
+    def __init__(self, server: ServingGCS, daemon: DaemonProcess) -> None:
         self.server = server
         self.daemon = daemon
         self._numbers = itertools.count()

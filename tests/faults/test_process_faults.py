@@ -17,7 +17,7 @@ from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.errors import DaemonUnavailableError
 from gcs_prefetchd.testing import Counts, ServingGCS
 from support.daemons import BUCKET, DATA_ROOT, run_command, start_arguments
-from support.faults import Daemon, data_of, faulted_daemon, promises, wait_for
+from support.faults import DaemonProcess, data_of, faulted_daemon, promises, wait_for
 
 SIZE = 60_000
 LARGE = 2_000_000
@@ -39,7 +39,7 @@ def gets_of(counts: Counts, uris: list[str]) -> int:
 
 
 @pytest.fixture(scope="module")
-def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
     """A daemon that lives through it all."""
     with faulted_daemon(tmp_path_factory.mktemp("lives") / "cache", server.url, FLAGS) as daemon:
         for item in range(2):
@@ -48,21 +48,21 @@ def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture
-def mortal(server: ServingGCS, tmp_path: Path) -> Iterator[Daemon]:
+def mortal(server: ServingGCS, tmp_path: Path) -> Iterator[DaemonProcess]:
     """A daemon of the test's own, which may end."""
     with faulted_daemon(tmp_path / "cache", server.url, FLAGS) as daemon:
         yield daemon
 
 
 @contextmanager
-def kept(daemon: Daemon, server: ServingGCS) -> Iterator[None]:
+def kept(daemon: DaemonProcess, server: ServingGCS) -> Iterator[None]:
     """The promises hold after the body as before it."""
     [good] = put_new(server, 1)
     with promises(daemon, good, data_of(good, SIZE)):
         yield
 
 
-def read_at_once(daemon: Daemon, uris: list[str]) -> list[str]:
+def read_at_once(daemon: DaemonProcess, uris: list[str]) -> list[str]:
     """Demand them all together; returns the errors, and asserts that what is no error is the object."""
     errors = daemon.client.fetch(uris)
     for uri, error in zip(uris, errors, strict=True):
@@ -72,7 +72,7 @@ def read_at_once(daemon: Daemon, uris: list[str]) -> list[str]:
 
 
 @contextmanager
-def limited(daemon: Daemon, kind: int, limit: int) -> Iterator[None]:
+def limited(daemon: DaemonProcess, kind: int, limit: int) -> Iterator[None]:
     """The running daemon has less of something that a process needs."""
     before = resource.prlimit(daemon.pid, kind)
     resource.prlimit(daemon.pid, kind, (limit, before[1]))
@@ -82,13 +82,13 @@ def limited(daemon: Daemon, kind: int, limit: int) -> Iterator[None]:
         resource.prlimit(daemon.pid, kind, before)
 
 
-def no_descriptors(daemon: Daemon) -> AbstractContextManager[None]:
+def no_descriptors(daemon: DaemonProcess) -> AbstractContextManager[None]:
     """Meanwhile the daemon can open nothing: all numbers that it may give are taken."""
     taken = {int(entry.name) for entry in Path(f"/proc/{daemon.pid}/fd").iterdir()}
     return limited(daemon, resource.RLIMIT_NOFILE, min(set(range(len(taken) + 1)) - taken))
 
 
-def test_without_descriptors_left_the_daemon_lives_and_recovers(daemon: Daemon, server: ServingGCS) -> None:
+def test_without_descriptors_left_the_daemon_lives_and_recovers(daemon: DaemonProcess, server: ServingGCS) -> None:
     uris = put_new(server, 150)
     with kept(daemon, server):
         with no_descriptors(daemon):
@@ -98,7 +98,7 @@ def test_without_descriptors_left_the_daemon_lives_and_recovers(daemon: Daemon, 
     assert all("Too many open files" in error for error in errors)
 
 
-def test_what_is_cached_stays_while_there_is_no_descriptor_to_look_at_it(daemon: Daemon, server: ServingGCS) -> None:
+def test_what_is_cached_stays_while_there_is_no_descriptor_to_look_at_it(daemon: DaemonProcess, server: ServingGCS) -> None:
     uris = put_new(server, 2)
     with kept(daemon, server):
         assert daemon.client.fetch(uris) == ["", ""]
@@ -108,7 +108,7 @@ def test_what_is_cached_stays_while_there_is_no_descriptor_to_look_at_it(daemon:
     assert gets_of(server.counts, uris) == 2
 
 
-def assert_kept(daemon: Daemon, server: ServingGCS, uris: list[str], size_bytes: int = SIZE) -> None:
+def assert_kept(daemon: DaemonProcess, server: ServingGCS, uris: list[str], size_bytes: int = SIZE) -> None:
     """Assert that the next daemon has the objects that this one left, and that it brings the others."""
     published = [uri for uri in uris if daemon.cached(uri) is not None]
     before = gets_of(server.counts, published)
@@ -119,7 +119,9 @@ def assert_kept(daemon: Daemon, server: ServingGCS, uris: list[str], size_bytes:
 
 
 @pytest.mark.parametrize("left_bytes", [0, 2_000_000])
-def test_without_memory_left_reads_fail_and_the_cache_stays_right(mortal: Daemon, server: ServingGCS, left_bytes: int) -> None:
+def test_without_memory_left_reads_fail_and_the_cache_stays_right(
+    mortal: DaemonProcess, server: ServingGCS, left_bytes: int
+) -> None:
     """Whether the daemon lives through it, dies or hangs."""
     uris = put_new(server, 40, LARGE)
     cached = put_new(server, 2, LARGE)
@@ -134,7 +136,7 @@ def test_without_memory_left_reads_fail_and_the_cache_stays_right(mortal: Daemon
 # --- Signals
 
 
-def demanding(daemon: Daemon, uris: list[str], readers: int = 4) -> ThreadPoolExecutor:
+def demanding(daemon: DaemonProcess, uris: list[str], readers: int = 4) -> ThreadPoolExecutor:
     """Readers that demand one object after the other until each has been asked for, or the daemon is gone."""
     left = iter(uris)
 
@@ -149,7 +151,7 @@ def demanding(daemon: Daemon, uris: list[str], readers: int = 4) -> ThreadPoolEx
     return pool
 
 
-def test_a_stop_under_load_is_clean_and_loses_nothing(mortal: Daemon, server: ServingGCS) -> None:
+def test_a_stop_under_load_is_clean_and_loses_nothing(mortal: DaemonProcess, server: ServingGCS) -> None:
     uris = put_new(server, 150)
     with demanding(mortal, uris):
         server.wait_for(lambda counts: gets_of(counts, uris) > 40)
@@ -158,7 +160,7 @@ def test_a_stop_under_load_is_clean_and_loses_nothing(mortal: Daemon, server: Se
     assert_kept(mortal, server, uris)
 
 
-def test_a_daemon_that_was_suspended_goes_on(daemon: Daemon, server: ServingGCS) -> None:
+def test_a_daemon_that_was_suspended_goes_on(daemon: DaemonProcess, server: ServingGCS) -> None:
     uris = put_new(server, 150)
     assert daemon.client.fetch(uris[:2]) == ["", ""]
     with kept(daemon, server), demanding(daemon, uris[:-1]):
@@ -176,7 +178,7 @@ def test_a_daemon_that_was_suspended_goes_on(daemon: Daemon, server: ServingGCS)
 
 
 @contextmanager
-def suspended(daemon: Daemon) -> Iterator[None]:
+def suspended(daemon: DaemonProcess) -> Iterator[None]:
     """SIGSTOP, and SIGCONT at the end."""
     os.kill(daemon.pid, signal.SIGSTOP)
     try:
@@ -185,12 +187,12 @@ def suspended(daemon: Daemon) -> Iterator[None]:
         os.kill(daemon.pid, signal.SIGCONT)
 
 
-def connections(daemon: Daemon) -> int:
+def connections(daemon: DaemonProcess) -> int:
     """How many there are to its Unix socket, with those that it has not accepted yet."""
     return Path("/proc/net/unix").read_text().count(f"{daemon.cache_dir}/daemon.sock\n")
 
 
-def test_reads_that_a_suspended_daemon_was_told_of_are_counted_once(daemon: Daemon, server: ServingGCS) -> None:
+def test_reads_that_a_suspended_daemon_was_told_of_are_counted_once(daemon: DaemonProcess, server: ServingGCS) -> None:
     """The report times out, is sent again, and both arrive when it goes on."""
     uris = put_new(server, 3)
     reporter = ReadReporter(daemon.cache_dir, "job")
@@ -206,7 +208,7 @@ def test_reads_that_a_suspended_daemon_was_told_of_are_counted_once(daemon: Daem
 
 
 @pytest.mark.parametrize("same", ["directory", "port"])
-def test_a_second_daemon_is_refused_in_one_line_and_harms_nothing(daemon: Daemon, server: ServingGCS, same: str) -> None:
+def test_a_second_daemon_is_refused_in_one_line_and_harms_nothing(daemon: DaemonProcess, server: ServingGCS, same: str) -> None:
     cache_dir = daemon.cache_dir if same == "directory" else daemon.cache_dir.with_name("another")
     extra = ["--http", daemon.http.removeprefix("http://")] if same == "port" else []
     lease = daemon.client.lease("job")

@@ -20,7 +20,7 @@ from gcs_prefetchd.cache.temp_file import BUFFER_BYTES
 from gcs_prefetchd.testing import ServingGCS, serving
 from support.caches import content
 from support.daemons import BUCKET, DATA_ROOT, put_items
-from support.faults import Daemon, Tally, faulted_daemon, promises, wait_for
+from support.faults import DaemonProcess, Tally, faulted_daemon, promises, wait_for
 
 SMALL, LARGE = content(1, 100_000), content(2, 2 * BUFFER_BYTES + 1000)
 GOOD = f"{DATA_ROOT}/good.jpg"
@@ -69,7 +69,7 @@ def server() -> Iterator[ServingGCS]:
 
 
 @pytest.fixture
-def daemon(server: ServingGCS, tmp_path: Path) -> Iterator[Daemon]:
+def daemon(server: ServingGCS, tmp_path: Path) -> Iterator[DaemonProcess]:
     """A daemon whose cache holds one large object at a time."""
     extra = ["--cache-size", str(LIMIT), "--set", "deadline_s=3"]
     with faulted_daemon(tmp_path / "cache", server.url, extra) as daemon:
@@ -79,7 +79,7 @@ def daemon(server: ServingGCS, tmp_path: Path) -> Iterator[Daemon]:
     assert list((tmp_path / "cache/tmp").rglob("*/*")) == []
 
 
-def thread_that_makes_files(daemon: Daemon, server: ServingGCS, output: Path) -> int:
+def thread_that_makes_files(daemon: DaemonProcess, server: ServingGCS, output: Path) -> int:
     """The one that renames."""
     server.put(BUCKET, "train/first.jpg", SMALL)
     with traced(daemon.pid, output, "-f", "--trace=rename") as seen:
@@ -88,7 +88,7 @@ def thread_that_makes_files(daemon: Daemon, server: ServingGCS, output: Path) ->
         return int(seen().split()[0])
 
 
-def bring_and_drop(daemon: Daemon, server: ServingGCS, name: str) -> list[bytes | str]:
+def bring_and_drop(daemon: DaemonProcess, server: ServingGCS, name: str) -> list[bytes | str]:
     """Have a small and a large object come, in a folder of their own, and others go for them."""
     reads = []
     for part, data in (("small", SMALL), ("large", LARGE)):
@@ -97,7 +97,7 @@ def bring_and_drop(daemon: Daemon, server: ServingGCS, name: str) -> list[bytes 
     return reads
 
 
-def count(tally: Tally, daemon: Daemon, name: str, reads: list[bytes | str]) -> None:
+def count(tally: Tally, daemon: DaemonProcess, name: str, reads: list[bytes | str]) -> None:
     tally.tried += 1
     for part, data, read in zip(("small", "large"), (SMALL, LARGE), reads, strict=True):
         if isinstance(read, str):
@@ -110,7 +110,7 @@ def count(tally: Tally, daemon: Daemon, name: str, reads: list[bytes | str]) -> 
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_system_call_that_fails_is_an_error_that_names_the_object_and_the_next_read_is_good(
-    call: str, daemon: Daemon, server: ServingGCS, tmp_path: Path
+    call: str, daemon: DaemonProcess, server: ServingGCS, tmp_path: Path
 ) -> None:
     tally = Tally(call)
     thread = thread_that_makes_files(daemon, server, tmp_path / "trace")
@@ -123,7 +123,7 @@ def test_a_system_call_that_fails_is_an_error_that_names_the_object_and_the_next
     assert (tally.wrong_bytes, tally.lost_objects) == (0, 0)
 
 
-def test_a_file_that_cannot_be_closed_costs_no_read(daemon: Daemon, server: ServingGCS, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_closed_costs_no_read(daemon: DaemonProcess, server: ServingGCS, tmp_path: Path) -> None:
     """strace does not close it, either, which the kernel always does: what is left open here is left by the test."""
     thread = thread_that_makes_files(daemon, server, tmp_path / "trace")
     with failing(thread, "close", "EIO", "1+", tmp_path / "trace") as was_met:
@@ -135,7 +135,7 @@ def test_a_file_that_cannot_be_closed_costs_no_read(daemon: Daemon, server: Serv
 @pytest.mark.parametrize("from_then_on", ["", "+"])
 @pytest.mark.parametrize("error", ERRORS)
 def test_every_system_call_that_makes_or_removes_files_fails_in_turn(
-    error: str, from_then_on: str, daemon: Daemon, server: ServingGCS, tmp_path: Path, tally: Tally
+    error: str, from_then_on: str, daemon: DaemonProcess, server: ServingGCS, tmp_path: Path, tally: Tally
 ) -> None:
     thread = thread_that_makes_files(daemon, server, tmp_path / "trace")
     with promises(daemon, GOOD, SMALL, entries_stay=False):

@@ -13,7 +13,7 @@ import pytest
 from gcs_prefetchd.testing import Fault, Kind, ServingGCS, Stall, Status, serving
 from support.caches import mounted, needs_mount
 from support.daemons import BUCKET, DATA_ROOT, put_items
-from support.faults import Daemon, data_of, faulted_daemon, promises, wait_for
+from support.faults import DaemonProcess, data_of, faulted_daemon, promises, wait_for
 from support.origin_faults import PASSING
 
 FLAGS = ["--set", "fetch_processes=2", "--set", "deadline_s=3", "--set", "relist_s=1"]
@@ -41,7 +41,7 @@ def key_of(uri: str) -> str:
     return uri.removeprefix("gs://")
 
 
-def fetchers(daemon: Daemon) -> list[int]:
+def fetchers(daemon: DaemonProcess) -> list[int]:
     """The daemon's fetch processes."""
     children = map(int, Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split())
     return [pid for pid in children if b"gcs_prefetchd.fetch.process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
@@ -55,7 +55,7 @@ def has_ended(pid: int) -> bool:
         return True
 
 
-def at_work(daemon: Daemon) -> int:
+def at_work(daemon: DaemonProcess) -> int:
     """How many of them can be told to fetch."""
     return int(daemon.stats()["process"]["fetch_processes"])
 
@@ -66,12 +66,12 @@ def written_bytes(pid: int) -> int:
     return int(fields["wchar"])
 
 
-def are_cached(daemon: Daemon, objects: dict[str, bytes]) -> bool:
+def are_cached(daemon: DaemonProcess, objects: dict[str, bytes]) -> bool:
     return all(daemon.cached(uri) == data for uri, data in objects.items())
 
 
 @contextmanager
-def fetching_daemon(server: ServingGCS, cache_dir: Path, extra: list[str] | None = None) -> Iterator[Daemon]:
+def fetching_daemon(server: ServingGCS, cache_dir: Path, extra: list[str] | None = None) -> Iterator[DaemonProcess]:
     """A daemon whose two fetch processes are at work."""
     with faulted_daemon(cache_dir, server.url, [*FLAGS, *(extra or [])]) as daemon:
         wait_for(lambda: at_work(daemon) == 2)
@@ -79,7 +79,7 @@ def fetching_daemon(server: ServingGCS, cache_dir: Path, extra: list[str] | None
 
 
 @contextmanager
-def kept(daemon: Daemon, server: ServingGCS) -> Iterator[None]:
+def kept(daemon: DaemonProcess, server: ServingGCS) -> Iterator[None]:
     """The promises hold after the body as before it."""
     name = f"train/good/{next(_numbers)}"
     server.put(BUCKET, name, data_of(name, SIZE))
@@ -95,7 +95,7 @@ def server() -> Iterator[ServingGCS]:
 
 
 @pytest.fixture(scope="module")
-def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
     """A daemon that lives through it all."""
     with fetching_daemon(server, tmp_path_factory.mktemp("fetching") / "cache") as daemon:
         yield daemon
@@ -115,7 +115,7 @@ def two_at_work(request: pytest.FixtureRequest, server: ServingGCS) -> Iterator[
 # At work
 
 
-def test_what_is_prefetched_comes_through_them_once_and_is_counted(daemon: Daemon, server: ServingGCS) -> None:
+def test_what_is_prefetched_comes_through_them_once_and_is_counted(daemon: DaemonProcess, server: ServingGCS) -> None:
     before, written = daemon.stats()["origin"], sum(map(written_bytes, fetchers(daemon)))
     gets = server.counts.total(Kind.MEDIA)
     with kept(daemon, server):
@@ -129,7 +129,7 @@ def test_what_is_prefetched_comes_through_them_once_and_is_counted(daemon: Daemo
         assert now["errors"] == before["errors"]
 
 
-def test_large_objects_come_through_them_piece_by_piece(daemon: Daemon, server: ServingGCS) -> None:
+def test_large_objects_come_through_them_piece_by_piece(daemon: DaemonProcess, server: ServingGCS) -> None:
     with kept(daemon, server):
         objects = put_new(server, 2, 20_000_000)
         wait_for(lambda: are_cached(daemon, objects), LONG_S)
@@ -158,7 +158,7 @@ def test_nothing_to_prefetch_takes_no_process(tmp_path: Path) -> None:
 # Faults of GCS
 
 
-def test_after_faults_that_pass_all_is_there_and_right(daemon: Daemon, server: ServingGCS) -> None:
+def test_after_faults_that_pass_all_is_there_and_right(daemon: DaemonProcess, server: ServingGCS) -> None:
     """Every kind of fault at once, each met by two objects."""
     with kept(daemon, server):
         objects = put_new(server, len(PASSING), faults=PASSING)
@@ -166,7 +166,7 @@ def test_after_faults_that_pass_all_is_there_and_right(daemon: Daemon, server: S
     assert all(server.counts.media[key_of(uri)] >= 2 for uri in objects)
 
 
-def test_what_cannot_be_had_is_named_in_one_line_and_comes_when_it_can(daemon: Daemon, server: ServingGCS) -> None:
+def test_what_cannot_be_had_is_named_in_one_line_and_comes_when_it_can(daemon: DaemonProcess, server: ServingGCS) -> None:
     with kept(daemon, server):
         objects = put_new(server, 1, faults=[Status(500)], always=True)
         line = daemon.wait_for_line(f"fetch ({'|'.join(objects)}): gave up after 3 s and .* last: .*GCS says 500")
@@ -175,7 +175,7 @@ def test_what_cannot_be_had_is_named_in_one_line_and_comes_when_it_can(daemon: D
         wait_for(lambda: are_cached(daemon, objects), LONG_S)
 
 
-def test_an_object_that_changes_while_it_comes_is_the_new_one_in_the_end(daemon: Daemon, server: ServingGCS) -> None:
+def test_an_object_that_changes_while_it_comes_is_the_new_one_in_the_end(daemon: DaemonProcess, server: ServingGCS) -> None:
     with kept(daemon, server):
         objects = put_new(server, 1, faults=[Stall(1000)])
         uri = next(iter(objects))
@@ -195,7 +195,7 @@ def held_up(server: ServingGCS, items: int) -> dict[str, bytes]:
     return objects
 
 
-def test_what_a_killed_one_had_under_way_is_fetched_all_the_same(daemon: Daemon, server: ServingGCS) -> None:
+def test_what_a_killed_one_had_under_way_is_fetched_all_the_same(daemon: DaemonProcess, server: ServingGCS) -> None:
     with kept(daemon, server):
         objects, before = held_up(server, 10), fetchers(daemon)
         for pid in before:
@@ -207,7 +207,7 @@ def test_what_a_killed_one_had_under_way_is_fetched_all_the_same(daemon: Daemon,
         assert "restarted in 1 s" in daemon.wait_for_line(f"stopped with status -9 .pid {pid}")
 
 
-def test_kills_at_any_moment_lose_nothing(daemon: Daemon, server: ServingGCS) -> None:
+def test_kills_at_any_moment_lose_nothing(daemon: DaemonProcess, server: ServingGCS) -> None:
     with kept(daemon, server):
         for _ in range(8):
             gets = server.counts.total(Kind.MEDIA)
@@ -221,7 +221,7 @@ def test_kills_at_any_moment_lose_nothing(daemon: Daemon, server: ServingGCS) ->
     assert daemon.stats()["cache"]["bytes"] == sum(path.stat().st_size for path in files)
 
 
-def test_one_that_hangs_is_killed_and_its_work_done(daemon: Daemon, server: ServingGCS) -> None:
+def test_one_that_hangs_is_killed_and_its_work_done(daemon: DaemonProcess, server: ServingGCS) -> None:
     with kept(daemon, server):
         objects = held_up(server, 4)
         for pid in (stopped := fetchers(daemon)):

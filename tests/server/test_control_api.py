@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gcs_prefetchd.service.daemon import Service
+from gcs_prefetchd.service.daemon import Daemon
 from gcs_prefetchd.shared.checksums import read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.errors import DaemonUnavailableError, ProtocolError
@@ -35,18 +35,18 @@ sys.stdin.read()
 
 
 @pytest.fixture
-async def service(gcs: GCSServer, tmp_path: Path) -> AsyncIterator[Service]:
+async def daemon(gcs: GCSServer, tmp_path: Path) -> AsyncIterator[Daemon]:
     """A daemon over six items that prefetches one item ahead."""
     put_items(gcs, ITEMS)
-    async with running(make_settings(tmp_path / "cache", gcs.url, window_items=1)) as service:
-        await service.prefetcher.settled()
-        yield service
+    async with running(make_settings(tmp_path / "cache", gcs.url, window_items=1)) as daemon:
+        await daemon.prefetcher.settled()
+        yield daemon
 
 
 @pytest.fixture
-def client(service: Service) -> Iterator[DaemonClient]:
+def client(daemon: Daemon) -> Iterator[DaemonClient]:
     """Speaks to it; every call blocks, so tests make it from a thread."""
-    with closing(DaemonClient(service.directory.path)) as client:
+    with closing(DaemonClient(daemon.directory.path)) as client:
         yield client
 
 
@@ -61,10 +61,10 @@ async def plan_for(client: DaemonClient, order: list[int], **changes: object) ->
     return plan, pack(indices.tolist())
 
 
-async def test_a_demanded_object_lies_in_the_tree_when_the_answer_comes(service: Service, client: DaemonClient) -> None:
+async def test_a_demanded_object_lies_in_the_tree_when_the_answer_comes(daemon: Daemon, client: DaemonClient) -> None:
     uri = f"{DATA_ROOT}/images/00003.jpg"
     assert await asyncio.to_thread(client.fetch, [uri]) == [""]
-    assert read_checked(service.directory.objects, f"{BUCKET}/train/images/00003.jpg") is not None
+    assert read_checked(daemon.directory.objects, f"{BUCKET}/train/images/00003.jpg") is not None
 
 
 async def test_each_object_of_a_demand_has_its_own_answer(client: DaemonClient) -> None:
@@ -91,7 +91,7 @@ async def test_a_data_root_that_is_not_served_is_named(client: DaemonClient) -> 
         await asyncio.to_thread(client.manifest, "gs://pictures/test")
 
 
-async def test_reads_are_counted_and_move_the_stream_of_their_job(service: Service, client: DaemonClient) -> None:
+async def test_reads_are_counted_and_move_the_stream_of_their_job(daemon: Daemon, client: DaemonClient) -> None:
     await asyncio.to_thread(client.send_plan, *(await plan_for(client, [4, 2, 0])))
     uris = [f"{DATA_ROOT}/{part}" for part in ("images/00004.jpg", "labels/00004.png", "images/00002.jpg")]
     await asyncio.to_thread(client.report_reads, report(*uris, hits=3))
@@ -100,12 +100,12 @@ async def test_reads_are_counted_and_move_the_stream_of_their_job(service: Servi
     assert [(s["id"], s["epoch"], s["position"], s["length"]) for s in stats["streams"]] == [("s", 3, 2, 3)]
 
 
-async def test_what_a_plan_names_next_is_fetched_next(gcs: GCSServer, service: Service, client: DaemonClient) -> None:
+async def test_what_a_plan_names_next_is_fetched_next(gcs: GCSServer, daemon: Daemon, client: DaemonClient) -> None:
     await asyncio.to_thread(client.send_plan, *(await plan_for(client, [5, 1, 3])))
-    await service.prefetcher.settled()
+    await daemon.prefetcher.settled()
     assert gcs.counts.media[f"{BUCKET}/train/images/00005.jpg"] == 1
     await asyncio.to_thread(client.report_reads, report(f"{DATA_ROOT}/images/00005.jpg"))
-    await service.prefetcher.settled()
+    await daemon.prefetcher.settled()
     assert gcs.counts.media[f"{BUCKET}/train/labels/00001.png"] == 1
 
 
@@ -129,30 +129,30 @@ async def test_a_plan_that_cannot_be_is_refused_by_its_field(
 
 
 @pytest.mark.parametrize("kept", [2, 0])
-async def test_a_plan_of_a_listing_that_only_the_disk_has_is_taken(service: Service, client: DaemonClient, kept: int) -> None:
+async def test_a_plan_of_a_listing_that_only_the_disk_has_is_taken(daemon: Daemon, client: DaemonClient, kept: int) -> None:
     """As it is after a restart, for a job that goes by it: several of its streams come at once."""
     newest = await asyncio.to_thread(client.manifest, DATA_ROOT)
     earlier = listing_of([*(f"{number:05}" for number in range(kept)), "gone", "lost"], DATA_ROOT)
-    await asyncio.to_thread(earlier.save, service.directory.manifests)
+    await asyncio.to_thread(earlier.save, daemon.directory.manifests)
     plans = [plan_of(earlier, [kept + 1, kept], stream=f"resumed/{number}") for number in range(3)]
     await asyncio.gather(*(asyncio.to_thread(client.send_plan, plan, pack(indices.tolist())) for plan, indices in plans))
     stats = await asyncio.to_thread(client.stats)
     assert [(s["id"], s["length"]) for s in sorted(stats["streams"], key=lambda s: s["id"])] == [
         (f"resumed/{number}", 2) for number in range(3)
     ]
-    assert {int(number) for reader in service.registry for number in reader.stream.current.order} == {ITEMS, ITEMS + 1}
+    assert {int(number) for reader in daemon.registry for number in reader.stream.current.order} == {ITEMS, ITEMS + 1}
     assert await asyncio.to_thread(client.manifest, DATA_ROOT) == newest
 
 
 @pytest.mark.parametrize("trouble", ["damaged", "of another data root", "with other patterns"])
 async def test_a_plan_of_a_listing_on_disk_that_is_no_good_is_refused(
-    service: Service, client: DaemonClient, trouble: str
+    daemon: Daemon, client: DaemonClient, trouble: str
 ) -> None:
     other = listing_of(["a"], "gs://pictures/other" if trouble == "of another data root" else DATA_ROOT)
     if trouble == "with other patterns":
         versions = [version for item in range(len(other)) for version in other.versions(item)]
         other = build_manifest(other.data_root, Layout(("images/{id}.jpg",)), versions)
-    folder = other.save(service.directory.manifests)
+    folder = other.save(daemon.directory.manifests)
     if trouble == "damaged":
         (folder / "size.npy").write_bytes(b"")
     plan, indices = plan_of(other, [0], data_root=DATA_ROOT)
@@ -170,7 +170,7 @@ async def streams_are(client: DaemonClient, *ids: str) -> None:
             pass
 
 
-async def test_the_streams_of_a_job_live_as_long_as_its_lease(service: Service, client: DaemonClient) -> None:
+async def test_the_streams_of_a_job_live_as_long_as_its_lease(daemon: Daemon, client: DaemonClient) -> None:
     lease = await asyncio.to_thread(client.lease, "job")
     await asyncio.to_thread(client.send_plan, *(await plan_for(client, [5, 1])))
     await asyncio.to_thread(client.send_plan, *(await plan_for(client, [3], stream="t")))
@@ -181,19 +181,19 @@ async def test_the_streams_of_a_job_live_as_long_as_its_lease(service: Service, 
     await streams_are(client, "other")
 
 
-async def test_the_last_lease_given_back_leaves_the_seeded_order(service: Service, client: DaemonClient) -> None:
+async def test_the_last_lease_given_back_leaves_the_seeded_order(daemon: Daemon, client: DaemonClient) -> None:
     lease = await asyncio.to_thread(client.lease, "job")
     await asyncio.to_thread(client.send_plan, *(await plan_for(client, [5, 1])))
     lease.close()
     await streams_are(client)
-    await service.prefetcher.settled()
-    assert [reader.seeded for reader in service.registry] == [True]
+    await daemon.prefetcher.settled()
+    assert [reader.seeded for reader in daemon.registry] == [True]
 
 
-async def test_a_job_whose_process_was_killed_ends_with_it(service: Service, client: DaemonClient) -> None:
+async def test_a_job_whose_process_was_killed_ends_with_it(daemon: Daemon, client: DaemonClient) -> None:
     packed = await plan_for(client, [5, 1], job="killed", stream="killed")
     killed = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", HOLD_A_LEASE, str(service.directory.path), "killed"),
+        *(sys.executable, "-c", HOLD_A_LEASE, str(daemon.directory.path), "killed"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -208,8 +208,8 @@ async def test_a_job_whose_process_was_killed_ends_with_it(service: Service, cli
 
 async def test_a_daemon_that_stops_drops_its_leases_at_once(gcs: GCSServer, tmp_path: Path) -> None:
     put_items(gcs, 1)
-    async with running(make_settings(tmp_path / "cache", gcs.url)) as service:
-        with closing(DaemonClient(service.directory.path)) as client:
+    async with running(make_settings(tmp_path / "cache", gcs.url)) as daemon:
+        with closing(DaemonClient(daemon.directory.path)) as client:
             lease = await asyncio.to_thread(client.lease, "job")
             await asyncio.to_thread(client.status)
             assert lease.is_held
@@ -241,23 +241,23 @@ async def test_a_report_that_comes_again_is_counted_once(client: DaemonClient) -
     assert (stats["reads"]["hits"], stats["streams"][0]["position"]) == (3, 3)
 
 
-async def test_the_cached_objects_are_listed_by_prefix(service: Service, client: DaemonClient) -> None:
+async def test_the_cached_objects_are_listed_by_prefix(daemon: Daemon, client: DaemonClient) -> None:
     cached = await asyncio.to_thread(client.cached_objects)
-    assert len(cached) == len(service.cache) == 2 * ITEMS
+    assert len(cached) == len(daemon.cache) == 2 * ITEMS
     images = await asyncio.to_thread(client.cached_objects, f"{DATA_ROOT}/images/")
     assert [uri for uri in cached if "/images/" in uri] == images
 
 
-async def test_only_the_user_and_the_group_can_reach_the_socket(service: Service) -> None:
-    assert stat.S_IMODE(service.directory.socket.stat().st_mode) == 0o660
+async def test_only_the_user_and_the_group_can_reach_the_socket(daemon: Daemon) -> None:
+    assert stat.S_IMODE(daemon.directory.socket.stat().st_mode) == 0o660
 
 
 async def test_the_daemon_answers_in_a_directory_deeper_than_a_socket_address_is_long(gcs: GCSServer, tmp_path: Path) -> None:
     put_items(gcs, 1)
     deep = tmp_path / ("d" * 80) / ("e" * 80)
-    async with running(make_settings(deep, gcs.url)) as service:
+    async with running(make_settings(deep, gcs.url)) as daemon:
         with closing(DaemonClient(deep)) as client:
-            assert (await asyncio.to_thread(client.status)).instance_id == service.instance_id
+            assert (await asyncio.to_thread(client.status)).instance_id == daemon.instance_id
 
 
 async def test_the_socket_is_gone_when_the_daemon_is(gcs: GCSServer, tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ async def test_the_socket_is_gone_when_the_daemon_is(gcs: GCSServer, tmp_path: P
 # Settings
 
 
-async def test_settings_are_changed_in_a_running_daemon(service: Service, client: DaemonClient) -> None:
+async def test_settings_are_changed_in_a_running_daemon(daemon: Daemon, client: DaemonClient) -> None:
     before = await asyncio.to_thread(client.settings)
     assert before == {"concurrency": 256, "min_concurrency": 8, "max_requests_per_s": None, "max_bytes_per_s": None}
     changed = await asyncio.to_thread(client.change_settings, {"concurrency": 16, "max_requests_per_s": 50})

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gcs_prefetchd import __version__
 from gcs_prefetchd.planning.reader import WAIT_REASONS, Reader
 from gcs_prefetchd.server.statistics import METRICS, Reads, Statistics
-from gcs_prefetchd.service.daemon import Service
+from gcs_prefetchd.service.daemon import Daemon
 from gcs_prefetchd.shared.messages import ReadReport
 from gcs_prefetchd.shared.objects import parse_object_uri
 from gcs_prefetchd.shared.paths import cache_path
@@ -45,22 +45,22 @@ def parsed(statistics: Statistics) -> dict[str, Metric]:
     return {family.name: family for family in text_string_to_metric_families(statistics.metrics().decode())}
 
 
-def add_plan(service: Service, stream: str, order: list[int], position: int = 0) -> Reader:
-    manifest = service.registry.manifest(DATA_ROOT)
+def add_plan(daemon: Daemon, stream: str, order: list[int], position: int = 0) -> Reader:
+    manifest = daemon.registry.manifest(DATA_ROOT)
     assert manifest is not None
     plan, indices = plan_of(manifest, order, stream=stream, epoch=3, position=position)
-    reader = service.registry.register(service.registry.prepare(plan, indices))
-    service.prefetcher.begin()
+    reader = daemon.registry.register(daemon.registry.prepare(plan, indices))
+    daemon.prefetcher.begin()
     return reader
 
 
 async def test_the_snapshot_has_what_users_rely_on(gcs: GCSServer, tmp_path: Path) -> None:
     put_items(gcs, 3)
-    async with running(make_settings(tmp_path / "cache", gcs.url)) as service:
-        await service.prefetcher.settled()
-        snapshot = json.loads(json.dumps(service.statistics.snapshot(), allow_nan=False))
+    async with running(make_settings(tmp_path / "cache", gcs.url)) as daemon:
+        await daemon.prefetcher.settled()
+        snapshot = json.loads(json.dumps(daemon.statistics.snapshot(), allow_nan=False))
         assert snapshot["version"] == __version__
-        assert snapshot["instance_id"] == service.instance_id
+        assert snapshot["instance_id"] == daemon.instance_id
         assert 0 <= snapshot["uptime_s"] < 60
         for section, keys in CONTRACT.items():
             assert keys <= set(snapshot[section])
@@ -70,15 +70,15 @@ async def test_the_snapshot_has_what_users_rely_on(gcs: GCSServer, tmp_path: Pat
 async def test_the_snapshot_counts_what_happened(gcs: GCSServer, tmp_path: Path) -> None:
     objects = put_items(gcs, 5)
     gcs.faults.add(Status(503), f"{BUCKET}/train/images/00002.jpg", requests=1)
-    async with running(make_settings(tmp_path / "cache", gcs.url)) as service:
-        await service.prefetcher.settled()
-        manifest = service.registry.manifest(DATA_ROOT)
+    async with running(make_settings(tmp_path / "cache", gcs.url)) as daemon:
+        await daemon.prefetcher.settled()
+        manifest = daemon.registry.manifest(DATA_ROOT)
         assert manifest is not None
         version = manifest.version(0, 0)
-        (service.directory.objects / cache_path(BUCKET, version.name.name)).write_bytes(b"damaged")
-        await service.prefetcher.demand(version.name)
-        await service.prefetcher.settled()
-        snapshot = service.statistics.snapshot()
+        (daemon.directory.objects / cache_path(BUCKET, version.name.name)).write_bytes(b"damaged")
+        await daemon.prefetcher.demand(version.name)
+        await daemon.prefetcher.settled()
+        snapshot = daemon.statistics.snapshot()
     size_bytes, image_bytes = sum(map(len, objects.values())), len(objects[version.name.uri])
     assert snapshot["cache"]["bytes"] == size_bytes
     assert snapshot["cache"]["objects"] == 10
@@ -95,14 +95,14 @@ async def test_the_snapshot_counts_what_happened(gcs: GCSServer, tmp_path: Path)
 
 async def test_a_stream_shows_its_epoch_and_position_and_how_far_ahead_it_is_on_disk(gcs: GCSServer, tmp_path: Path) -> None:
     put_items(gcs, 8)
-    async with running(make_settings(tmp_path / "cache", gcs.url, window_items=4)) as service:
-        await service.prefetcher.settled()
+    async with running(make_settings(tmp_path / "cache", gcs.url, window_items=4)) as daemon:
+        await daemon.prefetcher.settled()
         gone = parse_object_uri(f"{DATA_ROOT}/images/00003.jpg")
         gcs.delete(BUCKET, gone.name)
-        await service.cache.drop(cache_path(gone.bucket, gone.name))
-        add_plan(service, "job/train", [7, 6, 5, 4, 3, 2], position=1)
-        await service.prefetcher.settled()
-        (stream,) = service.statistics.snapshot()["streams"]
+        await daemon.cache.drop(cache_path(gone.bucket, gone.name))
+        add_plan(daemon, "job/train", [7, 6, 5, 4, 3, 2], position=1)
+        await daemon.prefetcher.settled()
+        (stream,) = daemon.statistics.snapshot()["streams"]
     assert stream.pop("runway_s") == pytest.approx(3 / stream.pop("reads_per_s"), abs=0.001)
     assert stream == {
         "id": "job/train",
@@ -121,15 +121,15 @@ async def test_a_stream_shows_its_epoch_and_position_and_how_far_ahead_it_is_on_
 
 async def test_a_stream_shows_what_was_fetched_for_it_and_why_it_waited(gcs: GCSServer, tmp_path: Path) -> None:
     put_items(gcs, 20, size_bytes=50_000)
-    async with running(make_settings(tmp_path / "cache", gcs.url, window_items=2, cache_size="1MB")) as service:
-        await service.prefetcher.settled()
-        absent = [item for item in range(20) if service.cache.stamp(cache_path(BUCKET, f"train/images/{item:05}.jpg")) is None]
+    async with running(make_settings(tmp_path / "cache", gcs.url, window_items=2, cache_size="1MB")) as daemon:
+        await daemon.prefetcher.settled()
+        absent = [item for item in range(20) if daemon.cache.stamp(cache_path(BUCKET, f"train/images/{item:05}.jpg")) is None]
         assert len(absent) == 10
-        add_plan(service, "job/train", absent)
-        await service.prefetcher.settled()
-        await service.prefetcher.demand(parse_object_uri(f"{DATA_ROOT}/images/{absent[5]:05}.jpg"))
-        await service.prefetcher.settled()
-        snapshot = service.statistics.snapshot()
+        add_plan(daemon, "job/train", absent)
+        await daemon.prefetcher.settled()
+        await daemon.prefetcher.demand(parse_object_uri(f"{DATA_ROOT}/images/{absent[5]:05}.jpg"))
+        await daemon.prefetcher.settled()
+        snapshot = daemon.statistics.snapshot()
     (stream,) = snapshot["streams"]
     assert (stream["missing_at_epoch_start"], stream["prefetched_items"], stream["demanded_objects"]) == (10, 2, 1)
     assert stream["waits"] == snapshot["reads"]["waits"] == dict.fromkeys(WAIT_REASONS, 0) | {"late": 1}
@@ -137,12 +137,12 @@ async def test_a_stream_shows_what_was_fetched_for_it_and_why_it_waited(gcs: GCS
 
 async def test_the_runway_is_that_of_the_hungriest_stream_that_has_not_ended(gcs: GCSServer, tmp_path: Path) -> None:
     put_items(gcs, 8)
-    async with running(make_settings(tmp_path / "cache", gcs.url)) as service:
-        add_plan(service, "long", [0, 1, 2, 3, 4])
-        add_plan(service, "short", [5, 6])
-        add_plan(service, "ended", [7], position=1)
-        await service.prefetcher.settled()
-        assert service.statistics.snapshot()["prefetch"]["runway_items"] == 2
+    async with running(make_settings(tmp_path / "cache", gcs.url)) as daemon:
+        add_plan(daemon, "long", [0, 1, 2, 3, 4])
+        add_plan(daemon, "short", [5, 6])
+        add_plan(daemon, "ended", [7], position=1)
+        await daemon.prefetcher.settled()
+        assert daemon.statistics.snapshot()["prefetch"]["runway_items"] == 2
 
 
 def test_hits_are_told_as_a_share_of_all_reads() -> None:
@@ -157,10 +157,10 @@ def test_hits_are_told_as_a_share_of_all_reads() -> None:
 async def test_the_metrics_say_what_the_snapshot_says(gcs: GCSServer, tmp_path: Path) -> None:
     put_items(gcs, 4)
     gcs.faults.add(Status(503), requests=1)
-    async with running(make_settings(tmp_path / "cache", gcs.url)) as service:
-        await service.prefetcher.settled()
-        service.statistics.reads.add(ReadReport("job", "reporter", 1, hits=5, misses=3, fallbacks=2, wait_s=1.5, objects=[]))
-        snapshot, families = service.statistics.snapshot(), parsed(service.statistics)
+    async with running(make_settings(tmp_path / "cache", gcs.url)) as daemon:
+        await daemon.prefetcher.settled()
+        daemon.statistics.reads.add(ReadReport("job", "reporter", 1, hits=5, misses=3, fallbacks=2, wait_s=1.5, objects=[]))
+        snapshot, families = daemon.statistics.snapshot(), parsed(daemon.statistics)
     assert set(families) == set(METRICS)
     for name, (kind, (section, key), text) in METRICS.items():
         assert (families[name].type, families[name].documentation) == (kind, text)
@@ -186,7 +186,7 @@ async def test_whatever_a_reader_calls_its_stream_the_metrics_stay_readable(
     gcs: GCSServer, tmp_path: Path, stream: str
 ) -> None:
     put_items(gcs, 1)
-    async with running(make_settings(tmp_path / "cache", gcs.url)) as service:
-        add_plan(service, stream, [0])
-        families = parsed(service.statistics)
+    async with running(make_settings(tmp_path / "cache", gcs.url)) as daemon:
+        add_plan(daemon, stream, [0])
+        families = parsed(daemon.statistics)
         assert [sample.labels["stream"] for sample in families["gcs_prefetchd_stream_length"].samples] == [stream]

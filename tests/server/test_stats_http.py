@@ -18,9 +18,9 @@ from support.daemons import DATA_ROOT, make_settings, put_items, running
 async def url(gcs: GCSServer, tmp_path: Path) -> AsyncIterator[str]:
     """The statistics of a daemon that has fetched four items."""
     put_items(gcs, 4)
-    async with running(make_settings(tmp_path / "cache", gcs.url)) as service:
-        await service.prefetcher.settled()
-        yield str(read_daemon_file(service.directory.path)["http"])
+    async with running(make_settings(tmp_path / "cache", gcs.url)) as daemon:
+        await daemon.prefetcher.settled()
+        yield str(read_daemon_file(daemon.directory.path)["http"])
 
 
 async def get(url: str, **headers: str) -> tuple[int, str, str]:
@@ -86,10 +86,10 @@ async def test_only_reading_is_possible_over_tcp(url: str) -> None:
 
 async def test_the_socket_and_the_page_count_alike(gcs: GCSServer, tmp_path: Path) -> None:
     put_items(gcs, 2)
-    async with running(make_settings(tmp_path / "cache", gcs.url)) as service:
-        await service.prefetcher.settled()
-        url = str(read_daemon_file(service.directory.path)["http"])
-        with closing(DaemonClient(service.directory.path)) as client:
+    async with running(make_settings(tmp_path / "cache", gcs.url)) as daemon:
+        await daemon.prefetcher.settled()
+        url = str(read_daemon_file(daemon.directory.path)["http"])
+        with closing(DaemonClient(daemon.directory.path)) as client:
             snapshot = await asyncio.to_thread(client.stats)
         text = (await get(f"{url}/metrics"))[1]
     found = re.search(r"^gcs_prefetchd_cache_bytes (\S+)$", text, re.MULTILINE)

@@ -65,30 +65,30 @@ def server() -> Iterator[ServingGCS]:
 
 async def test_the_data_root_is_prefetched_before_any_reader_has_come(gcs: GCSServer, tmp_path: Path) -> None:
     objects = put_items(gcs, 20)
-    async with running(make_settings(tmp_path / "cache", gcs.url)) as service:
-        await service.prefetcher.settled()
+    async with running(make_settings(tmp_path / "cache", gcs.url)) as daemon:
+        await daemon.prefetcher.settled()
         for uri, data in objects.items():
-            assert read_checked(service.directory.objects, uri.removeprefix("gs://")) == data
+            assert read_checked(daemon.directory.objects, uri.removeprefix("gs://")) == data
 
 
 async def test_room_that_is_free_is_filled_with_whole_items(gcs: GCSServer, tmp_path: Path) -> None:
     put_items(gcs, 20, size_bytes=1000)
-    async with running(make_settings(tmp_path / "cache", gcs.url, cache_size=7500, window_items=1)) as service:
-        await service.prefetcher.settled()
-        names = [Path(path).stem for page in service.cache.pages() for path in page]
+    async with running(make_settings(tmp_path / "cache", gcs.url, cache_size=7500, window_items=1)) as daemon:
+        await daemon.prefetcher.settled()
+        names = [Path(path).stem for page in daemon.cache.pages() for path in page]
         assert len(names) == 6
         assert all(names.count(name) == 2 for name in names)
 
 
 async def test_a_start_without_gcs_serves_what_was_cached(gcs: GCSServer, tmp_path: Path) -> None:
     put_items(gcs, 3)
-    async with running(make_settings(tmp_path / "cache", gcs.url)) as service:
-        await service.prefetcher.settled()
+    async with running(make_settings(tmp_path / "cache", gcs.url)) as daemon:
+        await daemon.prefetcher.settled()
     gcs.faults.add(Status(503), kind=Kind.LIST)
     settings = make_settings(tmp_path / "cache", gcs.url, deadline_s=0.5)
-    async with running(settings) as service:
-        await service.cache.whole()
-        assert len(service.cache) == 6
+    async with running(settings) as daemon:
+        await daemon.cache.whole()
+        assert len(daemon.cache) == 6
         with closing(DaemonClient(settings.cache_dir)) as client:
             assert (await asyncio.to_thread(client.manifest, DATA_ROOT)).items == 3
             assert await asyncio.to_thread(client.fetch, [f"{DATA_ROOT}/images/00001.jpg"]) == [""]
@@ -99,69 +99,69 @@ async def test_an_object_that_changed_in_the_bucket_is_dropped_when_the_data_roo
 ) -> None:
     put_items(gcs, 3)
     settings = make_settings(tmp_path / "cache", gcs.url)
-    async with running(settings) as service:
-        await service.prefetcher.settled()
+    async with running(settings) as daemon:
+        await daemon.prefetcher.settled()
     gcs.put(BUCKET, "train/images/00001.jpg", b"relabelled")
     changed = f"{BUCKET}/train/images/00001.jpg"
     before = gcs.counts.media[changed]
-    async with running(settings) as service:
+    async with running(settings) as daemon:
         await gcs.wait_for(lambda counts: counts.media[changed] > before)
-        await service.prefetcher.settled()
-        assert read_checked(service.directory.objects, changed) == b"relabelled"
+        await daemon.prefetcher.settled()
+        assert read_checked(daemon.directory.objects, changed) == b"relabelled"
 
 
 async def test_an_object_that_was_gone_from_the_bucket_for_a_listing_is_dropped_when_it_is_back(
     gcs: GCSServer, tmp_path: Path
 ) -> None:
     put_items(gcs, 3)
-    async with running(make_settings(tmp_path / "cache", gcs.url)) as service:
-        await service.prefetcher.settled()
+    async with running(make_settings(tmp_path / "cache", gcs.url)) as daemon:
+        await daemon.prefetcher.settled()
         gcs.delete(BUCKET, CHANGED.name)
-        await service.listings.relist(ROOT)
+        await daemon.bucket_sync.relist(ROOT)
         gcs.put(BUCKET, CHANGED.name, b"back")
-        await service.listings.relist(ROOT)
-        await service.prefetcher.settled()
-        assert read_checked(service.directory.objects, cache_path(CHANGED.bucket, CHANGED.name)) == b"back"
+        await daemon.bucket_sync.relist(ROOT)
+        await daemon.prefetcher.settled()
+        assert read_checked(daemon.directory.objects, cache_path(CHANGED.bucket, CHANGED.name)) == b"back"
 
 
 async def test_what_a_daemon_that_was_killed_had_not_dropped_yet_is_dropped_by_the_next(gcs: GCSServer, tmp_path: Path) -> None:
     """Killed after it had saved a listing, or before it had made one of a data root whose objects were here."""
     put_items(gcs, 3)
     settings = make_settings(tmp_path / "cache", gcs.url)
-    async with running(settings) as service:
-        await service.prefetcher.settled()
+    async with running(settings) as daemon:
+        await daemon.prefetcher.settled()
         gcs.put(BUCKET, CHANGED.name, b"relabelled")
-        (await list_manifest(service.origin, ROOT, settings.layout)).save(service.directory.manifests)
-    async with running(settings) as service:
-        await service.listings.relist(ROOT)
-        await service.prefetcher.settled()
-        assert read_checked(service.directory.objects, cache_path(CHANGED.bucket, CHANGED.name)) == b"relabelled"
+        (await list_manifest(daemon.origin, ROOT, settings.layout)).save(daemon.directory.manifests)
+    async with running(settings) as daemon:
+        await daemon.bucket_sync.relist(ROOT)
+        await daemon.prefetcher.settled()
+        assert read_checked(daemon.directory.objects, cache_path(CHANGED.bucket, CHANGED.name)) == b"relabelled"
     gcs.put(BUCKET, CHANGED.name, b"again")
     shutil.rmtree(tmp_path / "cache/manifests")
-    async with running(settings) as service:
+    async with running(settings) as daemon:
         await gcs.wait_for(lambda counts: counts.media[f"{BUCKET}/{CHANGED.name}"] == 3)
-        await service.prefetcher.settled()
-        assert read_checked(service.directory.objects, cache_path(CHANGED.bucket, CHANGED.name)) == b"again"
+        await daemon.prefetcher.settled()
+        assert read_checked(daemon.directory.objects, cache_path(CHANGED.bucket, CHANGED.name)) == b"again"
 
 
 async def test_what_is_under_way_while_the_data_root_is_listed_is_dropped_where_it_has_changed(
     gcs: GCSServer, tmp_path: Path
 ) -> None:
     objects = put_items(gcs, 3, size_bytes=1000)
-    async with running(make_settings(tmp_path / "cache", gcs.url, window_items=1, cache_size=3500)) as service:
-        await service.prefetcher.settled()  # one item is here, and there is room for half of another
-        name = next(name for name in map(parse_object_uri, objects) if service.cache.stamp(path_of_uri(name.uri)) is None)
+    async with running(make_settings(tmp_path / "cache", gcs.url, window_items=1, cache_size=3500)) as daemon:
+        await daemon.prefetcher.settled()  # one item is here, and there is room for half of another
+        name = next(name for name in map(parse_object_uri, objects) if daemon.cache.stamp(path_of_uri(name.uri)) is None)
         gcs.faults.add(Stall(after_bytes=10), f"{BUCKET}/{name.name}")
-        demanded = asyncio.create_task(service.prefetcher.demand(name))
+        demanded = asyncio.create_task(daemon.prefetcher.demand(name))
         await gcs.wait_for(lambda counts: counts.open_media > 0)
         gcs.put(BUCKET, name.name, b"r" * 2000)  # no room for it beside its label
-        relisting = asyncio.create_task(service.listings.relist(ROOT))
+        relisting = asyncio.create_task(daemon.bucket_sync.relist(ROOT))
         await asyncio.wait([relisting], timeout=0.5)  # one that did not wait for the download would have ended
         gcs.release()
         await demanded
         await relisting
-        await service.prefetcher.settled()
-        assert read_checked(service.directory.objects, path_of_uri(name.uri)) != objects[name.uri]
+        await daemon.prefetcher.settled()
+        assert read_checked(daemon.directory.objects, path_of_uri(name.uri)) != objects[name.uri]
 
 
 async def test_a_missing_bucket_ends_the_start_and_frees_the_directory(gcs: GCSServer, tmp_path: Path) -> None:

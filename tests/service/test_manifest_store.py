@@ -12,7 +12,7 @@ import pytest
 
 from gcs_prefetchd.gcs.client import Origin
 from gcs_prefetchd.gcs.credentials import Access
-from gcs_prefetchd.service.manifest_store import KEPT_PER_DATA_ROOT, list_manifest, newest_manifest, remove_old_manifests
+from gcs_prefetchd.service.manifest_store import KEPT_PER_DATA_ROOT, list_manifest, load_newest_manifest, remove_old_manifests
 from gcs_prefetchd.shared.checksums import crc32c_of
 from gcs_prefetchd.shared.errors import ItemError, ManifestError, ObjectMissingError, OriginUnavailableError
 from gcs_prefetchd.shared.item_patterns import Layout
@@ -186,7 +186,7 @@ def saved(manifests: Path, number: int, root: DataRoot = ROOT, layout: Layout | 
 def test_the_newest_manifest_is_the_one_saved_last(tmp_path: Path) -> None:
     for number in (1, 3, 2):
         saved(tmp_path, number)
-    newest = newest_manifest(tmp_path, ROOT, Layout())
+    newest = load_newest_manifest(tmp_path, ROOT, Layout())
     assert newest is not None
     assert newest.version(0, 0).generation == 3
 
@@ -195,14 +195,14 @@ def test_manifests_of_other_data_roots_and_layouts_are_passed_over(tmp_path: Pat
     saved(tmp_path, 1)
     saved(tmp_path, 2, DataRoot(BUCKET, "validation"))
     saved(tmp_path, 3, layout=Layout(("{id}.jpg", "{id}.png")))
-    newest = newest_manifest(tmp_path, ROOT, Layout())
+    newest = load_newest_manifest(tmp_path, ROOT, Layout())
     assert newest is not None
     assert newest.version(0, 0).generation == 1
-    assert newest_manifest(tmp_path, DataRoot(BUCKET, "test"), Layout()) is None
+    assert load_newest_manifest(tmp_path, DataRoot(BUCKET, "test"), Layout()) is None
 
 
 def test_no_manifest_is_none(tmp_path: Path) -> None:
-    assert newest_manifest(tmp_path, ROOT, Layout()) is None
+    assert load_newest_manifest(tmp_path, ROOT, Layout()) is None
 
 
 def test_damaged_and_unfinished_manifests_are_passed_over(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_damaged_and_unfinished_manifests_are_passed_over(tmp_path: Path) -> Non
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").touch()
 
-    newest = newest_manifest(tmp_path, ROOT, Layout())
+    newest = load_newest_manifest(tmp_path, ROOT, Layout())
     assert newest is not None
     assert newest.digest == good.digest
 
@@ -236,7 +236,7 @@ def test_a_listing_that_comes_again_is_the_newest(tmp_path: Path) -> None:
     first = saved(tmp_path, 1)
     saved(tmp_path, 2)
     first.save(tmp_path)
-    newest = newest_manifest(tmp_path, ROOT, Layout())
+    newest = load_newest_manifest(tmp_path, ROOT, Layout())
     assert newest is not None
     assert newest.digest == first.digest
 

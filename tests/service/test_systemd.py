@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gcs_prefetchd.service.systemd import ping_watchdog, tell_systemd
+from gcs_prefetchd.service.systemd import notify_systemd, ping_watchdog
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[sock
 
 
 def test_a_state_arrives_as_one_datagram(supervisor: socket.socket) -> None:
-    tell_systemd("READY=1")
-    tell_systemd("STOPPING=1\nSTATUS=ünder way")
+    notify_systemd("READY=1")
+    notify_systemd("STOPPING=1\nSTATUS=ünder way")
     assert supervisor.recv(100) == b"READY=1"
     assert supervisor.recv(100) == "STOPPING=1\nSTATUS=ünder way".encode()
 
@@ -35,7 +35,7 @@ def test_an_abstract_address_is_understood(monkeypatch: pytest.MonkeyPatch) -> N
         listener.settimeout(10)
         listener.bind(f"\0{name}")
         monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
-        tell_systemd("READY=1")
+        notify_systemd("READY=1")
         assert listener.recv(100) == b"READY=1"
 
 
@@ -43,13 +43,13 @@ def test_an_abstract_address_is_understood(monkeypatch: pytest.MonkeyPatch) -> N
 def test_where_nobody_listens_nothing_happens(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     before = len(list(Path("/proc/self/fd").iterdir()))
-    tell_systemd("READY=1")
+    notify_systemd("READY=1")
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 def test_without_systemd_nothing_happens(supervisor: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET")
-    tell_systemd("READY=1")
+    notify_systemd("READY=1")
     supervisor.setblocking(False)
     with pytest.raises(BlockingIOError):
         supervisor.recv(100)

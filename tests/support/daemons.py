@@ -14,7 +14,7 @@ from PIL import Image
 
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.directory import CacheDirectory
-from gcs_prefetchd.service.daemon import Service
+from gcs_prefetchd.service.daemon import Daemon
 from gcs_prefetchd.settings import Settings
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 
@@ -77,12 +77,12 @@ def make_settings(cache_dir: Path, endpoint: str, **changes: object) -> Settings
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Service]:
+async def running(settings: Settings) -> AsyncIterator[Daemon]:
     """A daemon in this event loop; what it leaves behind is checked when it has stopped."""
-    service = Service(settings, lambda: None)
-    async with service.running():
-        yield service
-    assert service.directory.leftovers() == []
+    daemon = Daemon(settings, lambda: None)
+    async with daemon.running():
+        yield daemon
+    assert daemon.directory.leftovers() == []
     await check_left_behind(settings)
 
 

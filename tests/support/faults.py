@@ -50,7 +50,7 @@ def table_of(rows: Sequence[Tally]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-class Daemon:
+class DaemonProcess:
     """A running daemon as its user sees it: its socket, its statistics over TCP, its files, its log."""
 
     def __init__(self, process: subprocess.Popen[bytes], cache_dir: Path, log: Path) -> None:
@@ -125,7 +125,7 @@ def faulted_daemon(
     *,
     under: Sequence[str] = (),
     environment: dict[str, str] | None = None,
-) -> Iterator[Daemon]:
+) -> Iterator[DaemonProcess]:
     """A daemon in the foreground, its log in a file beside the cache; killed at the end if it still runs.
 
     `under` is a command that runs it: strace, prlimit, unshare.
@@ -146,7 +146,7 @@ def faulted_daemon(
             process.kill()
             process.wait()
             raise AssertionError(log.read_text()) from None
-    daemon = Daemon(process, cache_dir, log)
+    daemon = DaemonProcess(process, cache_dir, log)
     try:
         with contextlib.closing(daemon.client):
             yield daemon
@@ -158,7 +158,7 @@ def faulted_daemon(
             process.wait()
 
 
-def cached_items(daemon: Daemon) -> list[str]:
+def cached_items(daemon: DaemonProcess) -> list[str]:
     """Have the two items of the fixture `server` in the cache; returns the URIs of their parts."""
     parts = [f"{DATA_ROOT}/{part}" for i in range(2) for part in (f"images/{i:05}.jpg", f"labels/{i:05}.png")]
     assert set(daemon.client.fetch(parts)) == {""}
@@ -212,7 +212,7 @@ def ext4_disk(point: Path, size_bytes: int = 32 << 20, image: Path | None = None
 
 
 @contextmanager
-def promises(daemon: Daemon, good: str, data: bytes, *, entries_stay: bool = True) -> Iterator[None]:
+def promises(daemon: DaemonProcess, good: str, data: bytes, *, entries_stay: bool = True) -> Iterator[None]:
     """Assert that the promises hold after the body as before it, and the bound all the while.
 
     `good` is the URI of an object that no fault touches and that is not in the cache yet, `data` its bytes. `entries_stay`:
@@ -234,7 +234,7 @@ def promises(daemon: Daemon, good: str, data: bytes, *, entries_stay: bool = Tru
         assert len(line.encode()) <= LONGEST_LINE_BYTES, line
 
 
-def _links(daemon: Daemon) -> list[str]:
+def _links(daemon: DaemonProcess) -> list[str]:
     """What its descriptors are of."""
     links = []
     for descriptor in Path(f"/proc/{daemon.pid}/fd").iterdir():
@@ -243,7 +243,7 @@ def _links(daemon: Daemon) -> list[str]:
     return links
 
 
-def _usage(daemon: Daemon) -> dict[str, int]:
+def _usage(daemon: DaemonProcess) -> dict[str, int]:
     """What leaks would show in. Connections to GCS are kept open on purpose, so of sockets there may be some more, and fetch
     processes are begun, of which each is a socket and a pidfd."""
     return {
@@ -255,7 +255,7 @@ def _usage(daemon: Daemon) -> dict[str, int]:
     }
 
 
-def _wait_until_given_back(daemon: Daemon, before: dict[str, int]) -> None:
+def _wait_until_given_back(daemon: DaemonProcess, before: dict[str, int]) -> None:
     until_s = time.monotonic() + SETTLE_S
     while True:
         more = {what: (before[what], now) for what, now in _usage(daemon).items() if now > before[what]}
@@ -265,7 +265,7 @@ def _wait_until_given_back(daemon: Daemon, before: dict[str, int]) -> None:
 
 
 @contextmanager
-def _bound_kept(daemon: Daemon) -> Iterator[None]:
+def _bound_kept(daemon: DaemonProcess) -> Iterator[None]:
     """Measure the files, finished and not, again and again until the body ends: they never hold more than the limit."""
     ended, most = threading.Event(), [0]
     limit_bytes = daemon.stats()["cache"]["limit_bytes"]

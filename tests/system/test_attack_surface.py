@@ -21,7 +21,7 @@ from gcs_prefetchd.shared.daemon_client import short_address
 from gcs_prefetchd.testing import Fault, HtmlPage, Kind, ServingGCS, Status, serving
 from support.caches import run_script
 from support.daemons import BUCKET, DATA_ROOT, put_items
-from support.faults import DATA, Daemon, cached_items, faulted_daemon, promises
+from support.faults import DATA, DaemonProcess, cached_items, faulted_daemon, promises
 
 DEADLINE_S = 15.0
 OVER = ("TCP", "the socket")
@@ -36,7 +36,7 @@ def server(server: ServingGCS) -> ServingGCS:
 
 
 @pytest.fixture(scope="module")
-def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
     """A daemon that has everything in its cache."""
     with faulted_daemon(tmp_path_factory.mktemp("surface") / "cache", server.url) as daemon:
         cached_items(daemon)
@@ -44,7 +44,7 @@ def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @contextmanager
-def connected(daemon: Daemon, over: str = "TCP") -> Iterator[socket.socket]:
+def connected(daemon: DaemonProcess, over: str = "TCP") -> Iterator[socket.socket]:
     """A connection on which anything can be sent."""
     if over == "TCP":
         host, port = daemon.http.removeprefix("http://").split(":")
@@ -67,7 +67,7 @@ def answer_of(connection: socket.socket) -> bytes:
     return received
 
 
-def asked(daemon: Daemon, request: bytes, over: str = "TCP") -> tuple[int, bytes]:
+def asked(daemon: DaemonProcess, request: bytes, over: str = "TCP") -> tuple[int, bytes]:
     """What comes for these bytes: status and all of the answer. The connection is closed by the daemon."""
     with connected(daemon, over) as connection:
         with contextlib.suppress(ConnectionError):  # it has heard enough
@@ -103,7 +103,7 @@ def get(target: str, *headers: str, method: str = "GET", body: bytes = b"") -> b
     ],
     ids=", ".join,
 )
-def test_a_request_of_a_web_page_is_refused_whatever_it_asks_for(daemon: Daemon, headers: list[str]) -> None:
+def test_a_request_of_a_web_page_is_refused_whatever_it_asks_for(daemon: DaemonProcess, headers: list[str]) -> None:
     for target in ("/", "/stats", "/metrics", "/healthz", "/nothing"):
         status, answer = asked(daemon, get(target, *headers))
         assert status in (400, 403)
@@ -114,7 +114,9 @@ def test_a_request_of_a_web_page_is_refused_whatever_it_asks_for(daemon: Daemon,
 @pytest.mark.parametrize(
     ("target", "status"), [("/", 200), ("/stats", 200), ("/nothing", 404), ("/stats", 403), ("/stats", 405)]
 )
-def test_every_answer_forbids_a_browser_to_keep_it_or_to_show_it_in_a_frame(daemon: Daemon, target: str, status: int) -> None:
+def test_every_answer_forbids_a_browser_to_keep_it_or_to_show_it_in_a_frame(
+    daemon: DaemonProcess, target: str, status: int
+) -> None:
     headers = ["Host: evil.example"] if status == 403 else ["Host: localhost"]
     came, answer = asked(daemon, get(target, *headers, method="POST" if status == 405 else "GET"))
     assert came == status
@@ -144,7 +146,7 @@ NO_REQUESTS = {
 
 @pytest.mark.parametrize("over", OVER)
 def test_what_is_no_request_is_refused_in_little_memory_and_without_a_line_in_the_log(
-    daemon: Daemon, good: str, over: str
+    daemon: DaemonProcess, good: str, over: str
 ) -> None:
     before, memory_bytes = len(daemon.lines()), daemon.stats()["process"]["memory_bytes"]
     with promises(daemon, good, DATA):
@@ -154,7 +156,7 @@ def test_what_is_no_request_is_refused_in_little_memory_and_without_a_line_in_th
     assert daemon.lines()[before:] == []
 
 
-def test_a_body_that_is_too_large_is_refused(daemon: Daemon, good: str) -> None:
+def test_a_body_that_is_too_large_is_refused(daemon: DaemonProcess, good: str) -> None:
     huge = b"POST /v1/fetch HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 999999999999\r\n\r\n"
     with promises(daemon, good, DATA):
         assert asked(daemon, get("/stats", body=b"x" * 2_000_000))[0] == 200  # which nobody reads
@@ -164,7 +166,7 @@ def test_a_body_that_is_too_large_is_refused(daemon: Daemon, good: str) -> None:
 # Connections that are slow, idle, or too many
 
 
-def test_connections_that_ask_nothing_are_closed_after_five_seconds(daemon: Daemon, good: str) -> None:
+def test_connections_that_ask_nothing_are_closed_after_five_seconds(daemon: DaemonProcess, good: str) -> None:
     """Over TCP nothing, half a request, half of a second one, and a request that comes by the byte; a body over the socket."""
     whole = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     body = b"POST /v1/fetch HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 1000\r\n\r\n{"
@@ -198,7 +200,7 @@ def drip(connection: socket.socket, data: bytes) -> int:
     return len(data)
 
 
-def test_whoever_holds_many_connections_keeps_nobody_from_the_statistics(daemon: Daemon, good: str) -> None:
+def test_whoever_holds_many_connections_keeps_nobody_from_the_statistics(daemon: DaemonProcess, good: str) -> None:
     before = daemon.stats()["process"]["open_files"]
     with promises(daemon, good, DATA), ExitStack() as stack:
         many = [stack.enter_context(connected(daemon)) for _ in range(3 * STATISTICS_BOUNDS.connections)]
@@ -231,7 +233,7 @@ def test_readers_that_wait_keep_their_connections_when_others_open_too_many(
 
 
 @pytest.mark.parametrize("over", OVER)
-def test_no_path_of_a_request_leads_to_a_file(daemon: Daemon, over: str) -> None:
+def test_no_path_of_a_request_leads_to_a_file(daemon: DaemonProcess, over: str) -> None:
     ways = [
         "../daemon.json",
         "%2e%2e/daemon.json",
@@ -261,14 +263,14 @@ URIS = [
 ]
 
 
-def posted(daemon: Daemon, target: str, message: object) -> tuple[int, bytes]:
+def posted(daemon: DaemonProcess, target: str, message: object) -> tuple[int, bytes]:
     request = get(target, method="POST", body=json.dumps(message).encode())
     status, answer = asked(daemon, request, "the socket")
     return status, answer.partition(b"\r\n\r\n")[2]
 
 
 @pytest.mark.parametrize("uri", URIS, ids=lambda uri: ascii(uri)[:40])
-def test_no_name_of_an_object_leads_outside_the_tree(daemon: Daemon, uri: str) -> None:
+def test_no_name_of_an_object_leads_outside_the_tree(daemon: DaemonProcess, uri: str) -> None:
     before = files_around(daemon)
     status, body = posted(daemon, "/v1/fetch", {"objects": [uri]})
     assert status == 400 or (status == 200 and json.loads(body)["errors"] != [""])
@@ -277,7 +279,7 @@ def test_no_name_of_an_object_leads_outside_the_tree(daemon: Daemon, uri: str) -
     assert files_around(daemon) == before
 
 
-def files_around(daemon: Daemon) -> set[Path]:
+def files_around(daemon: DaemonProcess) -> set[Path]:
     """All files below the folder in which the cache lies, but those of the index."""
     return {path for path in daemon.cache_dir.parent.rglob("*") if path.is_file() and "index" not in path.parts}
 
@@ -285,7 +287,7 @@ def files_around(daemon: Daemon) -> set[Path]:
 @pytest.mark.parametrize(
     "uri", [f"gs://{BUCKET}/private/key", "gs://another-bucket/train/images/1.jpg", f"gs://{BUCKET}/training"]
 )
-def test_only_the_configured_data_roots_are_served(daemon: Daemon, server: ServingGCS, uri: str) -> None:
+def test_only_the_configured_data_roots_are_served(daemon: DaemonProcess, server: ServingGCS, uri: str) -> None:
     before = server.counts.total()
     (error,) = daemon.client.fetch([uri])
     assert "not within a data root" in error
@@ -295,7 +297,7 @@ def test_only_the_configured_data_roots_are_served(daemon: Daemon, server: Servi
 
 
 @pytest.mark.parametrize("digest", ["../../../../etc", "..", "", "/etc", "%2e%2e", "a" * 5000, "objects", "\0"])
-def test_no_digest_of_a_plan_leads_outside_the_manifests(daemon: Daemon, digest: str) -> None:
+def test_no_digest_of_a_plan_leads_outside_the_manifests(daemon: DaemonProcess, digest: str) -> None:
     plan = {"job": "j", "stream": "s", "data_root": DATA_ROOT, "manifest": digest, "kind": "listed", "seed": 0, "epoch": 0}
     plan |= {"position": 0, "rank": 0, "world": 1, "drop_last": 0, "start": 0, "digest": ""}
     status, body = asked(daemon, get("/v1/plan", method="POST", body=json.dumps(plan).encode() + b"\n"), "the socket")

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from gcs_prefetchd.service.daemon import Service
+from gcs_prefetchd.service.daemon import Daemon
 from gcs_prefetchd.shared.checksums import read_checked, read_stamp
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.epoch_order import order_digest, plan_order
@@ -92,16 +92,16 @@ class Model(RuleBasedStateMachine):
             fetch_processes=self.fetch_processes,
             log_level="error",
         )
-        self.service = Service(options, lambda: None)
+        self.daemon = Daemon(options, lambda: None)
         self.stack = AsyncExitStack()
-        self.run(self.stack.enter_async_context(self.service.running()))
+        self.run(self.stack.enter_async_context(self.daemon.running()))
         self.client = DaemonClient(cache_dir)
         self.evictions = 0
 
     def end(self) -> None:
         self.client.close()
         self.run(self.stack.aclose())
-        self.evicted += self.service.cache.evictions - self.evictions
+        self.evicted += self.daemon.cache.evictions - self.evictions
 
     async def ask(self, question: Any, *arguments: Any) -> Any:
         """The client blocks, and the daemon that answers is in this loop."""
@@ -169,13 +169,13 @@ class Model(RuleBasedStateMachine):
 
     @property
     def objects(self) -> Path:
-        return self.service.directory.objects
+        return self.daemon.directory.objects
 
     @rule()
     def relist(self) -> None:
         listed = dict(self.live)
         try:
-            self.run(self.service.listings.relist(ROOT))
+            self.run(self.daemon.bucket_sync.relist(ROOT))
         except PrefetchdError:
             items = [f"train/{part}" for item in "abc" for part in (f"images/{item}.jpg", f"labels/{item}.png")]
             pairs = zip(items[::2], items[1::2], strict=True)
@@ -184,7 +184,7 @@ class Model(RuleBasedStateMachine):
         self.take_listing(listed)
 
     def take_listing(self, listed: dict[str, int]) -> None:
-        manifest = self.service.registry.manifest(DATA_ROOT)
+        manifest = self.daemon.registry.manifest(DATA_ROOT)
         assert manifest is not None
         for version in (version for item in range(len(manifest)) for version in manifest.versions(item)):
             name = version.name.name
@@ -195,13 +195,13 @@ class Model(RuleBasedStateMachine):
     @rule(name=names)
     def evict(self, name: str) -> None:
         self.may_go.add(name)
-        self.run(self.service.cache.drop(cache_path(BUCKET, name)))
+        self.run(self.daemon.cache.drop(cache_path(BUCKET, name)))
 
     @rule(name=names)
     def remove_by_hand(self, name: str) -> None:
         self.may_go.add(name)
         (self.objects / cache_path(BUCKET, name)).unlink(missing_ok=True)
-        self.run(self.service.cache.rescan())
+        self.run(self.daemon.cache.rescan())
 
     @rule(seed=st.integers(0, 3), kind=st.sampled_from(["shuffled", "endless"]), job=st.sampled_from(["one", "other"]))
     def plan(self, seed: int, kind: str, job: str) -> None:
@@ -236,7 +236,7 @@ class Model(RuleBasedStateMachine):
         self.end()
         shutil.rmtree(left)
         self.begin(copy)
-        self.run(self.service.cache.whole())
+        self.run(self.daemon.cache.whole())
 
     @rule()
     def wait(self) -> None:
@@ -257,13 +257,13 @@ class Model(RuleBasedStateMachine):
         while True:
             await self.quiet()
             before = self.changes()
-            problems = await self.service.cache.check()
+            problems = await self.daemon.cache.check()
             if before == self.changes() and not self.under_way():
                 return problems
 
     def changes(self) -> tuple[int, ...]:
-        service = self.service
-        return service.fetcher.fetched.demand, service.fetcher.fetched.prefetch, service.cache.evictions, len(service.cache)
+        daemon = self.daemon
+        return daemon.fetcher.fetched.demand, daemon.fetcher.fetched.prefetch, daemon.cache.evictions, len(daemon.cache)
 
     @invariant()
     def every_file_is_one_generation(self) -> None:
@@ -276,26 +276,26 @@ class Model(RuleBasedStateMachine):
                 if stamp is None:
                     continue  # evicted between the two looks
                 assert self.was[name][stamp.generation] == data
-                if not self.service.cache.is_whole or self.service.cache.stamp(path) == stamp:  # else it is about to go
+                if not self.daemon.cache.is_whole or self.daemon.cache.stamp(path) == stamp:  # else it is about to go
                     self.here_now[name] = stamp.generation
 
     @invariant()
     def the_bound_holds(self) -> None:
-        cache = self.service.cache
+        cache = self.daemon.cache
         assert cache.bytes + cache.reserved_bytes <= LIMIT_BYTES
         assert sum(path.stat().st_size for path in self.objects.rglob("*") if path.is_file()) <= LIMIT_BYTES
 
     @invariant()
     def nothing_goes_but_by_eviction(self) -> None:
         gone = {name for name, generation in self.here.items() if self.is_right(name, generation)} - self.here_now.keys()
-        evicted = self.evicted + self.service.cache.evictions - self.evictions
+        evicted = self.evicted + self.daemon.cache.evictions - self.evictions
         self.tally.lost_objects += max(0, len(gone - self.may_go) - evicted)
         assert len(gone - self.may_go) <= evicted, gone
-        self.here, self.evicted, self.evictions, self.may_go = self.here_now, 0, self.service.cache.evictions, set()
+        self.here, self.evicted, self.evictions, self.may_go = self.here_now, 0, self.daemon.cache.evictions, set()
 
     def is_right(self, name: str, generation: int) -> bool:
         """Whether it is what is in the bucket, and no listing that is older than it speaks against it."""
-        listed = self.service.registry.version(ObjectName(BUCKET, name))
+        listed = self.daemon.registry.version(ObjectName(BUCKET, name))
         return self.live.get(name) == generation and (listed is None or listed.generation == generation)
 
     @invariant()
@@ -304,7 +304,7 @@ class Model(RuleBasedStateMachine):
             assert self.run(self.problems()) == []
 
     def teardown(self) -> None:
-        if hasattr(self, "service"):
+        if hasattr(self, "daemon"):
             self.gcs.faults.clear()
             assert self.run(self.problems()) == []
             self.end()
@@ -338,8 +338,8 @@ class WithFetchProcesses(Model):
 
     @rule()
     def kill_fetch_processes(self) -> None:
-        assert self.service.fetch_processes is not None
-        for pid in self.service.fetch_processes.pids:
+        assert self.daemon.fetch_processes is not None
+        for pid in self.daemon.fetch_processes.pids:
             os.kill(pid, signal.SIGKILL)
 
 

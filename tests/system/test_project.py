@@ -34,7 +34,7 @@ from gcs_prefetchd.server.control_api import Control, control_app
 from gcs_prefetchd.server.runtime_settings import CHANGEABLE
 from gcs_prefetchd.server.statistics import METRICS
 from gcs_prefetchd.server.stats_http import statistics_app
-from gcs_prefetchd.service.daemon import Service
+from gcs_prefetchd.service.daemon import Daemon
 from gcs_prefetchd.settings import ENVIRONMENT_PREFIX, Settings, load_settings
 from gcs_prefetchd.shared import errors, messages
 from gcs_prefetchd.shared.checksums import ATTRIBUTE, NAME_ATTRIBUTE, read_stamp, write_stamp
@@ -308,9 +308,9 @@ def manifest() -> Manifest:
 
 
 @pytest.fixture
-def service(tmp_path: Path, manifest: Manifest) -> Service:
+def daemon(tmp_path: Path, manifest: Manifest) -> Daemon:
     """A daemon that was not started, with one stream, one failure in its counts and every limit."""
-    built = Service(make_settings(tmp_path / "cache", "http://127.0.0.1:1", max_bytes_per_s="1GB"), lambda: None)
+    built = Daemon(make_settings(tmp_path / "cache", "http://127.0.0.1:1", max_bytes_per_s="1GB"), lambda: None)
     built.registry.set_manifest(built.registry.number(manifest))
     for data_root, number in built.registry.take_due():
         built.registry.begin_seeded(built.registry.prepare_seeded(data_root, number))
@@ -318,9 +318,9 @@ def service(tmp_path: Path, manifest: Manifest) -> Service:
     return built
 
 
-def control_of(service: Service) -> Control:
-    parts = (service.cache, service.registry, service.prefetcher, service.statistics, service.tuning)
-    return Control(1, service.instance_id, service.settings.roots, *parts, service.listings.recall, lambda: None)
+def control_of(daemon: Daemon) -> Control:
+    parts = (daemon.cache, daemon.registry, daemon.prefetcher, daemon.statistics, daemon.tuning)
+    return Control(1, daemon.instance_id, daemon.settings.roots, *parts, daemon.bucket_sync.recall, lambda: None)
 
 
 def endpoints(application: web.Application) -> set[str]:
@@ -328,11 +328,11 @@ def endpoints(application: web.Application) -> set[str]:
     return {f"{route.method} {route.resource.canonical}" for route in routes if route.resource and route.method != "HEAD"}
 
 
-def test_every_endpoint_is_documented_and_no_other(service: Service) -> None:
+def test_every_endpoint_is_documented_and_no_other(daemon: Daemon) -> None:
     over_tcp = {code(row[0]) for row in table(section("http-api.md", "## Over TCP"))}
-    assert over_tcp == endpoints(statistics_app(service.statistics, lambda: True))
+    assert over_tcp == endpoints(statistics_app(daemon.statistics, lambda: True))
     on_the_socket = {code(row[0]) for row in table(section("http-api.md", "## On the Unix socket"))}
-    assert on_the_socket == endpoints(control_app(control_of(service)))
+    assert on_the_socket == endpoints(control_app(control_of(daemon)))
 
 
 def fields(value: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -346,18 +346,18 @@ def fields(value: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from fields(inner[0], f"{prefix}{name}[].")
 
 
-async def test_every_field_of_the_statistics_is_documented_and_no_other(service: Service) -> None:
+async def test_every_field_of_the_statistics_is_documented_and_no_other(daemon: Daemon) -> None:
     documented = [code(row[0]) for row in table(section("http-api.md", "### /stats"))]
-    assert documented == list(fields(service.statistics.snapshot()))
+    assert documented == list(fields(daemon.statistics.snapshot()))
 
 
 def test_every_field_of_the_statistics_has_a_unit() -> None:
     assert [row for row in table(section("http-api.md", "### /stats")) if not row[1] or not row[2]] == []
 
 
-async def test_every_metric_is_documented_and_no_other(service: Service) -> None:
+async def test_every_metric_is_documented_and_no_other(daemon: Daemon) -> None:
     served = {}
-    for family in text_string_to_metric_families(service.statistics.metrics().decode()):
+    for family in text_string_to_metric_families(daemon.statistics.metrics().decode()):
         for sample in family.samples:
             served[sample.name] = (family.type, set(sample.labels))
     documented = {}
@@ -414,12 +414,12 @@ def test_documented_paths_are_those_of_the_mapping() -> None:
     assert len(rows) > 10
 
 
-def test_everything_in_the_cache_directory_is_documented(directory: CacheDirectory, service: Service) -> None:
+def test_everything_in_the_cache_directory_is_documented(directory: CacheDirectory, daemon: Daemon) -> None:
     tree = section("cache-layout.md", "## The tree")
     present = {path.name for path in directory.path.iterdir()} | {directory.daemon_file.name, directory.socket.name}
     assert [name for name in sorted(present | {"daemon.log"}) if f" {name}" not in tree] == []
     assert MARKER.splitlines()[0] in tree
-    assert [code(row[0]) for row in table(tree[tree.index("| key") :])] == list(service._about(""))
+    assert [code(row[0]) for row in table(tree[tree.index("| key") :])] == list(daemon._about(""))
 
 
 def test_documented_arrays_are_those_of_a_saved_manifest(tmp_path: Path, manifest: Manifest) -> None:

@@ -18,7 +18,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
 from gcs_prefetchd.gcs.client import Access, Origin
-from gcs_prefetchd.service.daemon import Service
+from gcs_prefetchd.service.daemon import Daemon
 from gcs_prefetchd.shared.checksums import read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.errors import ObjectMissingError
@@ -77,43 +77,43 @@ def objects(emulator: Emulator) -> dict[str, bytes]:
 
 
 @pytest.fixture
-async def service(emulator: Emulator, objects: dict[str, bytes], tmp_path: Path) -> AsyncIterator[Service]:
+async def daemon(emulator: Emulator, objects: dict[str, bytes], tmp_path: Path) -> AsyncIterator[Daemon]:
     async with running(make_settings(tmp_path / "cache", emulator.url)) as started:
         yield started
 
 
-def file_of(service: Service, uri: str) -> Path:
+def file_of(daemon: Daemon, uri: str) -> Path:
     name = parse_object_uri(uri)
-    return service.directory.objects / cache_path(name.bucket, name.name)
+    return daemon.directory.objects / cache_path(name.bucket, name.name)
 
 
 async def test_a_data_root_is_listed_and_prefetched_with_the_bytes_that_were_uploaded(
-    service: Service, objects: dict[str, bytes]
+    daemon: Daemon, objects: dict[str, bytes]
 ) -> None:
-    manifest = service.registry.manifest(DATA_ROOT)
+    manifest = daemon.registry.manifest(DATA_ROOT)
     assert manifest is not None
     assert list(manifest.ids) == [f"{i:05}" for i in range(ITEMS)]
-    await service.prefetcher.settled()
-    assert {uri: read_checked(service.directory.objects, uri.removeprefix("gs://")) for uri in objects} == objects
+    await daemon.prefetcher.settled()
+    assert {uri: read_checked(daemon.directory.objects, uri.removeprefix("gs://")) for uri in objects} == objects
 
 
 async def test_a_demanded_object_comes_with_the_bytes_that_were_uploaded(
-    service: Service, emulator: Emulator, objects: dict[str, bytes]
+    daemon: Daemon, emulator: Emulator, objects: dict[str, bytes]
 ) -> None:
     """One that was prefetched and deleted by hand, and one that came after the listing: no answer names its generation."""
-    await service.prefetcher.settled()
+    await daemon.prefetcher.settled()
     listed, new = f"{DATA_ROOT}/images/00003.jpg", f"{DATA_ROOT}/images/new.jpg"
-    file_of(service, listed).unlink()
+    file_of(daemon, listed).unlink()
     await asyncio.to_thread(emulator.put, BUCKET, "train/images/new.jpg", jpeg(999))
-    with closing(DaemonClient(service.directory.path)) as client:
+    with closing(DaemonClient(daemon.directory.path)) as client:
         assert await asyncio.to_thread(client.fetch, [listed, new]) == ["", ""]
-    assert read_checked(service.directory.objects, listed.removeprefix("gs://")) == objects[listed]
-    assert read_checked(service.directory.objects, new.removeprefix("gs://")) == jpeg(999)
+    assert read_checked(daemon.directory.objects, listed.removeprefix("gs://")) == objects[listed]
+    assert read_checked(daemon.directory.objects, new.removeprefix("gs://")) == jpeg(999)
 
 
-async def test_a_demand_for_an_object_that_does_not_exist_says_so(service: Service) -> None:
+async def test_a_demand_for_an_object_that_does_not_exist_says_so(daemon: Daemon) -> None:
     uri = f"{DATA_ROOT}/images/missing.jpg"
-    with closing(DaemonClient(service.directory.path)) as client:
+    with closing(DaemonClient(daemon.directory.path)) as client:
         (error,) = await asyncio.to_thread(client.fetch, [uri])
     assert uri in error
     assert "404" in error

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from gcs_prefetchd.fetch.adaptive_concurrency import Limit
 from gcs_prefetchd.fetch.download_slots import Slots
 from gcs_prefetchd.fetch.rate_limit import Governor
-from gcs_prefetchd.settings import Settings, change_settings, with_unit
+from gcs_prefetchd.settings import Settings, change_settings, format_value
 from gcs_prefetchd.shared.errors import ProtocolError, SettingsError
 
 __all__ = ["CHANGEABLE", "Tuning", "make_slots"]
@@ -53,7 +53,9 @@ class Tuning:
         self._slots.set_bounds(least, most, changed.max_requests_per_s, changed.max_bytes_per_s)
         for name, value in self.values().items():
             if value != before[name]:
-                log.info("setting %s: %s from now on, %s before", name, with_unit(name, value), with_unit(name, before[name]))
+                log.info(
+                    "setting %s: %s from now on, %s before", name, format_value(name, value), format_value(name, before[name])
+                )
         return self.values()
 
 

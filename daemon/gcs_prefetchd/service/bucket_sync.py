@@ -9,13 +9,13 @@ from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.fetch.fetcher import Fetcher
 from gcs_prefetchd.gcs.client import Origin
 from gcs_prefetchd.planning.registry import Registry
-from gcs_prefetchd.service.manifest_store import list_manifest, newest_manifest, remove_old_manifests
+from gcs_prefetchd.service.manifest_store import list_manifest, load_newest_manifest, remove_old_manifests
 from gcs_prefetchd.settings import Settings
 from gcs_prefetchd.shared.errors import CacheWriteError, ManifestError, PrefetchdError
 from gcs_prefetchd.shared.manifest import Manifest, is_digest, load_manifest
 from gcs_prefetchd.shared.objects import DataRoot
 
-__all__ = ["Listings"]
+__all__ = ["BucketSync"]
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ RELIST_AFTER_FAILURE_S = 60.0
 ADOPTED_AT_A_TIME = 2000  # a few milliseconds, then others have their turn
 
 
-class Listings:
+class BucketSync:
     """`first` and then `follow` for each data root. `on_adopted` is called when the planner knows of more that is here."""
 
     def __init__(
@@ -48,7 +48,7 @@ class Listings:
 
     async def first(self, root: DataRoot) -> float:
         """Have a manifest of the data root; returns after how many seconds it is to be listed again."""
-        saved = await asyncio.to_thread(newest_manifest, self._directory.manifests, root, self._settings.layout)
+        saved = await asyncio.to_thread(load_newest_manifest, self._directory.manifests, root, self._settings.layout)
         if saved is not None:
             await self._put_in_force(saved)
             log.info("%s: %d items as listed before; being listed again", root.uri, len(saved))

@@ -31,16 +31,16 @@ from gcs_prefetchd.server.control_api import Control, control_app
 from gcs_prefetchd.server.runtime_settings import Tuning, make_slots
 from gcs_prefetchd.server.statistics import Statistics
 from gcs_prefetchd.server.stats_http import statistics_app
-from gcs_prefetchd.service.bucket_sync import Listings
-from gcs_prefetchd.service.systemd import ping_watchdog, tell_systemd
-from gcs_prefetchd.settings import MOST_CONCURRENCY, Settings, check_against_disk
+from gcs_prefetchd.service.bucket_sync import BucketSync
+from gcs_prefetchd.service.systemd import notify_systemd, ping_watchdog
+from gcs_prefetchd.settings import MAX_CONCURRENCY, Settings, check_cache_fits_disk
 from gcs_prefetchd.shared.daemon_client import short_address
 from gcs_prefetchd.shared.errors import StartError
 from gcs_prefetchd.shared.malloc import return_freed_memory
 from gcs_prefetchd.shared.moving_average import Spread
 from gcs_prefetchd.shared.paths import cache_path
 
-__all__ = ["Service", "Started", "serve"]
+__all__ = ["Daemon", "ReadyDaemon", "serve"]
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ READERS_IDLE_S = 75.0
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
+class ReadyDaemon:
     """A daemon that is ready: where its statistics and its files are."""
 
     pid: int
@@ -59,25 +59,25 @@ class Started:
     cache_dir: Path
 
 
-async def serve(settings: Settings, on_claimed: Callable[[], None], on_ready: Callable[[Started], None]) -> None:
+async def serve(settings: Settings, on_claimed: Callable[[], None], on_ready: Callable[[ReadyDaemon], None]) -> None:
     """Run the daemon until SIGTERM, SIGINT or a stop request; a second signal ends the process at once.
 
     `on_claimed` is called once the cache directory is ours, `on_ready` once readers can come. Raises PrefetchdError where it
     cannot start.
     """
-    check_against_disk(settings)
+    check_cache_fits_disk(settings)
     # What has been imported stays: to look through it for garbage would hold up the event loop for some 30 ms each time.
     gc.freeze()
     stopping = asyncio.Event()
     with _signals(stopping):
         stack = AsyncExitStack()
         try:
-            started = await _unless(stopping, stack.enter_async_context(Service(settings, stopping.set).running(on_claimed)))
+            started = await _unless(stopping, stack.enter_async_context(Daemon(settings, stopping.set).running(on_claimed)))
             if started is not None:
                 on_ready(started)
-                tell_systemd("READY=1")
+                notify_systemd("READY=1")
             await stopping.wait()
-            tell_systemd("STOPPING=1")
+            notify_systemd("STOPPING=1")
             log.info("stopping")
         finally:
             # A timer and no timeout: the first part that hangs would use that up, and the next could hang for ever.
@@ -85,7 +85,7 @@ async def serve(settings: Settings, on_claimed: Callable[[], None], on_ready: Ca
             await stack.aclose()
 
 
-async def _unless(stopping: asyncio.Event, starting: Coroutine[Any, Any, Started]) -> Started | None:
+async def _unless(stopping: asyncio.Event, starting: Coroutine[Any, Any, ReadyDaemon]) -> ReadyDaemon | None:
     """Start, or give it up where the stop comes first: a listing can take minutes."""
     start, stop = asyncio.create_task(starting), asyncio.create_task(stopping.wait())
     await asyncio.wait([start, stop], return_when=asyncio.FIRST_COMPLETED)
@@ -101,7 +101,7 @@ def _end_as_if_killed(deadline_s: float) -> None:
     os._exit(1)
 
 
-class Service:
+class Daemon:
     """The parts of one daemon; nothing is opened before `running` is entered."""
 
     def __init__(self, settings: Settings, stop: Callable[[], None]) -> None:
@@ -119,7 +119,7 @@ class Service:
         access = Access(settings.endpoint, settings.anonymous, settings.credentials, settings.user_project)
         slots = make_slots(settings)
         # The slots bound the downloads, by a setting that may change; pages of listings come on top.
-        self.origin = Origin(access, connections=2 * MOST_CONCURRENCY, deadline_s=settings.deadline_s, page_account=slots.page)
+        self.origin = Origin(access, connections=2 * MAX_CONCURRENCY, deadline_s=settings.deadline_s, page_account=slots.page)
         self.fetch_processes = self._fetch_processes() if settings.fetch_process_count else None
         self.fetcher = Fetcher(self.cache, self.origin, slots, download_s, self.fetch_processes)
         self.tuning = Tuning(settings, slots)
@@ -134,8 +134,8 @@ class Service:
             self.origin.traffic,
             self.fetch_processes,
         )
-        self.listings = Listings(settings, self.directory, self.origin, self.cache, self.registry, self.fetcher)
-        self.listings.on_adopted = self.prefetcher.wake
+        self.bucket_sync = BucketSync(settings, self.directory, self.origin, self.cache, self.registry, self.fetcher)
+        self.bucket_sync.on_adopted = self.prefetcher.wake
         self._stop = stop
         self._ready = False
         self._failed: BaseException | None = None
@@ -146,13 +146,13 @@ class Service:
             endpoint=self.origin.root,
             is_anonymous=self.settings.anonymous,
             user_project=self.settings.user_project,
-            connections=2 * MOST_CONCURRENCY,
+            connections=2 * MAX_CONCURRENCY,
             deadline_s=self.settings.deadline_s,
         )
         return FetchProcesses(self.settings.fetch_process_count, options, self.directory, self.origin)
 
     @asynccontextmanager
-    async def running(self, on_claimed: Callable[[], None] = lambda: None) -> AsyncIterator[Started]:
+    async def running(self, on_claimed: Callable[[], None] = lambda: None) -> AsyncIterator[ReadyDaemon]:
         """The daemon at work, until the context is left. Raises PrefetchdError where it cannot start."""
         async with AsyncExitStack() as stack:
             self.directory.claim()
@@ -164,7 +164,7 @@ class Service:
             if self.fetch_processes is not None:
                 stack.push_async_callback(self.fetch_processes.close)
             stack.push_async_callback(self.fetcher.close)
-            relist_in_s = [await self.listings.first(root) for root in self.settings.roots]
+            relist_in_s = [await self.bucket_sync.first(root) for root in self.settings.roots]
             with self._disk_errors():
                 self._make_folders()
                 url = await self._open_http(stack)
@@ -175,7 +175,7 @@ class Service:
             self._ready = True
             log.info("ready: statistics at %s, cache in %s", url, self.directory.path)
             try:
-                yield Started(os.getpid(), url, self.directory.path)
+                yield ReadyDaemon(os.getpid(), url, self.directory.path)
             finally:
                 self._ready = False
         if self._failed is not None:
@@ -198,7 +198,7 @@ class Service:
     async def _prefetch(self) -> None:
         # What is here must be known first, or it would be fetched again.
         await self.cache.whole()
-        await self.listings.adopt(self.cache.pages())
+        await self.bucket_sync.adopt(self.cache.pages())
         await asyncio.to_thread(return_freed_memory)  # of the lists that taking stock took
         await self.cache.shrink()
         await self.prefetcher.run()
@@ -221,7 +221,7 @@ class Service:
         jobs: list[Coroutine[Any, Any, None]] = [self._prefetch(), self._rescan(), self._watch(), ping_watchdog()]
         jobs += [self.fetch_processes.run()] if self.fetch_processes is not None else []
         jobs += [self.read_ahead.run()] if self.read_ahead is not None else []
-        jobs += [self.listings.follow(root, wait_s) for root, wait_s in zip(self.settings.roots, relist_in_s, strict=True)]
+        jobs += [self.bucket_sync.follow(root, wait_s) for root, wait_s in zip(self.settings.roots, relist_in_s, strict=True)]
         tasks = [asyncio.create_task(job) for job in jobs]
         for task in tasks:
             task.add_done_callback(self._job_ended)
@@ -262,7 +262,7 @@ class Service:
             self.prefetcher,
             self.statistics,
             self.tuning,
-            self.listings.recall,
+            self.bucket_sync.recall,
             self._stop,
         )
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

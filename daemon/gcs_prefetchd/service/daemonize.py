@@ -12,13 +12,13 @@ from typing import Any
 
 from gcs_prefetchd.shared.errors import DaemonUnavailableError, SettingsError, StartError
 
-__all__ = ["Background", "Starter", "go_on_in_background", "wait_for_end"]
+__all__ = ["ForkedDaemon", "ParentProcess", "fork_daemon", "wait_for_exit"]
 
 STOP_PATIENCE_S = 660.0  # more than the longest stop_deadline_s
 
 
 @dataclass(frozen=True, slots=True)
-class Background:
+class ForkedDaemon:
     """A daemon that was forked off: its process, and the pipe on which it will say that it is ready, or why not."""
 
     pid: int
@@ -41,7 +41,7 @@ class Background:
         return dict(answer)
 
 
-class Starter:
+class ParentProcess:
     """Whoever started us and waits at the other end of a pipe; nobody does where there is none."""
 
     def __init__(self, pipe: int | None = None) -> None:
@@ -56,8 +56,8 @@ class Starter:
                 file.write(json.dumps(answer).encode())
 
 
-def go_on_in_background() -> Background | Starter:
-    """Fork: this process gets a `Background`, and the other one, which outlives it, its `Starter`.
+def fork_daemon() -> ForkedDaemon | ParentProcess:
+    """Fork: this process gets a `ForkedDaemon`, and the other one, which outlives it, its `ParentProcess`.
 
     A second interpreter would have everything to import again, which takes half as long as the start itself. So call it while
     there is one thread, and nothing is open.
@@ -67,17 +67,17 @@ def go_on_in_background() -> Background | Starter:
     pid = os.fork()
     if pid:
         os.close(write_end)
-        return Background(pid, read_end)
+        return ForkedDaemon(pid, read_end)
     os.close(read_end)
     os.setsid()
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
-    return Starter(write_end)
+    return ParentProcess(write_end)
 
 
 @contextmanager
-def wait_for_end(pid: int) -> Iterator[Callable[[], bool]]:
+def wait_for_exit(pid: int) -> Iterator[Callable[[], bool]]:
     """Hold on to a process so that its end can be waited for; yields a function that waits and says whether it ended."""
     try:
         process = os.pidfd_open(pid)

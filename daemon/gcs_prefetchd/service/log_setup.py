@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gcs_prefetchd.shared.errors import StartError
 
-__all__ = ["log_to"]
+__all__ = ["setup_logging"]
 
 LONGEST_LINE = 2000
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -23,7 +23,7 @@ class _OneLine(logging.Formatter):
         return line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + " ..."
 
 
-def log_to(file: Path | None, level: str) -> None:
+def setup_logging(file: Path | None, level: str) -> None:
     """Log to stderr, or to a file that takes stdout's and stderr's place. Raises StartError where it cannot be written."""
     if file is not None:
         try:

@@ -12,7 +12,7 @@ from gcs_prefetchd.shared.item_patterns import Layout
 from gcs_prefetchd.shared.manifest import Listing, Manifest, is_digest, is_left_behind, load_manifest
 from gcs_prefetchd.shared.objects import DataRoot
 
-__all__ = ["list_manifest", "newest_manifest", "remove_old_manifests"]
+__all__ = ["list_manifest", "load_newest_manifest", "remove_old_manifests"]
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ async def list_manifest(origin: Origin, data_root: DataRoot, layout: Layout) -> 
     return manifest
 
 
-def newest_manifest(manifests: Path, data_root: DataRoot, layout: Layout) -> Manifest | None:
+def load_newest_manifest(manifests: Path, data_root: DataRoot, layout: Layout) -> Manifest | None:
     """The manifest of this data root that was saved last, or None."""
     for folder in _newest_first(manifests):
         with contextlib.suppress(ManifestError):

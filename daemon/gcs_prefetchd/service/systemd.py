@@ -7,10 +7,10 @@ import asyncio
 import os
 import socket
 
-__all__ = ["ping_watchdog", "tell_systemd"]
+__all__ = ["notify_systemd", "ping_watchdog"]
 
 
-def tell_systemd(state: str) -> None:
+def notify_systemd(state: str) -> None:
     """Send a state such as `READY=1`; does nothing where nobody listens."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
@@ -35,5 +35,5 @@ async def ping_watchdog() -> None:
     ):
         return
     while True:
-        tell_systemd("WATCHDOG=1")
+        notify_systemd("WATCHDOG=1")
         await asyncio.sleep(int(wanted_us) / 2_000_000)
