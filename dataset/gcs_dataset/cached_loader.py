@@ -59,7 +59,7 @@ class CachedLoader:
         self._versions = Versions(manifest) if manifest is not None else None
         self._by_process: dict[int, _Connections] = {}
 
-    def go_by(self, manifest: Manifest) -> None:
+    def use_manifest(self, manifest: Manifest) -> None:
         """Hold to this manifest from the next read on. Copies in other processes keep the one that they have."""
         self._versions = Versions(manifest)
         self.manifest = manifest

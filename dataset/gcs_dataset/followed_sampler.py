@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Sampler
 
+from gcs_dataset.background_call import call_in_background
 from gcs_dataset.cached_loader import CachedLoader
-from gcs_dataset.deadline_call import in_background
-from gcs_dataset.manifest_source import manifest_of_daemon, newer_manifest
+from gcs_dataset.manifest_source import daemon_manifest, newer_manifest
 from gcs_dataset.plan_registration import CHECK_PAUSE_S, FIRST_ITEM_WAIT_S, PlanSender, Share
 from gcs_prefetchd.shared.epoch_order import Indices
 from gcs_prefetchd.shared.errors import PrefetchdError, SettingsError
@@ -100,7 +100,7 @@ class FollowedSampler(Sampler[Any]):
             return
         read = 0
         for one, size in zip(yielded, sizes, strict=True):
-            sender.keep_told(max(read - self._read_ahead, 0))
+            sender.ensure_sent(max(read - self._read_ahead, 0))
             read += size
             yield one
 
@@ -121,7 +121,7 @@ class FollowedSampler(Sampler[Any]):
             self._follow_listing(self._sender)
         indices = _checked(order, self._sender.manifest)
         if len(indices):
-            self._sender.begin(Share("listed", 0, epoch, indices), indices)
+            self._sender.start_plan(Share("listed", 0, epoch, indices), indices)
         return self._sender
 
     def _follow_listing(self, sender: PlanSender) -> None:
@@ -130,7 +130,7 @@ class FollowedSampler(Sampler[Any]):
         if newest is None:
             return
         if newest.ids == sender.manifest.ids:
-            sender.go_by(newest)
+            sender.use_manifest(newest)
             return
         if not self._passed_over:
             log.warning(
@@ -145,7 +145,7 @@ class FollowedSampler(Sampler[Any]):
         if self._loader.manifest is not None:
             return self._loader.manifest
         if self._asking is None:
-            self._asking = in_background(partial(manifest_of_daemon, self._data_root, self._loader.cache_dir))
+            self._asking = call_in_background(partial(daemon_manifest, self._data_root, self._loader.cache_dir))
         if not wait([self._asking], FIRST_ITEM_WAIT_S).done:
             return None
         asked, self._asking = self._asking, None

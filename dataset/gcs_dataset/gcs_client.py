@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import wait
 from typing import Any, TypeVar
 
-from gcs_dataset.deadline_call import in_background
+from gcs_dataset.background_call import call_in_background
 from gcs_prefetchd.shared.errors import (
     AccessDeniedError,
     CredentialsError,
@@ -145,7 +145,7 @@ def _one_try(call: Callable[[], T], longest_s: float) -> T:
 
 
 def _in_time(call: Callable[[], T], longest_s: float) -> T:
-    outcome = in_background(call)
+    outcome = call_in_background(call)
     if not wait([outcome], longest_s).done:
         raise TimeoutError(f"not answered in full within {longest_s:.1f} s")
     return outcome.result()

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from gcs_dataset.deadline_call import in_background
+from gcs_dataset.background_call import call_in_background
 from gcs_dataset.decode import decode
 from gcs_dataset.gcs_client import SOCKET_TIMEOUT_S, retrying, storage_client
 from gcs_prefetchd.shared.checksums import crc32c_of
@@ -45,7 +45,7 @@ class GCSLoader:
         """The images of several URIs, fetched at the same time."""
         if not uris:
             return []
-        others = [in_background(partial(self.read, uri)) for uri in uris[1:]]
+        others = [call_in_background(partial(self.read, uri)) for uri in uris[1:]]
         data = [self.read(uris[0]), *(fetch.result() for fetch in others)]
         return [decode(one, uri, mode) for one, uri, mode in zip(data, uris, modes, strict=True)]
 

@@ -6,7 +6,7 @@ from concurrent.futures import wait
 from functools import partial
 from pathlib import Path
 
-from gcs_dataset.deadline_call import in_background
+from gcs_dataset.background_call import call_in_background
 from gcs_dataset.gcs_listing import list_manifest
 from gcs_dataset.train_test_split import Items, warn_of_incomplete
 from gcs_prefetchd.shared.daemon_client import DaemonClient
@@ -16,7 +16,7 @@ from gcs_prefetchd.shared.manifest import Manifest, load_manifest
 from gcs_prefetchd.shared.messages import ManifestAnswer
 from gcs_prefetchd.shared.objects import DataRoot
 
-__all__ = ["get_manifest", "load_another", "manifest_of_daemon", "newer_manifest"]
+__all__ = ["daemon_manifest", "get_manifest", "load_saved_manifest", "newer_manifest"]
 
 STATUS_TIMEOUT_S = 5.0
 NEWEST_TIMEOUT_S = 1.0  # one that has listed answers in a millisecond, and an epoch waits for it
@@ -40,7 +40,7 @@ def get_manifest(
     """
     data_root, layout = DataRoot.parse(gcs_data_root), Layout((image_pattern, label_pattern))
     try:
-        manifest = manifest_of_daemon(data_root, Path(cache_dir))
+        manifest = daemon_manifest(data_root, Path(cache_dir))
         if manifest.layout != layout:
             raise ManifestError(f"manifest of {data_root.uri}: the daemon's patterns are {manifest.layout.patterns}")
     except PrefetchdError as exc:
@@ -50,7 +50,7 @@ def get_manifest(
     return manifest
 
 
-def manifest_of_daemon(data_root: DataRoot, cache_dir: Path) -> Manifest:
+def daemon_manifest(data_root: DataRoot, cache_dir: Path) -> Manifest:
     """The daemon's latest manifest, mapped into memory; raises DaemonUnavailableError, ProtocolError or ManifestError."""
     client = DaemonClient(cache_dir, STATUS_TIMEOUT_S)
     try:
@@ -67,17 +67,17 @@ def newer_manifest(held: Manifest, cache_dir: Path, passed_over: str = "") -> Ma
 
     One request, for which a second at most is waited. A daemon that is absent, slow or wrong has no newer one.
     """
-    asked = in_background(partial(_latest, held.data_root, cache_dir))
+    asked = call_in_background(partial(_latest, held.data_root, cache_dir))
     if not wait([asked], NEWEST_TIMEOUT_S).done:
         return None
     try:
         latest = asked.result()
     except PrefetchdError:
         return None  # the readers say that there is no daemon
-    return None if latest.digest in (held.digest, passed_over) else load_another(Path(latest.path), held)
+    return None if latest.digest in (held.digest, passed_over) else load_saved_manifest(Path(latest.path), held)
 
 
-def load_another(folder: Path, held: Manifest) -> Manifest | None:
+def load_saved_manifest(folder: Path, held: Manifest) -> Manifest | None:
     """Map a saved manifest of the same data root and patterns; None where it cannot be read or is of others."""
     try:
         manifest = load_manifest(folder)

@@ -1,4 +1,4 @@
-"""Tells the daemon what a sampler will yield, and again when the daemon has been restarted or has forgotten it."""
+"""Sends the daemon what a sampler will yield, and sends it again after the daemon was restarted or has forgotten it."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gcs_dataset.deadline_call import in_background
+from gcs_dataset.background_call import call_in_background
 from gcs_prefetchd.shared.daemon_client import DaemonClient, Lease
 from gcs_prefetchd.shared.epoch_order import Indices, order_digest, plan_order
 from gcs_prefetchd.shared.errors import PrefetchdError, ProtocolError
@@ -24,14 +24,14 @@ __all__ = ["PlanSender", "Share"]
 CHECK_PAUSE_S = 1.0
 CONFIRM_PAUSE_S = 10.0
 SEND_TIMEOUT_S = 10.0
-FIRST_ITEM_WAIT_S = 1.0  # a daemon that is well takes milliseconds; one that is not holds up an epoch no longer than this
+FIRST_ITEM_WAIT_S = 1.0  # a healthy daemon needs milliseconds; any other delays an epoch by this at most
 
 log = logging.getLogger("gcs_dataset")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Share:
-    """What one rank reads in one epoch, in the terms of `order.plan_order`."""
+    """What one rank reads in one epoch, in the terms of `epoch_order.plan_order`."""
 
     kind: str
     seed: int
@@ -59,10 +59,10 @@ class Share:
 class PlanSender:
     """Sends one stream's plans to the daemon of a cache directory. Never raises because of the daemon.
 
-    While it lives it holds the job's lease: once the process has ended, however it did, the daemon counts its streams for
-    nothing. A lease that was dropped shows that the daemon is gone or another one: looked at every `check_pause_s` at most,
-    which takes microseconds. Every `confirm_pause_s` the daemon is asked whether it still knows the stream. Either way the plan
-    is sent again. All that talks to the daemon is done by threads.
+    While it lives it holds the job's lease: after the process has stopped, for whatever reason, the daemon ignores its streams.
+    A lost lease shows that the daemon has stopped or was replaced: this is checked every `check_pause_s` at most, which takes
+    microseconds. Every `confirm_pause_s` a request finds out whether the daemon still knows the stream. In either case the plan
+    is sent again. Threads of their own send all requests to the daemon.
     """
 
     def __init__(
@@ -85,37 +85,37 @@ class PlanSender:
         self._next_confirm_s = 0.0
         self._share: Share | None = None
         self._digest = ""
-        self._told: Share | None = None  # what the daemon that holds the lease knows
+        self._sent_share: Share | None = None  # known to the daemon that holds the lease
         self._lease: Lease | None = None
-        self._under_way: Future[None] | None = None
-        self._refused = False
+        self._request: Future[None] | None = None
+        self._is_rejected = False
 
-    def go_by(self, manifest: Manifest) -> None:
-        """The plans from the next `begin` on are of this manifest; nothing more is told of the one before."""
-        self.manifest, self._share, self._refused = manifest, None, False
+    def use_manifest(self, manifest: Manifest) -> None:
+        """Use this manifest for the plans from the next `start_plan` on; nothing more is sent about the one before."""
+        self.manifest, self._share, self._is_rejected = manifest, None, False
 
-    def begin(self, share: Share, order: Indices, position: int = 0) -> None:
-        """An epoch begins, or goes on at a position: tell it, and wait a second at most until the daemon has it."""
-        self._share, self._digest, self._told = share, order_digest(order), None
+    def start_plan(self, share: Share, order: Indices, position: int = 0) -> None:
+        """Send the plan of an epoch that starts or goes on at `position`; wait a second at most until the daemon has it."""
+        self._share, self._digest, self._sent_share = share, order_digest(order), None
         self._next_check_s = 0.0
-        self.keep_told(position)
-        if self._under_way is not None:
-            wait([self._under_way], FIRST_ITEM_WAIT_S)
+        self.ensure_sent(position)
+        if self._request is not None:
+            wait([self._request], FIRST_ITEM_WAIT_S)
 
-    def keep_told(self, position: int) -> None:
-        """See to it that the daemon knows the plan; `position` is how many of its items have been read."""
+    def ensure_sent(self, position: int) -> None:
+        """Send the plan again if the daemon does not know it; `position` is how many of its items have been read."""
         now_s = time.monotonic()
         if now_s < self._next_check_s or self._share is None:
             return
         self._next_check_s = now_s + self._check_pause_s
-        if self._under_way is not None and not self._under_way.done():
+        if self._request is not None and not self._request.done():
             return
-        if self._told is not self._share or self._lease is None or not self._lease.is_held:
+        if self._sent_share is not self._share or self._lease is None or not self._lease.is_held:
             self._next_confirm_s = now_s + self._confirm_pause_s
-            self._under_way = in_background(partial(self._send, self.manifest, self._share, self._digest, position))
+            self._request = call_in_background(partial(self._send, self.manifest, self._share, self._digest, position))
         elif now_s >= self._next_confirm_s:
             self._next_confirm_s = now_s + self._confirm_pause_s
-            self._under_way = in_background(self._confirm)
+            self._request = call_in_background(self._confirm)
 
     def _send(self, manifest: Manifest, share: Share, digest: str, position: int) -> None:
         plan = Plan(
@@ -135,35 +135,35 @@ class PlanSender:
         )
         client = DaemonClient(self._cache_dir, SEND_TIMEOUT_S)
         try:
-            self._lease = _lease_of(self._cache_dir, self._job, client)
+            self._lease = _shared_lease(self._cache_dir, self._job, client)
             client.send_plan(plan, np.asarray(share.indices, dtype="<u4").tobytes())
         except ProtocolError as exc:
-            if not self._refused:
-                self._refused = True
-                log.warning("daemon of %s: refuses the plan of stream %s: %s", self._cache_dir, self._stream, exc)
+            if not self._is_rejected:
+                self._is_rejected = True
+                log.warning("daemon of %s: rejected the plan of stream %s: %s", self._cache_dir, self._stream, exc)
         except PrefetchdError:
-            return  # the readers say so, the order is the same without it, and the next check tries again
+            return  # the readers log it, the order is the same without a daemon, and the next check sends it again
         finally:
             client.close()
-        self._told = share
+        self._sent_share = share
 
     def _confirm(self) -> None:
         client = DaemonClient(self._cache_dir, SEND_TIMEOUT_S)
         try:
-            if self._stream not in client.status().streams and not self._refused:
-                self._told = None
+            if self._stream not in client.status().streams and not self._is_rejected:
+                self._sent_share = None
         except PrefetchdError:
-            pass  # a daemon that is gone drops the lease, too
+            pass  # a daemon that has stopped has lost the lease, too
         finally:
             client.close()
 
 
-# One lease a job and process, which its senders share: the end of one of them must not end the streams of the others.
+# One lease per job and process, shared by its senders: closing one of them must not end the streams of the others.
 _leases: "weakref.WeakValueDictionary[tuple[Path, str], Lease]" = weakref.WeakValueDictionary()
 _lock = threading.Lock()
 
 
-def _lease_of(cache_dir: Path, job: str, client: DaemonClient) -> Lease:
+def _shared_lease(cache_dir: Path, job: str, client: DaemonClient) -> Lease:
     with _lock:
         lease = _leases.get((cache_dir, job))
         if lease is None or not lease.is_held:

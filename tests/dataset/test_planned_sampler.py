@@ -145,13 +145,13 @@ def whole(count: int = 40) -> Share:
 def test_a_new_daemon_is_told_the_plan_and_the_position(tmp_path: Path, manifest: Manifest) -> None:
     told = sender(tmp_path, manifest, check_pause_s=0)
     with NotingDaemon(tmp_path, "first") as first:
-        told.begin(whole(), whole().order())
-        told.keep_told(1)
+        told.start_plan(whole(), whole().order())
+        told.ensure_sent(1)
         assert [plan.position for plan, _ in first.plans] == [0]
-    told.keep_told(2)
+    told.ensure_sent(2)
     with NotingDaemon(tmp_path, "second") as second:
-        wait_until(lambda: told.keep_told(17), lambda: len(second.plans) == 1)
-        told.keep_told(18)
+        wait_until(lambda: told.ensure_sent(17), lambda: len(second.plans) == 1)
+        told.ensure_sent(18)
         assert [(plan.epoch, plan.position) for plan, _ in second.plans] == [(5, 17)]
         assert (first.leases, second.leases) == (["job"], ["job"])
 
@@ -159,10 +159,10 @@ def test_a_new_daemon_is_told_the_plan_and_the_position(tmp_path: Path, manifest
 def test_a_daemon_that_forgot_the_stream_is_told_again(tmp_path: Path, manifest: Manifest) -> None:
     told = sender(tmp_path, manifest, check_pause_s=0, confirm_pause_s=0)
     with NotingDaemon(tmp_path) as daemon:
-        told.begin(whole(), whole().order())
+        told.start_plan(whole(), whole().order())
         assert len(daemon.plans) == 1
         daemon.streams.clear()
-        wait_until(lambda: told.keep_told(7), lambda: len(daemon.plans) == 2)
+        wait_until(lambda: told.ensure_sent(7), lambda: len(daemon.plans) == 2)
         assert daemon.plans[1][0].position == 7
         assert daemon.leases == ["job"]
 
@@ -171,7 +171,7 @@ def test_senders_of_one_job_share_a_lease_that_ends_with_the_last_of_them(tmp_pa
     with NotingDaemon(tmp_path) as daemon:
         first, second = (sender(tmp_path, manifest) for _ in range(2))
         for one in (first, second):
-            one.begin(whole(), whole().order())
+            one.start_plan(whole(), whole().order())
         assert daemon.leases == ["job"]
         lease = weakref.ref(first._lease)
         del first, one
@@ -185,9 +185,9 @@ def test_senders_of_one_job_share_a_lease_that_ends_with_the_last_of_them(tmp_pa
 def test_it_looks_for_a_new_daemon_once_a_second_at_most(tmp_path: Path, manifest: Manifest) -> None:
     told = sender(tmp_path, manifest, check_pause_s=1000)
     with NotingDaemon(tmp_path, "first"):
-        told.begin(whole(), whole().order())
+        told.start_plan(whole(), whole().order())
     with NotingDaemon(tmp_path, "second") as second:
-        told.keep_told(17)
+        told.ensure_sent(17)
         assert second.plans == []
 
 
@@ -202,10 +202,10 @@ def wait_until(step: Callable[[], object], condition: Callable[[], bool]) -> Non
 def test_to_keep_the_daemon_told_costs_an_item_next_to_nothing(tmp_path: Path, manifest: Manifest) -> None:
     told = sender(tmp_path, manifest)
     with NotingDaemon(tmp_path):
-        told.begin(whole(), whole().order())
+        told.start_plan(whole(), whole().order())
         started_s = time.thread_time()
         for position in range(20_000):
-            told.keep_told(position)
+            told.ensure_sent(position)
         assert (time.thread_time() - started_s) / 20_000 < 5e-6
 
 
@@ -336,7 +336,7 @@ def test_any_chain_of_worlds_goes_on_in_the_same_global_order(
             if state is not None:
                 sampler.load_state_dict(state)
         iterators = [iter(sampler) for sampler in samplers]
-        for _ in range(min(rounds, samplers[0].left)):
+        for _ in range(min(rounds, samplers[0].remaining)):
             read += [next(iterator) for iterator in iterators]
         states = [sampler.state_dict() for sampler in samplers]
         assert all(one == states[0] for one in states)
@@ -399,20 +399,24 @@ def test_a_state_of_an_epochs_very_end_leaves_nothing_of_it(iterators: int) -> N
         (
             {"manifest": "0" * 32, "ids": "1" * 32, "position": 3},
             ManifestError,
-            "field 'ids': it is of the items of the listing 0000.*begin the epoch anew",
+            "field 'ids': it was saved for the items of listing 0000.*restart the epoch",
         ),
-        ({"data_root": "gs://other/set"}, ManifestError, f"field 'data_root': it is of gs://other/set, and this .* {ROOT};"),
-        ({"items": "0" * 16}, ManifestError, "field 'items': it is of other indices; use the data root and the split"),
-        ({"seed": 8}, SettingsError, "field 'seed': it was made with 8, and this sampler has 7"),
-        ({"kind": "endless"}, SettingsError, "field 'kind': it was made with 'endless', and this sampler has 'shuffled'"),
+        (
+            {"data_root": "gs://other/set"},
+            ManifestError,
+            f"field 'data_root': .* for gs://other/set, but this .* {ROOT};",
+        ),
+        ({"items": "0" * 16}, ManifestError, "field 'items': it was saved for other indices; use the data root and the split"),
+        ({"seed": 8}, SettingsError, "field 'seed': it was saved with 8, but this sampler has 7"),
+        ({"kind": "endless"}, SettingsError, "field 'kind': it was saved with 'endless', but this sampler has 'shuffled'"),
         ({"position": 41}, SettingsError, "field 'position': 41 of 40 items"),
         ({"position": -1}, SettingsError, "field 'position': -1"),
-        ({"start": 41, "position": 41}, SettingsError, "field 'position': 41 of 40 items, from 41"),
+        ({"start": 41, "position": 41}, SettingsError, "field 'position': 41 of 40 items, starting at 41"),
         ({"epoch": -1}, SettingsError, "field 'position'"),
         ({"world": 0}, SettingsError, "field 'position'"),
-        ({"ids": 7}, SettingsError, "field 'ids' is missing or no str"),
-        ({"epoch": "1"}, SettingsError, "field 'epoch' is missing or no int"),
-        ({"drop_last": None}, SettingsError, "field 'drop_last' is missing or no bool"),
+        ({"ids": 7}, SettingsError, "field 'ids' is missing or not of type str"),
+        ({"epoch": "1"}, SettingsError, "field 'epoch' is missing or not of type int"),
+        ({"drop_last": None}, SettingsError, "field 'drop_last' is missing or not of type bool"),
     ],
     ids=str,
 )

@@ -122,8 +122,8 @@ def test_a_running_epoch_keeps_its_items_and_the_next_has_those_of_the_newest_li
         assert [values(train), values(train)] == [order_of(items, 1), order_of(items, 2)]
     assert len(train) == -(-len(items) // BATCH)
     assert [plan.manifest == newest.digest for plan, _ in node.daemon.plans] == [False, True, True]
-    assert [warning for warning in warnings_of(caplog) if "are gone" in warning] == [
-        f"{ROOT} (train): 3 items are new and 1 are gone; {len(items)} from this epoch on"
+    assert [warning for warning in warnings_of(caplog) if " removed; " in warning] == [
+        f"{ROOT} (train): 3 items were added and 1 removed; {len(items)} from this epoch on"
     ]
 
 
@@ -207,7 +207,7 @@ def test_several_ranks_keep_their_items_and_say_so_once(node: Node, caplog: pyte
         put(node.server, 100 + number, 100 + number)
         node.relist()
         assert epoch() == [200 if item == 7 else item for item in order_of(list(range(COUNT)), number)]
-    said = [warning for warning in warnings_of(caplog) if "stay as they are" in warning]
+    said = [warning for warning in warnings_of(caplog) if "are not updated" in warning]
     assert [warning[:6] for warning in said] == ["rank 0", "rank 1"]
     assert all("2 ranks must agree" in warning and "a restart reads the new ones" in warning for warning in said)
 
@@ -322,7 +322,7 @@ def test_a_state_whose_listing_cannot_be_had_is_named_and_changes_nothing(node: 
     put(node.server, 100, 100)
     node.relist()
     resumed = node.train()
-    with pytest.raises(ManifestError, match=r"^checkpoint: field 'ids': .*begin the epoch anew with set_epoch"):
+    with pytest.raises(ManifestError, match=r"^checkpoint: field 'ids': .*restart the epoch with set_epoch"):
         resumed.load_state_dict(state)
     assert values(resumed) == order_of([*range(COUNT), 100], 0)
 
@@ -489,4 +489,4 @@ def test_a_daemon_started_anew_takes_the_plan_of_the_listing_that_a_checkpoint_i
         assert [*read, *values(batches)] == order_of(list(range(COUNT)), 0)
         assert values(training.loader) == order_of([*range(COUNT), 100], 1)
         assert max(server.counts.media.values()) == 1
-    assert warnings_of(caplog) == ["gs://pictures/train (train): 1 items are new and 0 are gone; 41 from this epoch on"]
+    assert warnings_of(caplog) == ["gs://pictures/train (train): 1 items were added and 0 removed; 41 from this epoch on"]
