@@ -18,6 +18,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, get_args
 
+import google_crc32c
 import numpy as np
 import pytest
 import typer
@@ -37,7 +38,7 @@ from gcs_prefetchd.server.stats_http import statistics_app
 from gcs_prefetchd.service.daemon import Daemon
 from gcs_prefetchd.settings import ENVIRONMENT_PREFIX, Settings, load_settings
 from gcs_prefetchd.shared import errors, messages
-from gcs_prefetchd.shared.checksums import ATTRIBUTE, NAME_ATTRIBUTE, read_stamp, write_stamp
+from gcs_prefetchd.shared.checksums import ATTRIBUTE, NAME_ATTRIBUTE, Stamp, read_stamp, write_stamp
 from gcs_prefetchd.shared.item_patterns import Layout
 from gcs_prefetchd.shared.manifest import Manifest, build_manifest
 from gcs_prefetchd.shared.objects import DataRoot, ObjectVersion, parse_object_uri
@@ -47,7 +48,7 @@ from support.daemons import DATA_ROOT, make_settings
 
 ROOT = Path(__file__).parents[2]
 DAEMON, DATASET, TESTS, DOCS = ROOT / "daemon", ROOT / "dataset", ROOT / "tests", ROOT / "docs"
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
+DOCUMENTS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted(DOCS.rglob("*.md"))]
 SOURCES = [*sorted(DAEMON.rglob("*.py")), *sorted(DATASET.rglob("*.py"))]
 
 # What each package of the daemon imports beside itself. `docs/architecture.md` shows the same table.
@@ -247,6 +248,10 @@ def code(cell: str) -> str:
     return cell.split("`")[1]
 
 
+def python_blocks(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
 def code_of(document: Path) -> str:
     """Every block and span of code, a line each at least."""
     text = document.read_text()
@@ -401,6 +406,22 @@ def test_every_message_is_documented_with_its_fields_and_no_other() -> None:
     assert documented == {name: [field.name for field in dataclasses.fields(one)] for name, one in classes.items()}
 
 
+# --- docs/architecture.md
+
+
+def test_the_documented_packages_and_their_imports_are_those_of_the_code() -> None:
+    rows = table(section("architecture.md", "## The packages"))
+    assert {code(row[0]): set(re.findall(r"`(\w+)`", row[2])) for row in rows} == PACKAGES
+    assert [code(row[0]) for row in rows] == list(PACKAGES)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_documented_source_files_exist(document: Path) -> None:
+    text = re.sub(r"<!--.*?-->", "", document.read_text(), flags=re.DOTALL)
+    for name in re.findall(r"`([\w/]+\.py)`", text):
+        assert any((folder / name).exists() for folder in (ROOT, DAEMON / "gcs_prefetchd", TESTS)), name
+
+
 # --- docs/cache-layout.md
 
 
@@ -447,6 +468,21 @@ def test_the_documented_stamp_is_one(tmp_path: Path) -> None:
     assert [row[0] for row in table(text)] == [str(word) for word in range(1, len(value.split(" ")) + 1)]
     assert f"`{ATTRIBUTE}`" in text
     assert f"`{NAME_ATTRIBUTE}`" in text_of("cache-layout.md")
+
+
+@pytest.mark.parametrize("document", ["cache-layout.md", "how-to/read-from-other-programs.md"])
+def test_documented_programs_that_read_the_cache_read_it(document: str, tmp_path: Path) -> None:
+    name, data = "my-bucket/cats/images/7.jpg", b"the bytes of an image"
+    (file := tmp_path / "objects" / name).parent.mkdir(parents=True)
+    file.write_bytes(data)
+    with file.open("rb") as opened:
+        write_stamp(opened.fileno(), Stamp(1, len(data), google_crc32c.value(data)), name)
+    programs = [program for program in python_blocks(text_of(document)) if name.rpartition("/")[2] in program]
+    assert programs
+    for program in programs:
+        namespace: dict[str, Any] = {}
+        exec(re.sub(r"/(mnt|local)/ssd/[\w-]+", str(tmp_path), program), namespace)  # what users are told to run
+        assert namespace["data"] == data
 
 
 # --- docs/semantics.md
@@ -576,7 +612,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_python_in_documents_is_python_and_imports_what_exists(document: Path) -> None:
-    for block in re.findall(r"^```python\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL):
+    for block in python_blocks(document.read_text()):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in ("gcs_prefetchd", "gcs_dataset"):
                 module = importlib.import_module(str(node.module))
