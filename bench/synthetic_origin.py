@@ -64,7 +64,7 @@ class SyntheticBucket:
 
 async def _serve(pairs: int, latency_ms: float, port: int) -> None:
     async with GCSServer(port=port, latency_s=latency_ms / 1000) as server:
-        server._service.buckets["bench"] = SyntheticBucket(pairs)
+        server._gcs.buckets["bench"] = SyntheticBucket(pairs)
         await asyncio.Event().wait()
 
 

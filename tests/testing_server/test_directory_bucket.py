@@ -151,7 +151,7 @@ def running(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_says_when_it_is_ready_and_ends_cleanly_on_a_signal(root: Path, signal_number: int) -> None:
     with running("--root", str(root), "--port", "0", "--latency-ms", "1.5") as (process, line):
-        matched = re.fullmatch(r"GCS stand-in ready at (http://127\.0\.0\.1:\d+): 3 objects in 1 bucket, 1\.5 ms latency", line)
+        matched = re.fullmatch(r"GCS emulator ready at (http://127\.0\.0\.1:\d+): 3 objects in 1 bucket, 1\.5 ms latency", line)
         assert matched
         with urlopen(f"{matched[1]}/bucket/images/2.jpg") as response:
             assert response.read() == b"two"

@@ -10,7 +10,7 @@ from gcs_prefetchd.testing.latency import Pacer
 
 
 async def get_all(server: GCSServer, count: int) -> Counter[int]:
-    """Ask for an object so many times at once; returns the statuses."""
+    """ParsedRequest for an object so many times at once; returns the statuses."""
 
     async def get(session: aiohttp.ClientSession) -> int:
         async with session.get(f"{server.url}/storage/v1/b/bucket/o/x?alt=media") as response:

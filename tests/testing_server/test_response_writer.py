@@ -55,7 +55,7 @@ class Wire:
 
 
 async def exchange(server: GCSServer, fault: Fault) -> tuple[str, bytes]:
-    """Return head and body of a first answer under `fault`, having seen that the second is right."""
+    """Return head and body of a first response under `fault`, having seen that the second is right."""
     server.faults.add(fault, "bucket/x", requests=1)
     async with Wire(server) as wire:
         head, _, body = (await wire.read()).partition(b"\r\n\r\n")

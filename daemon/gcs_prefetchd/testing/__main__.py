@@ -1,4 +1,4 @@
-"""`python -m gcs_prefetchd.testing`: serve a directory of buckets as GCS would."""
+"""`python -m gcs_prefetchd.testing`: serve a directory of buckets the way GCS does."""
 
 import argparse
 import asyncio
@@ -34,12 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m gcs_prefetchd.testing",
-        description="A stand-in for Google Cloud Storage: serves DIR/<bucket>/<object>, never writes there.",
+        description="An emulator of Google Cloud Storage: serves DIR/<bucket>/<object>, never writes there.",
     )
-    parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="holds one directory for each bucket")
+    parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="directory with one subdirectory per bucket")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=_port, default=4443, help="0 picks a free one (default: %(default)s)")
-    parser.add_argument("--latency-ms", type=_not_negative, default=0.0, metavar="MS", help="before each answer")
+    parser.add_argument("--port", type=_port, default=4443, help="port to listen on; 0 picks a free one (default: %(default)s)")
+    parser.add_argument("--latency-ms", type=_not_negative, default=0.0, metavar="MS", help="before each response")
     parser.add_argument(
         "--latency-sigma",
         type=_not_negative,
@@ -47,8 +47,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SIGMA",
         help="spread of a lognormal latency around that median (default: none)",
     )
-    parser.add_argument("--bytes-per-s", type=_positive, metavar="N", help="most that each body gets (default: no bound)")
-    parser.add_argument("--seed", type=int, default=0, help="of the latencies (default: %(default)s)")
+    parser.add_argument("--bytes-per-s", type=_positive, metavar="N", help="upper bound for each body (default: none)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the latencies (default: %(default)s)")
     return parser
 
 
@@ -75,7 +75,7 @@ async def _ready_line(server: GCSServer) -> str:
     buckets = server.buckets()
     objects = sum([len(await asyncio.to_thread(server.names, bucket)) for bucket in buckets])
     return (
-        f"GCS stand-in ready at {server.url}: {_many(objects, 'object')} in {_many(len(buckets), 'bucket')}, "
+        f"GCS emulator ready at {server.url}: {_many(objects, 'object')} in {_many(len(buckets), 'bucket')}, "
         f"{server.pace.latency_s * 1000:g} ms latency"
     )
 
@@ -86,21 +86,21 @@ def _many(count: int, noun: str) -> str:
 
 def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) <= 65535):
-        raise argparse.ArgumentTypeError(f"{text!r} is no port: 0 to 65535")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid port: 0 to 65535")
     return int(text)
 
 
 def _not_negative(text: str) -> float:
     value = _number(text)
     if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from zero")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
     return value
 
 
 def _positive(text: str) -> float:
     value = _number(text)
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above zero")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
 
 

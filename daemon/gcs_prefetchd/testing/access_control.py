@@ -1,4 +1,4 @@
-"""Who may ask: bearer tokens, denied buckets, requester pays. Decided purely."""
+"""Access control: bearer tokens, denied buckets, requester pays. Pure."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ _PERMISSIONS = {
 
 
 class Access:
-    """What the server demands of a request before it answers."""
+    """The credentials that the server requires of a request."""
 
     def __init__(self) -> None:
         self._tokens: dict[str | None, str] = {}
@@ -26,27 +26,27 @@ class Access:
         self._requester_pays: set[str] = set()
 
     def require_token(self, token: str | None, bucket: str | None = None) -> None:
-        """Demand `Authorization: Bearer <token>`, of one bucket's requests or of all; None demands nothing."""
+        """Require `Authorization: Bearer <token>` for one bucket or for all; None removes the requirement."""
         if token is None:
             self._tokens.pop(bucket, None)
         else:
             self._tokens[bucket] = token
 
     def deny(self, bucket: str) -> None:
-        """Refuse everyone with 403."""
+        """Refuse every request with 403."""
         self._denied.add(bucket)
 
     def allow(self, bucket: str) -> None:
-        """Take `deny` back."""
+        """Undo `deny`."""
         self._denied.discard(bucket)
 
     def requester_pays(self, bucket: str) -> None:
-        """Demand `userProject=` of every request."""
+        """Require `userProject=` in every request."""
         self._requester_pays.add(bucket)
 
     def token_to_give(self) -> str:
-        """Return the token that the token endpoints hand out: the one demanded of all, else of any bucket."""
-        tokens = [self._tokens.get(None), *self._tokens.values(), "token-of-the-stand-in"]
+        """Return the token that the token endpoints issue: the one required for all buckets, else for any."""
+        tokens = [self._tokens.get(None), *self._tokens.values(), "token-of-the-emulator"]
         return next(token for token in tokens if token is not None)
 
     def refusal(self, kind: Kind, bucket: str, query: Mapping[str, str], headers: Mapping[str, str]) -> Refusal | None:

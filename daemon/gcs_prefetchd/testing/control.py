@@ -11,7 +11,7 @@ from pydantic import PositiveInt, TypeAdapter
 from gcs_prefetchd.shared.errors import ProtocolError
 from gcs_prefetchd.testing.counters import Counts, Kind
 from gcs_prefetchd.testing.faults import Fault, FaultPlan, Rule
-from gcs_prefetchd.testing.responses import Answer, empty_answer, json_answer
+from gcs_prefetchd.testing.responses import Response, empty_response, json_response
 
 __all__ = ["CONTROL_PATHS", "control", "read_rule"]
 
@@ -20,22 +20,22 @@ _FAULTS = {fault.__name__: fault for fault in get_args(Fault)}
 
 
 class Controlled(Protocol):
-    """What can be controlled."""
+    """What a control request can change."""
 
     faults: FaultPlan
 
     @property
     def counts(self) -> Counts:
-        """What was asked so far."""
+        """The requests so far."""
 
     def reset(self) -> None:
-        """Start again."""
+        """Reset all counters."""
 
     def release(self) -> None:
-        """Let stalled answers go on."""
+        """Release stalled responses."""
 
 
-def control(server: Controlled, method: str, raw_path: str, body: bytes) -> Answer:
+def control(server: Controlled, method: str, raw_path: str, body: bytes) -> Response:
     """Carry out a control request.
 
     `GET /_counts` (`?objects=false` for totals only), `POST /_reset`, `POST /_release`, `DELETE /_faults`, and
@@ -45,7 +45,7 @@ def control(server: Controlled, method: str, raw_path: str, body: bytes) -> Answ
     path, _, query = raw_path.partition("?")
     match method, path:
         case "GET", "/_counts":
-            return json_answer(server.counts.summary(objects=parse_qs(query).get("objects") != ["false"]))
+            return json_response(server.counts.summary(objects=parse_qs(query).get("objects") != ["false"]))
         case "POST", "/_reset":
             server.reset()
         case "POST", "/_release":
@@ -55,25 +55,25 @@ def control(server: Controlled, method: str, raw_path: str, body: bytes) -> Answ
         case "POST", "/_faults":
             return _add_faults(server.faults, body)
         case _:
-            return json_answer({"error": f"{method} {path}: no such control"}, 405)
-    return empty_answer(204)
+            return json_response({"error": f"{method} {path}: not a control request"}, 405)
+    return empty_response(204)
 
 
-def _add_faults(plan: FaultPlan, body: bytes) -> Answer:
+def _add_faults(plan: FaultPlan, body: bytes) -> Response:
     try:
         value = json.loads(body)
         rules = [read_rule(each) for each in (value if isinstance(value, list) else [value])]
     except (ValueError, ProtocolError) as exc:
-        return json_answer({"error": str(exc)}, 400)
+        return json_response({"error": str(exc)}, 400)
     for rule in rules:
         plan.append(rule)
-    return empty_answer(204)
+    return empty_response(204)
 
 
 def read_rule(value: object) -> Rule:
     """Return the rule that a JSON object describes: the fault's name and fields, and those of the rule.
 
-    `requests` is a list of numbers, `every` another way to say each n-th. Raises ProtocolError.
+    `requests` is a list of numbers; `every` selects each n-th request. Raises ProtocolError.
     """
     name = value.get("fault") if isinstance(value, dict) else None
     made = _FAULTS.get(name) if isinstance(name, str) else None

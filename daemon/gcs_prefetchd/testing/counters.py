@@ -1,4 +1,4 @@
-"""What the server was asked and what it sent: counters, and a way to wait until they say something."""
+"""Counters of requests and of bytes sent, and a way to wait for a condition on them."""
 
 import asyncio
 from collections import Counter
@@ -10,7 +10,7 @@ __all__ = ["Counts", "CountsWaiter", "Kind"]
 
 
 class Kind(StrEnum):
-    """What a request is for."""
+    """The purpose of a request."""
 
     MEDIA = "media"
     METADATA = "metadata"
@@ -18,15 +18,15 @@ class Kind(StrEnum):
     BUCKET = "bucket"
     UPLOAD = "upload"
     DELETE = "delete"
-    TOKEN = "token"  # noqa: S105 - a kind of request, no secret
+    TOKEN = "token"  # noqa: S105 - a kind of request, not a secret
     OTHER = "other"
 
 
 class Counts:
     """Requests by kind, and for each by `bucket/name` (by bucket for `list` and `bucket`, by path for `token`).
 
-    A request is counted when it arrives, whatever its answer; `bytes`, of media bodies, when they were sent.
-    `open_media` is how many media requests are being answered now, `peak_open_media` the most there were at once.
+    A request is counted when it arrives, whatever its response; `bytes` of media bodies are counted when they were sent.
+    `open_media` is the number of media requests in progress, `peak_open_media` its maximum.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Counts:
         return counter
 
     def total(self, kind: Kind | str | None = None) -> int:
-        """Return how many requests came, of one kind or of all."""
+        """Return the number of requests of one kind, or of all kinds."""
         kinds = Kind if kind is None else [Kind(kind)]
         return sum(self.of(each).total() for each in kinds)
 
@@ -58,14 +58,14 @@ class Counts:
         return self.bytes.total()
 
     def reset(self) -> None:
-        """Start all counters again; media under way stay open."""
+        """Reset all counters; media requests in progress stay open."""
         for kind in Kind:
             self.of(kind).clear()
         self.bytes.clear()
         self.peak_open_media = self.open_media
 
     def copy(self) -> "Counts":
-        """Return the counts as they are now."""
+        """Return a copy of the counts."""
         copied = Counts()
         for kind in Kind:
             copied.of(kind).update(self.of(kind))
@@ -74,7 +74,7 @@ class Counts:
         return copied
 
     def summary(self, *, objects: bool = True) -> dict[str, object]:
-        """Return the counts for JSON: totals, and on request those of each object."""
+        """Return the counts for JSON: the totals, and the counts per object if asked for."""
         summary: dict[str, object] = {
             "requests": {kind.value: self.total(kind) for kind in Kind},
             "total": self.total(),
@@ -89,7 +89,7 @@ class Counts:
 
 
 class CountsWaiter:
-    """Counts that wake whoever waits for them. Belongs to one event loop."""
+    """Counts that wake the callers which wait for them. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self.counts = Counts()
@@ -107,7 +107,7 @@ class CountsWaiter:
 
     @contextmanager
     def open(self, kind: Kind) -> Iterator[None]:
-        """Count a media request as open meanwhile."""
+        """Count a media request as open within the context."""
         if kind is not Kind.MEDIA:
             yield
             return
@@ -120,7 +120,7 @@ class CountsWaiter:
             self._wake()
 
     async def wait_for(self, condition: Callable[[Counts], bool]) -> None:
-        """Return as soon as `condition` holds of the counts; it is asked again after each change."""
+        """Return as soon as `condition` holds for the counts; it is evaluated after each change."""
         if condition(self.counts):
             return
         waiter = (condition, asyncio.get_running_loop().create_future())

@@ -1,4 +1,4 @@
-"""A bucket over a directory: files are read when asked for, hashed once, and never written."""
+"""A bucket backed by a directory: files are read on demand, hashed once, and never written."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ PIECE_BYTES = 1 << 20
 
 
 def open_root(root: Path) -> "dict[str, DiskBucket]":
-    """Return a bucket for each directory in `root`; raises SettingsError where it is no readable directory."""
+    """Return a bucket for each directory in `root`; raises SettingsError if `root` is not a readable directory."""
     try:
         directories = sorted(path for path in root.iterdir() if path.is_dir() and is_bucket_name(path.name))
     except OSError as exc:
@@ -31,7 +31,7 @@ def open_root(root: Path) -> "dict[str, DiskBucket]":
 class DiskBucket:
     """A directory as a bucket: a file's generation is its modification time in microseconds.
 
-    Uploads and deletions stay in memory and cover what is on disk. Links to files are followed, to directories not.
+    Uploads and deletions stay in memory and hide what is on disk. Links to files are followed, links to directories are not.
     """
 
     def __init__(self, bucket: str, directory: Path) -> None:
@@ -40,14 +40,14 @@ class DiskBucket:
         self._known: dict[str, tuple[tuple[int, int], StoredObject]] = {}
         self._uploaded = MemoryBucket(bucket)
         self._hidden: set[str] = set()
-        self._lock = threading.Lock()  # answers come from several threads
+        self._lock = threading.Lock()  # several threads respond
 
     def is_quick(self, name: str) -> bool:
-        """Tell whether the object was hashed before, so that it takes no more than a stat."""
+        """Return whether the object was hashed before, so that `get` costs one stat."""
         return name in self._known or name in self._hidden
 
     def get(self, name: str) -> StoredObject | None:
-        """Return the object as its file is now; reads all of a file that is new or has changed."""
+        """Return the object for the file's current content; reads the whole file if it is new or has changed."""
         if name in self._hidden:
             return self._uploaded.get(name)
         path = self._path(name)
@@ -66,20 +66,20 @@ class DiskBucket:
         return stored
 
     def names(self) -> Sequence[str]:
-        """Return all names, sorted; reads the directories again each time."""
+        """Return all names, sorted; reads the directories at each call."""
         with self._lock:
             shown = {name for name in _files(self._directory, "") if name not in self._hidden}
             return sorted(shown.union(self._uploaded.names()))
 
     def put(self, name: str, data: bytes, attributes: Attributes, generation: int | None = None) -> StoredObject:
-        """Store `data` in memory, in front of any file of that name."""
+        """Store `data` in memory, hiding any file of that name."""
         check_object_name(name)
         with self._lock:
             self._hidden.add(name)
             return self._uploaded.put(name, data, attributes, generation)
 
     def delete(self, name: str) -> bool:
-        """Forget an object; its file stays where it is."""
+        """Delete the object from memory and hide its file, which stays."""
         was_there = self.get(name) is not None
         with self._lock:
             self._hidden.add(name)

@@ -1,9 +1,8 @@
-"""What a fault makes of an answer: pure."""
+"""How a fault changes a response. Pure."""
 
 from multidict import CIMultiDict
 
 from gcs_prefetchd.testing.faults import (
-    AnswerFault,
     EmptyBody,
     FlippedByte,
     HtmlPage,
@@ -11,16 +10,17 @@ from gcs_prefetchd.testing.faults import (
     MalformedHash,
     MissingHash,
     Partial,
+    ResponseFault,
     Status,
     WrongGeneration,
 )
-from gcs_prefetchd.testing.responses import Answer
+from gcs_prefetchd.testing.responses import Response
 
 __all__ = ["alter", "whole_body"]
 
 
-def alter(answer: Answer, fault: AnswerFault) -> Answer:
-    """Return the answer that a client gets under `fault` in place of the right one."""
+def alter(response: Response, fault: ResponseFault) -> Response:
+    """Return the response that a client gets under `fault` instead of the right one."""
     match fault:
         case Status():
             headers = CIMultiDict({"Content-Type": fault.content_type})
@@ -28,28 +28,28 @@ def alter(answer: Answer, fault: AnswerFault) -> Answer:
                 headers["Retry-After"] = fault.retry_after
             if fault.location is not None:
                 headers["Location"] = fault.location
-            return Answer(fault.status, headers, fault.body.encode())
+            return Response(fault.status, headers, fault.body.encode())
         case HtmlPage():
-            return Answer(200, CIMultiDict({"Content-Type": "text/html; charset=UTF-8"}), fault.body.encode())
+            return Response(200, CIMultiDict({"Content-Type": "text/html; charset=UTF-8"}), fault.body.encode())
         case EmptyBody():
-            return Answer(200, answer.headers)
+            return Response(200, response.headers)
         case Partial():
-            return _part(whole_body(answer), answer.headers.copy(), fault)
+            return _part(whole_body(response), response.headers.copy(), fault)
         case FlippedByte() | LongBody():
-            return Answer(answer.status, answer.headers, _damaged(whole_body(answer), fault))
+            return Response(response.status, response.headers, _damaged(whole_body(response), fault))
         case MissingHash() | MalformedHash() | WrongGeneration():
-            return Answer(answer.status, _mislabelled(answer.headers, fault), answer.body)
+            return Response(response.status, _mislabelled(response.headers, fault), response.body)
 
 
-def whole_body(answer: Answer) -> bytes:
-    """Return an answer's body in one piece; blocks when the object is a file on disk."""
-    return answer.body if isinstance(answer.body, bytes) else b"".join(answer.body.chunks())
+def whole_body(response: Response) -> bytes:
+    """Return a response's body in one piece; blocks if the object is a file on disk."""
+    return response.body if isinstance(response.body, bytes) else b"".join(response.body.chunks())
 
 
-def _part(body: bytes, headers: CIMultiDict[str], fault: Partial) -> Answer:
+def _part(body: bytes, headers: CIMultiDict[str], fault: Partial) -> Response:
     part = body[fault.first : fault.last + 1]
     headers["Content-Range"] = f"bytes {fault.first}-{fault.first + len(part) - 1}/{len(body)}"
-    return Answer(206, headers, part)
+    return Response(206, headers, part)
 
 
 def _damaged(body: bytes, fault: FlippedByte | LongBody) -> bytes:

@@ -1,6 +1,6 @@
-"""Faults and the plan that decides which request meets which: pure, no I/O.
+"""Faults, and the plan that decides which request gets which. Pure.
 
-Two families: faults that change what is answered (`alter`), and faults in how an answer is delivered.
+Two families: faults that change the response (`alter`), and faults in how a response is delivered.
 """
 
 from collections import Counter
@@ -12,7 +12,6 @@ from typing import Literal
 from gcs_prefetchd.testing.counters import Kind
 
 __all__ = [
-    "AnswerFault",
     "Close",
     "Cut",
     "DeliveryFault",
@@ -27,6 +26,7 @@ __all__ = [
     "MissingHash",
     "Partial",
     "Reset",
+    "ResponseFault",
     "Rule",
     "Stall",
     "Status",
@@ -41,7 +41,7 @@ def _at_least(field: str, value: float | None, bound: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Another status, such as 503 or 429, with an optional `Retry-After`, `Location` (of a redirect) and body."""
+    """A different status, such as 503 or 429, with an optional `Retry-After`, `Location` (of a redirect) and body."""
 
     status: int
     retry_after: str | None = None
@@ -51,7 +51,7 @@ class Status:
 
     def __post_init__(self) -> None:
         if not 200 <= self.status <= 599:
-            raise ValueError(f"status: {self.status} is no final HTTP status")
+            raise ValueError(f"status: {self.status} is not a final HTTP status")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class EmptyBody:
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """206 with bytes `first` to `last` of the body, whatever was asked for."""
+    """206 with bytes `first` to `last` of the body, whatever range was requested."""
 
     first: int = 0
     last: int = 0
@@ -98,31 +98,31 @@ class MissingHash:
 
 @dataclass(frozen=True, slots=True)
 class MalformedHash:
-    """An `x-goog-hash` header that is none."""
+    """An `x-goog-hash` header that cannot be parsed."""
 
     value: str = "crc32c=!!!!,md5"
 
 
 @dataclass(frozen=True, slots=True)
 class WrongGeneration:
-    """Another generation than the object's in `x-goog-generation`; by default one more."""
+    """A wrong generation in `x-goog-generation`; by default the object's plus one."""
 
     generation: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class HtmlPage:
-    """200 with a page in HTML, as a captive portal or a proxy sends it."""
+    """200 with an HTML page, as a captive portal or a proxy sends it."""
 
     body: str = "<!doctype html><title>Sign in</title><p>Please sign in to use this network.</p>"
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The connection is closed in order after `after_bytes` of the body.
+    """The connection is closed cleanly after `after_bytes` of the body.
 
-    `framing` is what the headers promised: a Content-Length, chunks, or that the body ends with the connection, as all do
-    of a proxy that speaks HTTP/1.0.
+    `framing` is what the headers promised: a Content-Length, chunks, or a body that ends with the connection, as every body of
+    an HTTP/1.0 proxy does.
     """
 
     after_bytes: int
@@ -134,7 +134,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """Nothing comes after `after_bytes` of the body (None: not even headers) until the server's `release()`."""
+    """The server sends nothing after `after_bytes` of the body (None: not even headers) until its `release()`."""
 
     after_bytes: int | None = 0
 
@@ -144,7 +144,7 @@ class Stall:
 
 @dataclass(frozen=True, slots=True)
 class Drip:
-    """The body comes `piece_bytes` at a time, each after `interval_s`."""
+    """The body arrives `piece_bytes` at a time, each piece after `interval_s`."""
 
     piece_bytes: int = 1
     interval_s: float = 0.1
@@ -166,22 +166,22 @@ class Reset:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """The connection is closed in order without an answer."""
+    """The connection is closed cleanly without a response."""
 
 
-AnswerFault = Status | FlippedByte | LongBody | EmptyBody | Partial | MissingHash | MalformedHash | WrongGeneration | HtmlPage
+ResponseFault = Status | FlippedByte | LongBody | EmptyBody | Partial | MissingHash | MalformedHash | WrongGeneration | HtmlPage
 DeliveryFault = Cut | Stall | Drip | Reset | Close
-Fault = AnswerFault | DeliveryFault
+Fault = ResponseFault | DeliveryFault
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Which requests meet a fault: those of a kind, for objects that match, by their number."""
+    """Which requests get a fault: those of a kind, for matching objects, by their number."""
 
     fault: Fault
     object: str = "*"  # a shell pattern for `bucket/name`, in which * stands for slashes too
     kind: Kind = Kind.MEDIA
-    requests: Container[int] | None = None  # counted from 1; None is every one
+    requests: Container[int] | None = None  # counted from 1; None selects every request
     together: bool = False  # count all matching requests together, not those of each object
 
 
@@ -203,10 +203,10 @@ class FaultPlan:
         requests: Container[int] | int | None = None,
         together: bool = False,
     ) -> Rule:
-        """Add a rule: `fault` meets the requests for `object` (a pattern for `bucket/name`) numbered in `requests`.
+        """Add a rule: `fault` hits the requests for `object` (a pattern for `bucket/name`) numbered in `requests`.
 
         `requests` is one number, a set or a range of numbers from 1, or None for every request. With a pattern
-        each object's requests are counted by themselves, or with `together` all in one row. The object of a
+        each object's requests are counted separately, or with `together` all in one sequence. The object of a
         listing is its bucket.
         """
         numbers = {requests} if isinstance(requests, int) else requests
@@ -215,15 +215,15 @@ class FaultPlan:
         return rule
 
     def append(self, rule: Rule) -> None:
-        """Add a rule that is already made."""
+        """Add an existing rule."""
         self._rules.append((rule, Counter()))
 
     def clear(self) -> None:
-        """Forget all rules."""
+        """Remove all rules."""
         self._rules.clear()
 
     def next(self, kind: Kind, key: str) -> Fault | None:
-        """Return the fault that the next request of this kind for `key` (`bucket/name`) meets, and count it."""
+        """Return the fault that the next request of this kind for `key` (`bucket/name`) gets, and count the request."""
         decided: Fault | None = None
         for rule, seen in self._rules:
             if rule.kind is not kind or not (rule.object == key or fnmatchcase(key, rule.object)):

@@ -1,4 +1,4 @@
-"""How slow the server is, and how much at a time and a second it serves."""
+"""How slow the server is: latency, bandwidth, concurrency and request rate."""
 
 import asyncio
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -13,9 +13,9 @@ BURST_S = 0.05
 class Pace:
     """How slow the server is.
 
-    `latency_s` passes before the first byte of every answer; with `latency_sigma` it is the median of a lognormal
-    distribution. `bytes_per_s` bounds the rate of each body. Of media requests `at_once` are served at a time, the others wait
-    in a line, and what comes faster than `requests_per_s` is answered 503; by default there is no bound.
+    `latency_s` passes before the first byte of every response; with `latency_sigma` it is the median of a lognormal
+    distribution. `bytes_per_s` bounds the rate of each body. At most `at_once` media requests are served
+    at a time, the others queue, and requests beyond `requests_per_s` get a 503; by default there is no bound.
     """
 
     latency_s: float = 0.0
@@ -34,13 +34,13 @@ class Pacer:
         self._last_s = float("-inf")
 
     def line(self, pace: Pace) -> AbstractAsyncContextManager[None]:
-        """The line in which a request waits for its turn, and which it holds up while it is served."""
+        """The queue in which a request waits, and which it occupies while it is served."""
         if pace.at_once is None:
             return nullcontext()
         return self._lines.setdefault(pace.at_once, asyncio.Semaphore(pace.at_once))
 
     def is_too_fast(self, pace: Pace, now_s: float) -> bool:
-        """Whether a request that comes now is one too many."""
+        """Whether a request that arrives now exceeds the rate."""
         if pace.requests_per_s is None:
             return False
         burst = max(1.0, pace.requests_per_s * BURST_S)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 __all__ = ["MAX_RESULTS", "ListQuery", "Page", "list_page"]
 
-MAX_RESULTS = 1000  # GCS never returns more entries in a page, whatever is asked for
+MAX_RESULTS = 1000  # GCS never returns more entries in a page, whatever is requested
 
 
 @dataclass(frozen=True, slots=True)
 class ListQuery:
-    """What a client asks of a listing, in the words of the JSON API."""
+    """The parameters of a listing, as the JSON API names them."""
 
     prefix: str = ""
     delimiter: str = ""
@@ -34,7 +34,7 @@ class Page:
 
 
 def list_page(names: Sequence[str], query: ListQuery) -> Page | None:
-    """Return one page of the sorted `names`, or None when the page token is not one of ours.
+    """Return one page of the sorted `names`, or None if the page token is not valid.
 
     Objects and "folders" (`prefixes`) count towards `max_results` together, as in GCS.
     """
@@ -86,7 +86,7 @@ def _folder(name: str, query: ListQuery) -> str | None:
 
 
 def _after_folder(names: Sequence[str], folder: str, low: int) -> int:
-    # The names that start with `folder` are in a row: looking at each would make a page cost the whole bucket.
+    # The names that start with `folder` are adjacent: looking at each would make a page cost the whole bucket.
     high = len(names)
     while low < high:
         middle = (low + high) // 2

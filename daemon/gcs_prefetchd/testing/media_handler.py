@@ -1,4 +1,4 @@
-"""The answer to a request for an object's bytes: ranges, gzip transcoding, headers. Pure but for reading the object."""
+"""The response to a request for an object's bytes: ranges, gzip transcoding, headers. Pure but for reading the object."""
 
 import re
 import zlib
@@ -9,10 +9,10 @@ from multidict import CIMultiDict
 
 from gcs_prefetchd.testing.paths import Api
 from gcs_prefetchd.testing.resources import media_headers
-from gcs_prefetchd.testing.responses import Answer, Content, Refusal, refuse
+from gcs_prefetchd.testing.responses import Content, Refusal, Response, refuse
 from gcs_prefetchd.testing.stored_objects import StoredObject
 
-__all__ = ["ByteRange", "media_answer", "parse_range"]
+__all__ = ["ByteRange", "media_response", "parse_range"]
 
 # Larger files are read piece by piece in a thread; reading a small one that is in the page cache takes less than
 # handing it to a thread would.
@@ -31,9 +31,9 @@ class ByteRange:
 
 
 def parse_range(header: str | None, size_bytes: int) -> ByteRange | Refusal | None:
-    """Return the range a `Range` header asks of an object, None for the whole, a 416 where nothing is in range.
+    """Return the range that a `Range` header requests, None for the whole object, a 416 if no byte is in range.
 
-    Headers that are no single byte range are ignored, as RFC 9110 has it.
+    Headers that are not a single byte range are ignored, as RFC 9110 requires.
     """
     matched = _RANGE.fullmatch(header.strip()) if header else None
     if matched is None or matched.group(0) == "bytes=-":
@@ -50,35 +50,35 @@ def parse_range(header: str | None, size_bytes: int) -> ByteRange | Refusal | No
     return ByteRange(start, stop)
 
 
-def media_answer(stored: StoredObject, api: Api, asked: Mapping[str, str]) -> Answer:
-    """Return the answer with an object's bytes; `asked` are the headers of the request."""
+def media_response(stored: StoredObject, api: Api, request_headers: Mapping[str, str]) -> Response:
+    """Return the response with an object's bytes; `request_headers` decide range and encoding."""
     attributes = stored.attributes
     headers = media_headers(stored, api)
     if attributes.content_encoding == "gzip":
         headers["Vary"] = "Accept-Encoding"
-        if not _accepts_gzip(asked) and "no-transform" not in (attributes.cache_control or ""):
+        if not _accepts_gzip(request_headers) and "no-transform" not in (attributes.cache_control or ""):
             return _transcoded(stored, headers)
     if attributes.content_encoding:
         headers["Content-Encoding"] = attributes.content_encoding
     headers["Accept-Ranges"] = "bytes"
-    part = parse_range(asked.get("Range"), stored.size_bytes)
+    part = parse_range(request_headers.get("Range"), stored.size_bytes)
     if isinstance(part, Refusal):
         return refuse(part, api, is_media=True)
     if part is None:
-        return Answer(200, headers, _body(stored, ByteRange(0, stored.size_bytes)))
+        return Response(200, headers, _body(stored, ByteRange(0, stored.size_bytes)))
     headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{stored.size_bytes}"
-    return Answer(206, headers, _body(stored, part))
+    return Response(206, headers, _body(stored, part))
 
 
-def _accepts_gzip(asked: Mapping[str, str]) -> bool:
-    codings = [coding.partition(";") for coding in asked.get("Accept-Encoding", "").lower().split(",")]
+def _accepts_gzip(request_headers: Mapping[str, str]) -> bool:
+    codings = [coding.partition(";") for coding in request_headers.get("Accept-Encoding", "").lower().split(",")]
     return any(name.strip() in {"gzip", "*"} and weight.replace(" ", "") not in {"q=0", "q=0.0"} for name, _, weight in codings)
 
 
-def _transcoded(stored: StoredObject, headers: CIMultiDict[str]) -> Answer:
+def _transcoded(stored: StoredObject, headers: CIMultiDict[str]) -> Response:
     """Return the object gunzipped, in chunks without a Content-Length and whatever the range, as GCS does."""
     headers["Warning"] = '214 UploadServer "gunzipped"'
-    return Answer(200, headers, Content(lambda: _gunzip(_pieces(stored, ByteRange(0, stored.size_bytes))), None))
+    return Response(200, headers, Content(lambda: _gunzip(_pieces(stored, ByteRange(0, stored.size_bytes))), None))
 
 
 def _body(stored: StoredObject, part: ByteRange) -> bytes | Content:
@@ -94,7 +94,7 @@ def _pieces(stored: StoredObject, part: ByteRange) -> Iterator[bytes]:
 
 
 def _gunzip(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield what the gzip stream holds, a bounded piece at a time however well it is packed."""
+    """Yield what the gzip stream holds, a bounded piece at a time however well it is compressed."""
     inflater = zlib.decompressobj(wbits=31)
     for piece in pieces:
         rest = piece

@@ -12,7 +12,7 @@ _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 class Api(StrEnum):
-    """The surfaces of GCS that clients speak to."""
+    """The APIs of GCS that clients use."""
 
     JSON = "json"  # /storage/v1/b/B/o/O
     DOWNLOAD = "download"  # /download/storage/v1/b/B/o/O
@@ -39,14 +39,14 @@ class Target:
 
 
 def is_bucket_name(bucket: str) -> bool:
-    """Tell whether GCS allows a bucket of this name (its finer rules left out)."""
+    """Return whether GCS allows a bucket of this name (without its finer rules)."""
     return _BUCKET.fullmatch(bucket) is not None
 
 
 def parse_path(path: str) -> Target | None:
     """Return what a raw path (without the query) names, or None when it names nothing that GCS would serve.
 
-    In JSON paths a slash of an object's name must come as %2F; in XML paths it may come as it is.
+    In JSON paths a slash of an object's name must be sent as %2F; in XML paths it may be sent literally.
     """
     for root, api in _JSON_ROOTS:
         if path == root or path.startswith(root + "/"):
@@ -55,7 +55,7 @@ def parse_path(path: str) -> Target | None:
 
 
 def parse_query(query: str) -> dict[str, str] | None:
-    """Return the parameters of a raw query string, or None when it is not valid; of repeated ones the last."""
+    """Return the parameters of a raw query string, or None when it is not valid; the last value wins if one is repeated."""
     parameters = {}
     for part in query.split("&") if query else ():
         key, _, value = part.partition("=")

@@ -1,4 +1,4 @@
-"""Conditions a client puts on a request, by generation or by ETag: pure."""
+"""Preconditions of a request, by generation or by ETag. Pure."""
 
 from collections.abc import Mapping
 
@@ -23,7 +23,7 @@ def missing_object(bucket: str, name: str) -> Refusal:
 
 
 def bad_condition(query: Mapping[str, str], headers: Mapping[str, str]) -> Refusal | None:
-    """Return a 400 for a generation that is no number, or None."""
+    """Return a 400 for a generation that is not a number, or None."""
     for key, value in _conditions(query, headers).items():
         if not (value.isascii() and value.isdigit()):
             message = f"Invalid value for: Expected an integer for '{key}', got '{value}'."
@@ -32,7 +32,7 @@ def bad_condition(query: Mapping[str, str], headers: Mapping[str, str]) -> Refus
 
 
 def unmet_for_reading(stored: StoredObject, query: Mapping[str, str], headers: Mapping[str, str]) -> Refusal | None:
-    """Return why `stored` is not what a read may have, or None."""
+    """Return why a read of `stored` is refused, or None."""
     conditions = _conditions(query, headers)
     generation, metageneration = str(stored.generation), "1"
     if conditions.get("generation", generation) != generation:

@@ -1,4 +1,4 @@
-"""What a request asks for: parsed from its method, raw path, query and headers. Pure."""
+"""Parsing a request: method, raw path, query and headers. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from gcs_prefetchd.testing.counters import Kind
 from gcs_prefetchd.testing.paths import Api, Target, parse_path, parse_query
 
-__all__ = ["Ask", "read_ask"]
+__all__ = ["ParsedRequest", "parse_request"]
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """One request to GCS; `target` is None where the path names nothing."""
+class ParsedRequest:
+    """One request to GCS; `target` is None if the path names nothing."""
 
     method: str
     path: str
@@ -22,19 +22,19 @@ class Ask:
 
     @property
     def key(self) -> str:
-        """What the request is counted under: `bucket/name`, a bucket, or the path."""
+        """The key that the request is counted under: `bucket/name`, a bucket, or the path."""
         if self.target is None or not self.target.bucket:
             return self.path
         return f"{self.target.bucket}/{self.target.name}" if self.target.name else self.target.bucket
 
 
-def read_ask(method: str, raw_path: str, headers: Mapping[str, str]) -> Ask:
-    """Return what a request asks for."""
+def parse_request(method: str, raw_path: str, headers: Mapping[str, str]) -> ParsedRequest:
+    """Parse a request."""
     path, _, raw_query = raw_path.partition("?")
     query = parse_query(raw_query)
     target = None if query is None else parse_path(path)
     kind = Kind.OTHER if target is None else _kind(method, target, query or {})
-    return Ask(method, path, target, query or {}, headers, kind)
+    return ParsedRequest(method, path, target, query or {}, headers, kind)
 
 
 def _kind(method: str, target: Target, query: Mapping[str, str]) -> Kind:

@@ -66,7 +66,7 @@ def bucket_resource(bucket: str, url: str) -> dict[str, object]:
 
 
 def media_headers(stored: StoredObject, api: Api) -> CIMultiDict[str]:
-    """Return the headers that every answer with an object's bytes carries; lengths and encoding are the caller's."""
+    """Return the headers that every response with an object's bytes carries; the caller adds lengths and encoding."""
     attributes = stored.attributes
     headers = CIMultiDict(
         {

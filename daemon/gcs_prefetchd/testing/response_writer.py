@@ -1,4 +1,4 @@
-"""How an answer goes out: whole and at once, in pieces, paced, or broken as a fault has it."""
+"""Sending a response: at once, in pieces, paced, or broken by a fault."""
 
 import asyncio
 import socket
@@ -13,7 +13,7 @@ from aiohttp.abc import AbstractStreamWriter
 
 from gcs_prefetchd.testing.fault_effects import whole_body
 from gcs_prefetchd.testing.faults import Close, Cut, DeliveryFault, Drip, Reset, Stall
-from gcs_prefetchd.testing.responses import Answer, Content
+from gcs_prefetchd.testing.responses import Content, Response
 
 __all__ = ["deliver", "deliver_broken", "script"]
 
@@ -48,7 +48,7 @@ class Abort:
 Step = Send | Wait | Hold | Abort
 
 
-def script(answer: Answer, body: bytes, fault: DeliveryFault) -> Iterator[Step]:
+def script(response: Response, body: bytes, fault: DeliveryFault) -> Iterator[Step]:
     """Yield what happens on the connection, in order; unless aborted it is closed at the end."""
     length = [("Content-Length", str(len(body)))]
     match fault:
@@ -57,41 +57,44 @@ def script(answer: Answer, body: bytes, fault: DeliveryFault) -> Iterator[Step]:
         case Reset(after_bytes=None):
             yield Abort()
         case Reset(after_bytes=int(count)):
-            yield Send(_head(answer, length) + body[:count], len(body[:count]))
+            yield Send(_head(response, length) + body[:count], len(body[:count]))
             yield Abort()
         case Cut(after_bytes=count, framing="length"):
-            yield Send(_head(answer, length) + body[:count], len(body[:count]))
+            yield Send(_head(response, length) + body[:count], len(body[:count]))
         case Cut(after_bytes=count, framing="chunked"):
             chunk = b"%x\r\n%s\r\n" % (len(body[:count]), body[:count]) if body[:count] else b""
-            yield Send(_head(answer, [("Transfer-Encoding", "chunked")]) + chunk, len(body[:count]))
+            yield Send(_head(response, [("Transfer-Encoding", "chunked")]) + chunk, len(body[:count]))
         case Cut(after_bytes=count, framing="http/1.0"):
-            yield Send(_head(answer, [], "HTTP/1.0") + body[:count], len(body[:count]))
+            yield Send(_head(response, [], "HTTP/1.0") + body[:count], len(body[:count]))
         case Cut(after_bytes=count):
-            yield Send(_head(answer, []) + body[:count], len(body[:count]))
+            yield Send(_head(response, []) + body[:count], len(body[:count]))
         case Stall(after_bytes=None):
             yield Hold()
-            yield Send(_head(answer, length) + body, len(body))
+            yield Send(_head(response, length) + body, len(body))
         case Stall(after_bytes=int(count)):
-            yield Send(_head(answer, length) + body[:count], len(body[:count]))
+            yield Send(_head(response, length) + body[:count], len(body[:count]))
             yield Hold()
             yield Send(body[count:], len(body[count:]))
         case Drip():
-            yield Send(_head(answer, length))
+            yield Send(_head(response, length))
             for start in range(0, len(body), fault.piece_bytes):
                 piece = body[start : start + fault.piece_bytes]
                 yield Wait(fault.interval_s)
                 yield Send(piece, len(piece))
 
 
-def _head(answer: Answer, framing: list[tuple[str, str]], version: str = "HTTP/1.1") -> bytes:
-    # Written by hand, for aiohttp would not promise what is not kept.
-    headers = [*answer.headers.items(), *framing, ("Connection", "close")]
-    lines = [f"{version} {answer.status} {responses.get(answer.status, '')}", *(f"{key}: {value}" for key, value in headers)]
+def _head(response: Response, framing: list[tuple[str, str]], version: str = "HTTP/1.1") -> bytes:
+    # Written by hand: aiohttp would not send headers that the body does not keep.
+    headers = [*response.headers.items(), *framing, ("Connection", "close")]
+    lines = [
+        f"{version} {response.status} {responses.get(response.status, '')}",
+        *(f"{key}: {value}" for key, value in headers),
+    ]
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
 class _Delivered(web.StreamResponse):
-    """Tells aiohttp that the answer is out already and that the connection ends."""
+    """Tells aiohttp that the response was already sent and that the connection ends."""
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         self.force_close()
@@ -103,15 +106,15 @@ class _Delivered(web.StreamResponse):
 
 async def deliver_broken(
     request: web.BaseRequest,
-    answer: Answer,
+    response: Response,
     fault: DeliveryFault,
     sent: Callable[[int], None],
     released: asyncio.Event,
 ) -> web.StreamResponse:
-    """Send an answer as `fault` has it, telling `sent` of the body's bytes; ends early when the client leaves."""
-    body = await asyncio.to_thread(whole_body, answer) if isinstance(answer.body, Content) else answer.body
+    """Send a response under `fault` and report the body's bytes to `sent`; stops early if the client disconnects."""
+    body = await asyncio.to_thread(whole_body, response) if isinstance(response.body, Content) else response.body
     transport = request.transport
-    for step in script(answer, body, fault):
+    for step in script(response, body, fault):
         if transport is None or transport.is_closing():
             break
         match step:
@@ -129,8 +132,8 @@ async def deliver_broken(
 
 def _end(transport: asyncio.Transport | None) -> web.StreamResponse:
     if transport is not None and not transport.is_closing():
-        # A process forked meanwhile (a DataLoader's worker) holds a copy of the socket, and a mere close would
-        # leave the connection open: write_eof shuts it down for all.
+        # A process forked meanwhile (a DataLoader worker) holds a copy of the socket, and closing ours would leave the
+        # connection open: write_eof shuts it down for all.
         transport.write_eof()
         transport.close()
     return _Delivered()
@@ -144,32 +147,32 @@ def _reset(transport: asyncio.Transport) -> None:
 
 
 async def deliver(
-    request: web.BaseRequest, answer: Answer, sent: Callable[[int], None], bytes_per_s: float | None
+    request: web.BaseRequest, response: Response, sent: Callable[[int], None], bytes_per_s: float | None
 ) -> web.StreamResponse:
-    """Send an answer whole, telling `sent` of the body's bytes; `bytes_per_s` bounds the rate of a body."""
-    body = answer.body
+    """Send a complete response and report the body's bytes to `sent`; `bytes_per_s` bounds the rate of a body."""
+    body = response.body
     if isinstance(body, bytes) and (bytes_per_s is None or not body):
-        whole = web.Response(status=answer.status, headers=answer.headers, body=body)
+        whole = web.Response(status=response.status, headers=response.headers, body=body)
         await whole.prepare(request)
         await whole.write_eof()
         sent(len(body))
         return whole
-    response = web.StreamResponse(status=answer.status, headers=answer.headers)
-    response.content_length = len(body) if isinstance(body, bytes) else body.size_bytes
-    if response.content_length is None:
-        response.enable_chunked_encoding()
-    await response.prepare(request)
+    streamed = web.StreamResponse(status=response.status, headers=response.headers)
+    streamed.content_length = len(body) if isinstance(body, bytes) else body.size_bytes
+    if streamed.content_length is None:
+        streamed.enable_chunked_encoding()
+    await streamed.prepare(request)
     try:
-        await _send_pieces(response, body, sent, bytes_per_s)
+        await _send_pieces(streamed, body, sent, bytes_per_s)
     except (OSError, zlib.error):
-        # The file changed or is no gzip: what was promised cannot be kept, and the client must see that.
+        # The file changed or is not gzip: the headers cannot be kept, and the client must see that.
         return _end(request.transport)
-    await response.write_eof()
-    return response
+    await streamed.write_eof()
+    return streamed
 
 
 async def _send_pieces(
-    response: web.StreamResponse, body: bytes | Content, sent: Callable[[int], None], bytes_per_s: float | None
+    streamed: web.StreamResponse, body: bytes | Content, sent: Callable[[int], None], bytes_per_s: float | None
 ) -> None:
     loop = asyncio.get_running_loop()
     due = loop.time()
@@ -178,7 +181,7 @@ async def _send_pieces(
         if bytes_per_s is not None:
             due += len(piece) / bytes_per_s
             await asyncio.sleep(due - loop.time())
-        await response.write(piece)
+        await streamed.write(piece)
         sent(len(piece))
 
 

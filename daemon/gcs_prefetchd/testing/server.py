@@ -1,4 +1,4 @@
-"""The server: GCS's HTTP in front of the service, with counts, latency and faults."""
+"""The server: HTTP in front of `FakeGCS`, with counts, latency and faults."""
 
 import asyncio
 import math
@@ -16,15 +16,15 @@ from gcs_prefetchd.shared.errors import StartError
 from gcs_prefetchd.testing.control import CONTROL_PATHS, control
 from gcs_prefetchd.testing.counters import Counts, CountsWaiter, Kind
 from gcs_prefetchd.testing.directory_bucket import open_root
-from gcs_prefetchd.testing.fake_gcs import Service
+from gcs_prefetchd.testing.fake_gcs import FakeGCS
 from gcs_prefetchd.testing.fault_effects import alter
-from gcs_prefetchd.testing.faults import AnswerFault, Fault, FaultPlan, Status
+from gcs_prefetchd.testing.faults import Fault, FaultPlan, ResponseFault, Status
 from gcs_prefetchd.testing.latency import Pace, Pacer
-from gcs_prefetchd.testing.requests import Ask, read_ask
+from gcs_prefetchd.testing.requests import ParsedRequest, parse_request
 from gcs_prefetchd.testing.response_writer import deliver, deliver_broken
-from gcs_prefetchd.testing.responses import Answer
+from gcs_prefetchd.testing.responses import Response
 from gcs_prefetchd.testing.stored_objects import Attributes, StoredObject
-from gcs_prefetchd.testing.token_server import is_token_path, token_answer
+from gcs_prefetchd.testing.token_server import is_token_path, token_response
 
 __all__ = ["GCSServer", "Seen"]
 
@@ -33,7 +33,7 @@ REMEMBERED_REQUESTS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A request as it came."""
+    """A request as it arrived."""
 
     kind: Kind
     key: str
@@ -43,9 +43,9 @@ class Seen:
 
 
 class GCSServer:
-    """A GCS-speaking server on a port of this machine, for tests. Enter it to start, leave it to stop.
+    """A GCS-speaking server on a port of this machine, for tests. Entering it starts the server, leaving it stops it.
 
-    Lives in one event loop, and its methods are called there; `serving` has the same for threads.
+    Lives in one event loop, and its methods are called there; `serving` does the same for threads.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class GCSServer:
         self._host = host
         self._port = port
         self._root = root
-        self._service = Service()
+        self._gcs = FakeGCS()
         self._waiter = CountsWaiter()
         self._pacer = Pacer()
-        self._random = random.Random(seed)  # noqa: S311 - latencies, no secrets
+        self._random = random.Random(seed)  # noqa: S311 - latencies, not secrets
         self._released = asyncio.Event()
         self._runner: web.ServerRunner | None = None
         self._server: web.Server | None = None
@@ -81,9 +81,9 @@ class GCSServer:
         await self.stop()
 
     async def start(self) -> None:
-        """Listen; raises StartError where the address cannot be had, SettingsError where the root cannot be served."""
+        """Listen; raises StartError if the address is not available, SettingsError if the root cannot be served."""
         if self._root is not None:
-            self._service.buckets.update(await asyncio.to_thread(open_root, self._root))
+            self._gcs.buckets.update(await asyncio.to_thread(open_root, self._root))
         self._server = web.Server(self._handle, handler_cancellation=True, access_log=None, keepalive_timeout=75.0)
         self._runner = web.ServerRunner(self._server, shutdown_timeout=1.0)
         await self._runner.setup()
@@ -99,7 +99,7 @@ class GCSServer:
         self._port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
-        """Close every connection, whatever is under way on it, and stop listening."""
+        """Close every connection, whatever is in progress on it, and stop listening."""
         if self._runner is None or self._server is None:
             return
         for connection in self._server.connections:
@@ -114,16 +114,16 @@ class GCSServer:
 
     @property
     def url(self) -> str:
-        """Where it is, without a slash at the end."""
+        """The base URL, without a trailing slash."""
         return f"http://{self._host}:{self._port}"
 
     @property
     def counts(self) -> Counts:
-        """What was asked and sent so far."""
+        """The requests and bytes so far."""
         return self._waiter.counts
 
     async def wait_for(self, condition: Callable[[Counts], bool]) -> None:
-        """Return as soon as `condition` holds of the counts."""
+        """Return as soon as `condition` holds for the counts."""
         await self._waiter.wait_for(condition)
 
     def put(
@@ -139,55 +139,55 @@ class GCSServer:
         composite: bool = False,
         generation: int | None = None,
     ) -> StoredObject:
-        """Store an object as a new generation, in a bucket that is made where there is none."""
+        """Store an object as a new generation, in a bucket that is created if it does not exist."""
         attributes = Attributes(content_type, content_encoding, cache_control, metadata or {}, composite)
-        return self._service.bucket(bucket).put(name, data, attributes, generation)
+        return self._gcs.bucket(bucket).put(name, data, attributes, generation)
 
     def create_bucket(self, bucket: str) -> None:
-        """Make an empty bucket."""
-        self._service.bucket(bucket)
+        """Create an empty bucket."""
+        self._gcs.bucket(bucket)
 
     def get(self, bucket: str, name: str) -> StoredObject | None:
-        """Return an object as it is stored, or None."""
-        found = self._service.buckets.get(bucket)
+        """Return the stored object, or None."""
+        found = self._gcs.buckets.get(bucket)
         return None if found is None else found.get(name)
 
     def delete(self, bucket: str, name: str) -> bool:
-        """Delete an object and tell whether it was there."""
-        found = self._service.buckets.get(bucket)
+        """Delete an object; returns whether it existed."""
+        found = self._gcs.buckets.get(bucket)
         return found is not None and found.delete(name)
 
     def names(self, bucket: str) -> list[str]:
         """Return the names of a bucket's objects, sorted."""
-        return list(self._service.bucket(bucket).names())
+        return list(self._gcs.bucket(bucket).names())
 
     def buckets(self) -> list[str]:
         """Return the names of the buckets, sorted."""
-        return sorted(self._service.buckets)
+        return sorted(self._gcs.buckets)
 
     def require_token(self, token: str | None, bucket: str | None = None) -> None:
-        """Answer 401 unless `Authorization: Bearer <token>` comes, for one bucket or all; None takes it back."""
-        self._service.access.require_token(token, bucket)
+        """Respond 401 unless `Authorization: Bearer <token>` is sent, for one bucket or all; None undoes it."""
+        self._gcs.access.require_token(token, bucket)
 
     def deny(self, bucket: str) -> None:
-        """Answer 403 for a bucket."""
-        self._service.access.deny(bucket)
+        """Respond 403 for a bucket."""
+        self._gcs.access.deny(bucket)
 
     def allow(self, bucket: str) -> None:
-        """Take `deny` back."""
-        self._service.access.allow(bucket)
+        """Undo `deny`."""
+        self._gcs.access.allow(bucket)
 
     def requester_pays(self, bucket: str) -> None:
-        """Answer 400 for a bucket unless `userProject=` comes."""
-        self._service.access.requester_pays(bucket)
+        """Respond 400 for a bucket unless `userProject=` is sent."""
+        self._gcs.access.requester_pays(bucket)
 
     def release(self) -> None:
-        """Let all stalled answers go on."""
+        """Release all stalled responses."""
         self._released.set()
         self._released = asyncio.Event()
 
     def reset(self) -> None:
-        """Start the counts again and forget the faults, the requests seen and what is stalled; objects stay."""
+        """Reset the counts; forget the faults, the requests seen and the stalled responses; objects stay."""
         self.release()
         self.faults.clear()
         self.seen.clear()
@@ -198,50 +198,50 @@ class GCSServer:
         body = await request.content.read() if request.body_exists else b""
         if path in CONTROL_PATHS:
             return await deliver(request, control(self, request.method, request.raw_path, body), _uncounted, None)
-        ask = read_ask(request.method, request.raw_path, request.headers)
+        parsed = parse_request(request.method, request.raw_path, request.headers)
         if is_token_path(path):
             kind, key = Kind.TOKEN, path
         else:
-            kind, key = ask.kind, self._service.key(ask, body)
+            kind, key = parsed.kind, self._gcs.key(parsed, body)
         self.seen.append(Seen(kind, key, request.method, request.raw_path, request.headers))
         fault = self.faults.next(kind, key)
         with self._waiter.open(kind):
             self._waiter.arrived(kind, key)
-            answer = await self._answer(kind, ask, body)
+            response = await self._respond(kind, parsed, body)
             if kind is not Kind.MEDIA:
-                return await self._answer_late(request, answer, fault, kind, key)
+                return await self._respond_late(request, response, fault, kind, key)
             if fault is None and self._pacer.is_too_fast(self.pace, asyncio.get_running_loop().time()):
                 fault = Status(503)
             async with self._pacer.line(self.pace):
-                return await self._answer_late(request, answer, fault, kind, key)
+                return await self._respond_late(request, response, fault, kind, key)
 
-    async def _answer_late(
-        self, request: web.BaseRequest, answer: Answer, fault: Fault | None, kind: Kind, key: str
+    async def _respond_late(
+        self, request: web.BaseRequest, response: Response, fault: Fault | None, kind: Kind, key: str
     ) -> web.StreamResponse:
         if latency_s := self._latency_s():
             await asyncio.sleep(latency_s)
-        return await self._deliver(request, answer, fault, kind, key)
+        return await self._deliver(request, response, fault, kind, key)
 
-    async def _answer(self, kind: Kind, ask: Ask, body: bytes) -> Answer:
+    async def _respond(self, kind: Kind, parsed: ParsedRequest, body: bytes) -> Response:
         if kind is Kind.TOKEN:
-            return token_answer(ask.method, ask.path, ask.headers, self._service.access.token_to_give())
-        if self._service.is_quick(ask):
-            return self._service.answer(ask, body, self.url)
-        return await asyncio.to_thread(self._service.answer, ask, body, self.url)
+            return token_response(parsed.method, parsed.path, parsed.headers, self._gcs.access.token_to_give())
+        if self._gcs.is_quick(parsed):
+            return self._gcs.respond(parsed, body, self.url)
+        return await asyncio.to_thread(self._gcs.respond, parsed, body, self.url)
 
     async def _deliver(
-        self, request: web.BaseRequest, answer: Answer, fault: Fault | None, kind: Kind, key: str
+        self, request: web.BaseRequest, response: Response, fault: Fault | None, kind: Kind, key: str
     ) -> web.StreamResponse:
         def sent(size_bytes: int) -> None:
-            if kind is Kind.MEDIA and answer.status in {200, 206}:
+            if kind is Kind.MEDIA and response.status in {200, 206}:
                 self._waiter.sent(key, size_bytes)
 
         if fault is None:
-            return await deliver(request, answer, sent, self.pace.bytes_per_s)
-        if isinstance(fault, AnswerFault):
-            altered = alter(answer, fault)
+            return await deliver(request, response, sent, self.pace.bytes_per_s)
+        if isinstance(fault, ResponseFault):
+            altered = alter(response, fault)
             return await deliver(request, altered, sent, self.pace.bytes_per_s)
-        return await deliver_broken(request, answer, fault, sent, self._released)
+        return await deliver_broken(request, response, fault, sent, self._released)
 
     def _latency_s(self) -> float:
         pace = self.pace
@@ -251,4 +251,4 @@ class GCSServer:
 
 
 def _uncounted(size_bytes: int) -> None:
-    """Control requests are not part of what is measured."""
+    """Control requests are not measured."""

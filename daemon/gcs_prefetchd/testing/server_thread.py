@@ -72,7 +72,7 @@ class ServingFaults:
         return self._loop.call(lambda: plan.add(fault, object, kind=kind, requests=requests, together=together))
 
     def clear(self) -> None:
-        """Forget all rules."""
+        """Remove all rules."""
         self._loop.call(self._server.faults.clear)
 
 
@@ -88,7 +88,7 @@ class ServingGCS:
 
     @property
     def counts(self) -> Counts:
-        """A copy of what was asked and sent so far."""
+        """A copy of the counts so far."""
         return self._loop.call(lambda: self._server.counts.copy())
 
     @property
@@ -106,7 +106,7 @@ class ServingGCS:
         self._server.pace = pace
 
     def wait_for(self, condition: Callable[[Counts], bool], timeout_s: float = 30.0) -> None:
-        """Block until `condition` holds of the counts; it runs in the server's thread. Raises TimeoutError."""
+        """Block until `condition` holds for the counts; it is evaluated in the server's thread. Raises TimeoutError."""
         self._loop.wait(self._server, condition, timeout_s)
 
     def put(
@@ -122,7 +122,7 @@ class ServingGCS:
         composite: bool = False,
         generation: int | None = None,
     ) -> StoredObject:
-        """Store an object as a new generation, in a bucket that is made where there is none."""
+        """Store an object as a new generation, in a bucket that is created if it does not exist."""
         return self._loop.call(
             lambda: self._server.put(
                 bucket,
@@ -138,15 +138,15 @@ class ServingGCS:
         )
 
     def create_bucket(self, bucket: str) -> None:
-        """Make an empty bucket."""
+        """Create an empty bucket."""
         self._loop.call(lambda: self._server.create_bucket(bucket))
 
     def get(self, bucket: str, name: str) -> StoredObject | None:
-        """Return an object as it is stored, or None."""
+        """Return the stored object, or None."""
         return self._loop.call(lambda: self._server.get(bucket, name))
 
     def delete(self, bucket: str, name: str) -> bool:
-        """Delete an object and tell whether it was there."""
+        """Delete an object; returns whether it existed."""
         return self._loop.call(lambda: self._server.delete(bucket, name))
 
     def names(self, bucket: str) -> list[str]:
@@ -158,27 +158,27 @@ class ServingGCS:
         return self._loop.call(self._server.buckets)
 
     def require_token(self, token: str | None, bucket: str | None = None) -> None:
-        """Answer 401 unless `Authorization: Bearer <token>` comes, for one bucket or all; None takes it back."""
+        """Respond 401 unless `Authorization: Bearer <token>` is sent, for one bucket or all; None undoes it."""
         self._loop.call(lambda: self._server.require_token(token, bucket))
 
     def deny(self, bucket: str) -> None:
-        """Answer 403 for a bucket."""
+        """Respond 403 for a bucket."""
         self._loop.call(lambda: self._server.deny(bucket))
 
     def allow(self, bucket: str) -> None:
-        """Take `deny` back."""
+        """Undo `deny`."""
         self._loop.call(lambda: self._server.allow(bucket))
 
     def requester_pays(self, bucket: str) -> None:
-        """Answer 400 for a bucket unless `userProject=` comes."""
+        """Respond 400 for a bucket unless `userProject=` is sent."""
         self._loop.call(lambda: self._server.requester_pays(bucket))
 
     def release(self) -> None:
-        """Let all stalled answers go on."""
+        """Release all stalled responses."""
         self._loop.call(self._server.release)
 
     def reset(self) -> None:
-        """Start the counts again and forget the faults, the requests seen and what is stalled; objects stay."""
+        """Reset the counts; forget the faults, the requests seen and the stalled responses; objects stay."""
         self._loop.call(self._server.reset)
 
 
@@ -208,7 +208,7 @@ def serving(
 
     started: Future[tuple[ServingGCS, Callable[[], None]]] = Future()
     # A daemon thread, so that a test that hangs in here cannot keep the interpreter from ending.
-    thread = threading.Thread(target=_run, args=(make, started), name="gcs-stand-in", daemon=True)
+    thread = threading.Thread(target=_run, args=(make, started), name="gcs-emulator", daemon=True)
     thread.start()
     server, stop = started.result()
     try:
@@ -219,7 +219,7 @@ def serving(
 
 
 def _run(make: Callable[[], GCSServer], started: Future[tuple[ServingGCS, Callable[[], None]]]) -> None:
-    """Run a server in this thread until told to stop; `started` gets it and what stops it, or why it did not start."""
+    """Run a server in this thread until it is told to stop; `started` gets it and what stops it, or why it did not start."""
 
     async def serve() -> None:
         stop = asyncio.Event()

@@ -21,7 +21,7 @@ MAX_NAME_BYTES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
-    """What an uploader says about an object besides its bytes."""
+    """What an uploader declares about an object besides its bytes."""
 
     content_type: str = "application/octet-stream"
     content_encoding: str | None = None
@@ -32,7 +32,7 @@ class Attributes:
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """One generation of an object: its bytes, or the file that holds them, and what GCS tells about it."""
+    """One generation of an object: its bytes, or the file that holds them, and GCS's metadata."""
 
     bucket: str
     name: str
@@ -45,7 +45,7 @@ class StoredObject:
     source: bytes | Path
 
     def read(self, start: int, length_bytes: int) -> bytes:
-        """Return `length_bytes` from `start`; blocks when the object is a file on disk."""
+        """Return `length_bytes` from `start`; blocks if the object is a file on disk."""
         if isinstance(self.source, bytes):
             if start == 0 and length_bytes == self.size_bytes:
                 return self.source
@@ -56,10 +56,10 @@ class StoredObject:
 
 
 class Bucket(Protocol):
-    """What the server needs of a bucket. Every call but `is_quick` may block on a disk."""
+    """The interface of a bucket. Every call but `is_quick` may block on a disk."""
 
     def is_quick(self, name: str) -> bool:
-        """Tell whether `get(name)` answers without reading a file."""
+        """Return whether `get(name)` needs to read no file."""
 
     def get(self, name: str) -> StoredObject | None:
         """Return the live generation of an object, or None."""
@@ -71,7 +71,7 @@ class Bucket(Protocol):
         """Store `data` as the new live generation of an object."""
 
     def delete(self, name: str) -> bool:
-        """Delete an object and tell whether it was there."""
+        """Delete an object; returns whether it existed."""
 
 
 class MemoryBucket:
@@ -83,7 +83,7 @@ class MemoryBucket:
         self._names: list[str] | None = []
 
     def is_quick(self, name: str) -> bool:
-        """Tell that nothing here reads a file."""
+        """Return True: nothing here reads a file."""
         return True
 
     def get(self, name: str) -> StoredObject | None:
@@ -117,7 +117,7 @@ class MemoryBucket:
         return stored
 
     def delete(self, name: str) -> bool:
-        """Delete an object and tell whether it was there."""
+        """Delete an object; returns whether it existed."""
         if self._objects.pop(name, None) is None:
             return False
         self._names = None
@@ -136,7 +136,7 @@ def check_object_name(name: str) -> None:
 
 
 def digests(chunks: Iterable[bytes]) -> tuple[str, str]:
-    """Return crc32c and MD5 of the chunks in a row, in base64 as GCS writes them."""
+    """Return crc32c and MD5 of the concatenated chunks, in base64 as GCS writes them."""
     crc32c, md5 = 0, hashlib.md5(usedforsecurity=False)
     for chunk in chunks:
         crc32c = google_crc32c.extend(crc32c, chunk)
@@ -145,7 +145,7 @@ def digests(chunks: Iterable[bytes]) -> tuple[str, str]:
 
 
 class _Generations:
-    """Numbers that only grow, over all buckets of the process and all threads."""
+    """Generations that only grow, over all buckets of the process and all threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -24,7 +24,7 @@ _DEFAULT_TYPE = "application/octet-stream"
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An object as it arrives; the hashes are those its uploader claims, in base64."""
+    """An object as it arrives; the hashes are the uploader's, in base64."""
 
     name: str
     data: bytes
@@ -50,7 +50,7 @@ class ResumableUpload:
 
 @dataclass(frozen=True, slots=True)
 class ContentRange:
-    """Where a piece of a resumable upload belongs; `start` is None when it only asks, `total_bytes` when not known."""
+    """Where a piece of a resumable upload belongs; `start` is None if it only queries the state, `total_bytes` if unknown."""
 
     start: int | None
     total_bytes: int | None

@@ -9,9 +9,9 @@ from multidict import CIMultiDict
 from gcs_prefetchd.shared.errors import InvalidNameError
 from gcs_prefetchd.testing.paths import Api, Target
 from gcs_prefetchd.testing.preconditions import missing_object, unmet_for_writing
-from gcs_prefetchd.testing.requests import Ask
+from gcs_prefetchd.testing.requests import ParsedRequest
 from gcs_prefetchd.testing.resources import object_resource, xml_etag
-from gcs_prefetchd.testing.responses import Answer, Refusal, empty_answer, json_answer, refuse
+from gcs_prefetchd.testing.responses import Refusal, Response, empty_response, json_response, refuse
 from gcs_prefetchd.testing.stored_objects import Bucket, StoredObject, digests
 from gcs_prefetchd.testing.uploads import (
     ResumableUpload,
@@ -24,89 +24,89 @@ from gcs_prefetchd.testing.uploads import (
 
 __all__ = ["Writes", "read_upload"]
 
-_NO_UPLOAD = Refusal(400, "badRequest", "The upload is none that can be read.", "InvalidArgument")
+_NO_UPLOAD = Refusal(400, "badRequest", "The upload cannot be parsed.", "InvalidArgument")
 _NO_SESSION = Refusal(404, "notFound", "No such upload session.", "NoSuchUpload")
 
 
-def read_upload(ask: Ask, body: bytes) -> Upload | None:
+def read_upload(parsed: ParsedRequest, body: bytes) -> Upload | None:
     """Return the upload in a request's body (for a resumable one what it announces), or None where there is none."""
-    if ask.target is not None and ask.target.api is Api.XML:
-        return read_simple({"name": ask.target.name}, ask.headers, body)
-    match ask.query.get("uploadType"):
+    if parsed.target is not None and parsed.target.api is Api.XML:
+        return read_simple({"name": parsed.target.name}, parsed.headers, body)
+    match parsed.query.get("uploadType"):
         case "media":
-            return read_simple(ask.query, ask.headers, body)
+            return read_simple(parsed.query, parsed.headers, body)
         case "multipart":
-            return read_multipart(ask.query, ask.headers, body)
+            return read_multipart(parsed.query, parsed.headers, body)
         case "resumable":
-            return read_announced(ask.query, ask.headers, body)
+            return read_announced(parsed.query, parsed.headers, body)
     return None
 
 
 class Writes:
-    """Carries uploads and deletions out; holds the resumable uploads under way."""
+    """Performs uploads and deletions; holds the resumable uploads in progress."""
 
     def __init__(self) -> None:
         self._resumable: dict[str, ResumableUpload] = {}
 
-    def name_of(self, ask: Ask, upload: Upload | None) -> str:
+    def name_of(self, parsed: ParsedRequest, upload: Upload | None) -> str:
         """Return the name of the object that a request uploads, or nothing."""
-        session = self._resumable.get(ask.query.get("upload_id", ""))
+        session = self._resumable.get(parsed.query.get("upload_id", ""))
         named = upload if session is None else session.announced
         return "" if named is None else named.name
 
-    def upload(self, bucket: Bucket, target: Target, ask: Ask, body: bytes, url: str) -> Answer:
+    def upload(self, bucket: Bucket, target: Target, parsed: ParsedRequest, body: bytes, url: str) -> Response:
         """Store an upload, or one step of a resumable one."""
-        if "upload_id" in ask.query:
-            return self._resume(bucket, target, ask, body, url)
-        upload = read_upload(ask, body)
+        if "upload_id" in parsed.query:
+            return self._resume(bucket, target, parsed, body, url)
+        upload = read_upload(parsed, body)
         if upload is None:
             return refuse(_NO_UPLOAD, target.api)
-        if ask.query.get("uploadType") == "resumable" and target.api is not Api.XML:
-            return self._announce(target, ask, upload, url)
-        return self._store(bucket, target, ask, upload, url)
+        if parsed.query.get("uploadType") == "resumable" and target.api is not Api.XML:
+            return self._announce(target, parsed, upload, url)
+        return self._store(bucket, target, parsed, upload, url)
 
-    def delete(self, bucket: Bucket, target: Target, ask: Ask) -> Answer:
+    def delete(self, bucket: Bucket, target: Target, parsed: ParsedRequest) -> Response:
         """Delete an object."""
         stored = bucket.get(target.name)
-        if stored is None or ask.query.get("generation", str(stored.generation)) != str(stored.generation):
+        if stored is None or parsed.query.get("generation", str(stored.generation)) != str(stored.generation):
             return refuse(missing_object(target.bucket, target.name), target.api)
-        unmet = unmet_for_writing(stored, ask.query, ask.headers)
+        unmet = unmet_for_writing(stored, parsed.query, parsed.headers)
         if unmet is not None:
             return refuse(unmet, target.api)
         bucket.delete(target.name)
-        return empty_answer(204)
+        return empty_response(204)
 
-    def _announce(self, target: Target, ask: Ask, upload: Upload, url: str) -> Answer:
+    def _announce(self, target: Target, parsed: ParsedRequest, upload: Upload, url: str) -> Response:
         upload_id = secrets.token_urlsafe(24)
-        self._resumable[upload_id] = ResumableUpload(target.bucket, upload, dict(ask.query))
+        self._resumable[upload_id] = ResumableUpload(target.bucket, upload, dict(parsed.query))
         where = f"{url}/upload/storage/v1/b/{target.bucket}/o?uploadType=resumable&name={quote(upload.name, safe='')}"
         headers = CIMultiDict({"Location": f"{where}&upload_id={upload_id}", "X-GUploader-UploadID": upload_id})
-        return Answer(200, headers)
+        return Response(200, headers)
 
-    def _resume(self, bucket: Bucket, target: Target, ask: Ask, body: bytes, url: str) -> Answer:
-        session = self._resumable.get(ask.query["upload_id"])
+    def _resume(self, bucket: Bucket, target: Target, parsed: ParsedRequest, body: bytes, url: str) -> Response:
+        session = self._resumable.get(parsed.query["upload_id"])
         if session is None or session.bucket != target.bucket:
             return refuse(_NO_SESSION, target.api)
-        part = parse_content_range(ask.headers.get("Content-Range"), len(body))
+        part = parse_content_range(parsed.headers.get("Content-Range"), len(body))
         if part is None or (part.start is not None and part.start > len(session.received)):
             return refuse(_NO_UPLOAD, target.api)
         if part.start is not None:
             session.received[part.start :] = body
         if part.total_bytes is None or part.total_bytes != len(session.received):
             received = CIMultiDict({"Range": f"bytes=0-{len(session.received) - 1}"} if session.received else {})
-            return Answer(308, received)
-        del self._resumable[ask.query["upload_id"]]
-        return self._store(bucket, target, replace(ask, query=session.query), session.finish(), url)
+            return Response(308, received)
+        del self._resumable[parsed.query["upload_id"]]
+        return self._store(bucket, target, replace(parsed, query=session.query), session.finish(), url)
 
-    def _store(self, bucket: Bucket, target: Target, ask: Ask, upload: Upload, url: str) -> Answer:
-        refusal = unmet_for_writing(bucket.get(upload.name), ask.query, ask.headers) or _broken(upload)
+    def _store(self, bucket: Bucket, target: Target, parsed: ParsedRequest, upload: Upload, url: str) -> Response:
+        refusal = unmet_for_writing(bucket.get(upload.name), parsed.query, parsed.headers) or _broken(upload)
         if refusal is not None:
             return refuse(refusal, target.api)
         try:
             stored = bucket.put(upload.name, upload.data, upload.attributes)
         except InvalidNameError as exc:
             return refuse(Refusal(400, "invalid", str(exc), "InvalidArgument"), target.api)
-        return _stored_answer(stored, target, url)
+        return _stored_response(stored, target, url)
 
 
 def _broken(upload: Upload) -> Refusal | None:
@@ -121,8 +121,8 @@ def _broken(upload: Upload) -> Refusal | None:
     return None
 
 
-def _stored_answer(stored: StoredObject, target: Target, url: str) -> Answer:
+def _stored_response(stored: StoredObject, target: Target, url: str) -> Response:
     if target.api is not Api.XML:
-        return json_answer(object_resource(stored, url))
+        return json_response(object_resource(stored, url))
     headers = {"ETag": xml_etag(stored), "x-goog-generation": str(stored.generation), "x-goog-metageneration": "1"}
-    return Answer(200, CIMultiDict(headers))
+    return Response(200, CIMultiDict(headers))
