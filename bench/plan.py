@@ -15,6 +15,7 @@ import numpy as np
 
 from comparison import command_line
 from figures import Figure, finish
+from gcs_prefetchd.planning.item_refs import ItemRef
 from gcs_prefetchd.planning.reader import Reader
 from gcs_prefetchd.planning.registry import Registry
 from gcs_prefetchd.shared.epoch_order import epoch_order, order_digest
@@ -51,12 +52,12 @@ class Node:
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
         self.registry = Registry(0, len(manifest) * OBJECT_BYTES, window_items=WINDOW_ITEMS)
-        self.registry.set_manifest(self.registry.number(manifest))
+        self.registry.set_manifest(self.registry.catalog.assign_numbers(manifest))
         for item in range(0, len(manifest), 2):
             for part in range(2):
-                self.registry.planner.adopt(ROOT.uri, item, part)
-        self.registry.sort_anew()
-        while self.registry.sort_on():
+                self.registry.eviction.adopt_part(ROOT.uri, item, part)
+        self.registry.finish_adoption()
+        while self.registry.eviction.sort_more():
             pass
 
     def plan(self) -> tuple[Plan, np.ndarray]:
@@ -75,37 +76,40 @@ class Node:
         place = max(stream.planned, stream.start)
         while place < min(stream.known, stream.window_start(WINDOW_ITEMS) + WINDOW_ITEMS):
             item = stream.item_at(place)
-            if registry.is_here(reader, item):
-                registry.planned(reader, item)
+            if reader.is_item_ready(item):
+                registry.eviction.note_planned(reader.data_root, item, registry.clock())
             else:
                 self._fetch(reader, item)
             place += 1
         stream.planned = place
         return len(items)
 
-    def read_by_planner(self, reader: Reader) -> int:
+    def read_by_policy(self, reader: Reader) -> int:
         """The same, of the planner alone: no names, no reports."""
-        stream, planner, now_s = reader.stream, self.registry.planner, time.monotonic()
+        stream, policy, now_s = reader.stream, self.registry.eviction, time.monotonic()
         for _ in range(REPORTED_AT_ONCE):
-            planner.read(ROOT.uri, stream, stream.item_at(stream.start), now_s)
-        planner.reveal(ROOT.uri, stream, WINDOW_ITEMS, now_s)
+            policy.mark_read(ROOT.uri, stream, stream.item_at(stream.start), now_s)
+        policy.extend_known(ROOT.uri, stream, WINDOW_ITEMS, now_s)
         for place in range(max(stream.planned, stream.start), min(stream.known, stream.start + WINDOW_ITEMS)):
             item = stream.item_at(place)
-            if not planner.shelves[ROOT.uri].parts(item):
-                due_s = planner.shelves[ROOT.uri].soonest_s(item, now_s)
-                for victim in planner.victims(2, due_s, lambda _: 2, now_s) or []:
+            if not policy.cached[ROOT.uri].parts_of(item):
+                due_s = policy.cached[ROOT.uri].next_use_s(item, now_s)
+                for victim in policy.choose_victims(2, due_s, lambda _: 2, now_s) or []:
+                    assert not isinstance(victim, str)
                     for part in range(2):
-                        planner.left(victim[0], int(victim[1]), part)
+                        policy.remove_part(victim.data_root, victim.item, part)
                 for part in range(2):
-                    planner.arrived(ROOT.uri, item, part, now_s)
+                    policy.add_part(ROOT.uri, item, part, now_s)
             stream.planned = place + 1
         return REPORTED_AT_ONCE
 
     def _fetch(self, reader: Reader, item: int) -> None:
-        for path in self.registry.choose(2 * OBJECT_BYTES, (ROOT.uri, item), lambda path: OBJECT_BYTES) or []:
-            self.registry.left(path)
-        for version in self.registry.versions(reader, item):
-            self.registry.arrived(cache_path(version.name.bucket, version.name.name))
+        for path in (
+            self.registry.files.choose_victims(2 * OBJECT_BYTES, ItemRef(ROOT.uri, item), lambda path: OBJECT_BYTES) or []
+        ):
+            self.registry.files.remove(path)
+        for version in self.registry.lookup.versions(ROOT.uri, item):
+            self.registry.files.add(cache_path(version.name.bucket, version.name.name))
 
 
 def measure(items: int) -> list[Figure]:
@@ -119,9 +123,9 @@ def measure(items: int) -> list[Figure]:
     slices = [register_s]
     is_sorting = True
     while is_sorting:
-        took_s, is_sorting = timed(node.registry.sort_on)
+        took_s, is_sorting = timed(node.registry.eviction.sort_more)
         slices.append(took_s)
-    planner_us, read_us = (item_us(one, reader, min(READS, items // 4)) for one in (node.read_by_planner, node.read))
+    planner_us, read_us = (item_us(one, reader, min(READS, items // 4)) for one in (node.read_by_policy, node.read))
     return [
         Figure(f"{items:,} items: an epoch's order", order_s, "s"),
         Figure("a plan worked out, in a thread", prepare_s, "s"),

@@ -100,7 +100,7 @@ async def test_what_a_plan_names_next_is_read_ahead_where_that_is_wanted(wanted:
     put_items(gcs, 20, size_bytes=SIZE_BYTES)
     async with running(make_settings(tmp_path, gcs.url, window_items=5, read_ahead=wanted)) as service:
         await service.prefetcher.settled()
-        manifest = service.registry.manifest(DATA_ROOT)
+        manifest = service.registry.catalog.newest_manifest(DATA_ROOT)
         assert manifest is not None
         files = [
             [service.directory.objects / cache_path(one.name.bucket, one.name.name) for one in manifest.versions(item)]
@@ -125,7 +125,7 @@ async def test_of_a_job_that_has_ended_no_order_is_kept(gcs: GCSServer, tmp_path
     put_items(gcs, 20, size_bytes=100)
     async with running(make_settings(tmp_path, gcs.url)) as service:
         await service.prefetcher.settled()
-        manifest = service.registry.manifest(DATA_ROOT)
+        manifest = service.registry.catalog.newest_manifest(DATA_ROOT)
         assert manifest is not None
         plan, indices = plan_of(manifest, range(20), kind="shuffled")
         order = weakref.ref(service.registry.register(service.registry.prepare(plan, indices)).stream.current.order)

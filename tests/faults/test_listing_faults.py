@@ -182,7 +182,7 @@ async def test_a_first_start_that_cannot_list_says_why_and_a_later_one_serves_wh
 
 
 def digest_in_force(daemon: Daemon) -> str:
-    manifest = daemon.registry.manifest(DATA_ROOT)
+    manifest = daemon.registry.catalog.newest_manifest(DATA_ROOT)
     assert manifest is not None
     return manifest.digest
 

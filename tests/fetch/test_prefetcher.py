@@ -108,7 +108,7 @@ async def prefetching(
         )
         prefetcher = Prefetcher(registry, cache, fetcher, try_again_s=try_again_s)
         manifest = await list_manifest(origin, DataRoot.parse(DATA_ROOT), Layout())
-        registry.set_manifest(registry.number(manifest))
+        registry.set_manifest(registry.catalog.assign_numbers(manifest))
         running = asyncio.create_task(prefetcher.run())
         try:
             yield Node(manifest, registry, cache, fetcher, prefetcher)
@@ -201,7 +201,7 @@ async def test_free_room_is_left_free_where_a_setting_says_how_far_to_look_ahead
     put_items(gcs, 400, size_bytes=1000)
     async with prefetching(gcs, cache, **how) as node:
         reader = await node.plan(node.all)
-        assert len(node.items_on_disk()) == node.registry.window(reader) < 400
+        assert len(node.items_on_disk()) == node.registry.window_items(reader) < 400
 
 
 async def test_beyond_its_window_the_seeded_order_drops_nothing_that_a_program_has_read(gcs: GCSServer, cache: Cache) -> None:
@@ -247,7 +247,7 @@ async def test_the_next_epochs_head_is_fetched_in_this_ones_tail(gcs: GCSServer,
     put_items(gcs, 30, size_bytes=50_000)
     async with prefetching(gcs, cache, window=4) as node:
         reader = await node.plan(node.all, kind=kind, seed=3)
-        following = await asyncio.to_thread(reader.next_epoch)
+        following = await asyncio.to_thread(reader.prepare_next_epoch)
         assert following is not None
         order, head = reader.stream.current.order.tolist(), following.order.tolist()
         for item in order[:-1]:
@@ -278,9 +278,9 @@ async def test_the_runway_ends_at_the_first_gap(gcs: GCSServer, cache: Cache) ->
         order = node.seeded(epoch=5)
         gcs.delete(BUCKET, node.manifest.version(order[5], 1).name.name)
         reader = await node.plan(order)
-        assert node.prefetcher.runway_items(reader) == 5
+        assert reader.runway_items() == 5
         await node.read(order[0])
-        assert node.prefetcher.runway_items(reader) == 4
+        assert reader.runway_items() == 4
 
 
 async def test_reads_out_of_order_bring_in_what_follows_them(gcs: GCSServer, cache: Cache) -> None:

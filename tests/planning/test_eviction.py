@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gcs_prefetchd.planning.eviction import Planner, Victim
-from gcs_prefetchd.planning.next_use import SORTED_AT_ONCE, Shelf
+from gcs_prefetchd.planning.eviction import EvictionPolicy, Victim
+from gcs_prefetchd.planning.next_use import ITEMS_PER_SORT_STEP, CachedItems
 from gcs_prefetchd.planning.stream import NEVER, Epoch, Stream
 from gcs_prefetchd.shared.epoch_order import Indices, endless, epoch_order
 
@@ -28,7 +28,7 @@ def epoch_of(order: Sequence[int], items: int, number: int = 0, position: int = 
 
 @dataclass(slots=True)
 class Node:
-    """A planner over one data root, and a cache of items of one part each that does what it says."""
+    """A policy over one data root, and a cache of items of one part each that does what it says."""
 
     items: int
     capacity: int
@@ -37,34 +37,34 @@ class Node:
     now_s: float = 0.0
     used: int = 0
     fetches: int = 0
-    planner: Planner = field(init=False)
-    shelf: Shelf = field(init=False)
+    policy: EvictionPolicy = field(init=False)
+    cached: CachedItems = field(init=False)
 
     def __post_init__(self) -> None:
-        self.planner = Planner(lru=self.lru)
-        self.shelf = self.planner.shelves[KEY] = Shelf(self.items)
+        self.policy = EvictionPolicy(lru=self.lru)
+        self.cached = self.policy.cached[KEY] = CachedItems(self.items)
         self.sizes = self.sizes or [1] * self.items
 
     def add(self, *streams: Stream) -> None:
-        self.shelf.streams.extend(streams)
-        self.planner.sort_anew()
+        self.cached.streams.extend(streams)
+        self.policy.start_sorting()
 
     def remove(self, stream: Stream) -> None:
-        self.shelf.streams.remove(stream)
-        self.planner.sort_anew()
+        self.cached.streams.remove(stream)
+        self.policy.start_sorting()
 
     def is_here(self, item: int) -> bool:
-        return self.shelf.parts(item) != 0
+        return self.cached.parts_of(item) != 0
 
     @property
     def here(self) -> list[int]:
         return [item for item in range(self.items) if self.is_here(item)]
 
     def size_of(self, victim: Victim) -> int:
-        return 1 if isinstance(victim, str) else self.sizes[victim[1]]
+        return 1 if isinstance(victim, str) else self.sizes[victim.item]
 
     def victims(self, short: int, due_s: float = -1.0) -> list[Victim] | None:
-        return self.planner.victims(short, due_s, self.size_of, self.now_s)
+        return self.policy.choose_victims(short, due_s, self.size_of, self.now_s)
 
     def fetch(self, item: int, due_s: float = -1.0) -> bool:
         """Have an item that is not here, if there is room for it; returns whether there is."""
@@ -73,11 +73,11 @@ class Node:
             return False
         for victim in victims:
             assert not isinstance(victim, str)
-            self.planner.left(*victim, 0)
-            self.used -= self.sizes[victim[1]]
+            self.policy.remove_part(*victim, 0)
+            self.used -= self.sizes[victim.item]
         self.used += self.sizes[item]
         self.fetches += 1
-        self.planner.arrived(KEY, item, 0, self.now_s)
+        self.policy.add_part(KEY, item, 0, self.now_s)
         return True
 
     def read(self, stream: Stream, item: int) -> bool:
@@ -85,7 +85,7 @@ class Node:
         hit = self.is_here(item)
         if not hit:
             assert self.fetch(item)
-        self.planner.read(KEY, stream, item, self.now_s)
+        self.policy.mark_read(KEY, stream, item, self.now_s)
         return hit
 
     def prefetch(self, stream: Stream, window: int) -> None:
@@ -93,7 +93,7 @@ class Node:
         for place in range(stream.start, min(stream.known, stream.start + window)):
             item = stream.item_at(place)
             wanted = stream.place_of(item) == place and not self.is_here(item)
-            if wanted and not self.fetch(item, self.shelf.soonest_s(item, self.now_s)):
+            if wanted and not self.fetch(item, self.cached.next_use_s(item, self.now_s)):
                 return
 
 
@@ -115,15 +115,15 @@ def simulate(
                 number = stream.current.number + 1
                 stream.turn(order_of(kind, items, job, number))
                 stream.append(order_of(kind, items, job, number + 1))
-                node.planner.sort_anew()
-                node.planner.reveal(KEY, stream, window, node.now_s)
+                node.policy.start_sorting()
+                node.policy.extend_known(KEY, stream, window, node.now_s)
             before = node.fetches
             node.prefetch(stream, window)
             place = stream.start
             hit = node.read(stream, stream.item_at(place)) and node.fetches == before
             found.append((stream.current.number, place, hit))
             stream.rate.add(1, node.now_s)
-            node.planner.reveal(KEY, stream, window, node.now_s)
+            node.policy.extend_known(KEY, stream, window, node.now_s)
             assert node.used <= capacity
         node.now_s = step / 1000
     return found
@@ -203,7 +203,7 @@ def test_two_jobs_with_different_orders_hit_nearly_as_often_as_an_oracle_would(s
 
 @pytest.mark.parametrize(("share", "least", "most"), [(0.1, 0.98, 1.0), (0.5, 0.80, 0.88)])
 def test_plain_lru_costs_most_of_the_dataset_all_the_same(share: float, least: float, most: float) -> None:
-    """What this planner is there for; `policy = "lru"` shows it."""
+    """What this policy is there for; `policy = "lru"` shows it."""
     items = 2000
     found = simulate(items, int(items * share), 3, lru=True)
     misses = sum(not hit for epoch, _, hit in found if epoch) / (2 * items)
@@ -236,7 +236,7 @@ def test_what_is_not_needed_soon_goes_first_least_recently_used_first() -> None:
         node.now_s += 1
         node.fetch(item)
     node.now_s += 1
-    node.planner.used(KEY, 5, node.now_s)
+    node.policy.note_use(KEY, 5, node.now_s)
     assert node.victims(5) == [(KEY, 6), (KEY, 7), (KEY, 5), (KEY, 2), (KEY, 1)]
 
 
@@ -283,7 +283,7 @@ def test_where_there_is_not_enough_everything_stays_as_it_was() -> None:
     for item in (6, 2, 8, 4, 1):
         node.now_s += 1
         node.fetch(item)
-    node.planner.strangers["pictures/readme"] = 1.5
+    node.policy.itemless["pictures/readme"] = 1.5
     soon_s = stream.in_s(1, node.now_s)
     for _ in range(3):
         assert node.victims(100, soon_s) is None
@@ -292,16 +292,16 @@ def test_where_there_is_not_enough_everything_stays_as_it_was() -> None:
 
 
 def test_of_an_item_of_two_parts_both_are_dropped_as_one() -> None:
-    planner = Planner()
-    shelf = planner.shelves[KEY] = Shelf(3)
+    policy = EvictionPolicy()
+    cached = policy.cached[KEY] = CachedItems(3)
     for part in (0, 1):
-        planner.arrived(KEY, 2, part, 1.0)
-    assert shelf.parts(2) == 0b11
-    assert planner.victims(3, -1.0, lambda victim: 4, 2.0) == [(KEY, 2)]
-    planner.left(KEY, 2, 0)
-    assert shelf.parts(2) == 0b10
-    planner.left(KEY, 2, 1)
-    assert planner.victims(1, -1.0, lambda victim: 4, 2.0) is None
+        policy.add_part(KEY, 2, part, 1.0)
+    assert cached.parts_of(2) == 0b11
+    assert policy.choose_victims(3, -1.0, lambda victim: 4, 2.0) == [(KEY, 2)]
+    policy.remove_part(KEY, 2, 0)
+    assert cached.parts_of(2) == 0b10
+    policy.remove_part(KEY, 2, 1)
+    assert policy.choose_victims(1, -1.0, lambda victim: 4, 2.0) is None
 
 
 def test_a_removed_streams_items_are_dropped_first() -> None:
@@ -311,7 +311,7 @@ def test_a_removed_streams_items_are_dropped_first() -> None:
     for item in (0, 12, 7, 3):
         node.now_s += 1
         node.fetch(item)
-    assert node.victims(1, node.shelf.soonest_s(12, node.now_s)) is None
+    assert node.victims(1, node.cached.next_use_s(12, node.now_s)) is None
     node.remove(dead)
     victims = node.victims(4)
     assert victims is not None
@@ -322,9 +322,9 @@ def test_a_removed_streams_items_are_dropped_first() -> None:
 def test_what_two_streams_need_at_the_same_time_is_dropped_once() -> None:
     node = Node(10, 10)
     node.add(*(Stream(name, "", epoch_of([1, 2, 3], 10)) for name in "ab"))
-    node.shelf.set_parts(3, 1)
-    node.planner.sort_anew()
-    node.shelf.farthest(0.0)
+    node.cached.set_parts(3, 1)
+    node.policy.start_sorting()
+    node.cached.farthest_next_use(0.0)
     for item in (1, 2):
         node.fetch(item)
     assert node.victims(3) == [(KEY, 3), (KEY, 2), (KEY, 1)]
@@ -361,7 +361,7 @@ def test_what_comes_into_sight_again_is_needed_again() -> None:
     for item in (1, 2):
         node.now_s += 1
         node.read(stream, item)
-    node.planner.reveal(KEY, stream, 2, node.now_s)
+    node.policy.extend_known(KEY, stream, 2, node.now_s)
     assert node.victims(3) == [(KEY, 1), (KEY, 2), (KEY, 3)]
 
 
@@ -371,30 +371,30 @@ def test_objects_of_no_item_go_by_their_last_use() -> None:
         node.now_s += 1
         node.fetch(item)
         node.now_s += 1
-        node.planner.strangers[stranger] = node.now_s
+        node.policy.itemless[stranger] = node.now_s
     assert node.victims(3) == [(KEY, 1), "a", (KEY, 2)]
-    assert list(node.planner.strangers) == ["b", "c"]
+    assert list(node.policy.itemless) == ["b", "c"]
 
 
 def test_what_was_here_from_the_start_goes_before_what_was_used_since() -> None:
     node = Node(10, 10)
     for item in (4, 2, 6):
-        node.planner.adopt(KEY, item, 0)
-    node.planner.sort_anew()
+        node.policy.adopt_part(KEY, item, 0)
+    node.policy.start_sorting()
     node.now_s = 1.0
     node.fetch(1)
     assert node.victims(4) == [(KEY, 4), (KEY, 2), (KEY, 6), (KEY, 1)]
 
 
 def test_the_least_needed_of_all_data_roots_goes_first() -> None:
-    planner = Planner()
+    policy = EvictionPolicy()
     for key, order in (("a", [0, 1, 2, 3]), ("b", [3, 2, 1, 0])):
-        shelf = planner.shelves[key] = Shelf(10)
-        shelf.streams.append(Stream(key, "", epoch_of(order, 10)))
-        planner.sort_anew()
+        cached = policy.cached[key] = CachedItems(10)
+        cached.streams.append(Stream(key, "", epoch_of(order, 10)))
+        policy.start_sorting()
         for item in (0, 1, 3, 9):
-            planner.arrived(key, item, 0, 1.0 if key == "b" else 2.0)
-    victims = planner.victims(4, -1.0, lambda victim: 1, 3.0)
+            policy.add_part(key, item, 0, 1.0 if key == "b" else 2.0)
+    victims = policy.choose_victims(4, -1.0, lambda victim: 1, 3.0)
     assert victims is not None
     assert victims[:2] == [("b", 9), ("a", 9)]
     assert set(victims[2:]) == {("a", 3), ("b", 0)}
@@ -431,7 +431,7 @@ class Checked(Node):
             droppable = [item for item in self.here if needed_s[item] > due_s]
             assert sum(self.sizes[item] for item in droppable) < short
             return None
-        dropped = [victim[1] for victim in chosen if not isinstance(victim, str)]
+        dropped = [victim.item for victim in chosen if not isinstance(victim, str)]
         assert len(set(dropped)) == len(dropped) == len(chosen)
         assert set(dropped) <= set(self.here)
         assert all(needed_s[item] > due_s for item in dropped)
@@ -448,7 +448,7 @@ class Checked(Node):
     def needed_s(self, item: int) -> float:
         """In how many seconds the item is read, by going through every stream's order."""
         soonest_s = math.inf
-        for stream in self.shelf.streams:
+        for stream in self.cached.streams:
             place = next((place for place in unread(stream) if stream.item_at(place) == item), None)
             if place is not None:
                 soonest_s = min(soonest_s, max(0, place - stream.start) / stream.rate.per_s(self.now_s))
@@ -496,7 +496,7 @@ def test_whatever_comes_the_bound_holds_and_nothing_needed_sooner_is_dropped(
                 order = epoch_of(orders[number], ITEMS, position=len(READ[f"{number}"]))
                 if number in alive:
                     alive[number].turn(order)
-                    node.planner.sort_anew()
+                    node.policy.start_sorting()
                 else:
                     alive[number] = Stream(f"{number}", "", order)
                     node.add(alive[number])
@@ -512,12 +512,12 @@ def test_whatever_comes_the_bound_holds_and_nothing_needed_sooner_is_dropped(
                     node.read(stream, item)
                     if measured:
                         stream.rate.add(1 + number, node.now_s)
-                    node.planner.reveal(KEY, stream, window, node.now_s)
+                    node.policy.extend_known(KEY, stream, window, node.now_s)
             case "demand" if not node.is_here(number):
                 node.fetch(number)
             case "lose" if node.is_here(number):
                 node.used -= node.sizes[number]
-                node.planner.left(KEY, number, 0)
+                node.policy.remove_part(KEY, number, 0)
                 node.requested[number] = 0
             case "wait":
                 node.now_s += number
@@ -539,13 +539,13 @@ def orders_of_many() -> list[Indices]:
 def large_node(orders: list[Indices], jobs: int) -> tuple[Node, list[Stream]]:
     """Half of the items here, the streams in the middle of their epochs."""
     node = Node(MANY, MANY // 2, sizes=[1] * MANY)
-    node.shelf.present[::2] = 1
+    node.cached.parts[::2] = 1
     node.used = MANY // 2
     streams = [Stream(f"{job}", "", Epoch.of(0, orders[2 * job], MANY, MANY // 2)) for job in range(jobs)]
     for job, stream in enumerate(streams):
         stream.append(Epoch.of(1, orders[2 * job + 1], MANY))
     node.add(*streams)
-    while node.planner.sort_on():
+    while node.policy.sort_more():
         pass
     return node, streams
 
@@ -564,7 +564,7 @@ def test_a_read_costs_microseconds_among_a_million_items(orders_of_many: list[In
             for stream in streams:
                 if stream.position % 16 == 0:
                     stream.rate.add(16, node.now_s)
-                    node.planner.reveal(KEY, stream, 100, node.now_s)
+                    node.policy.extend_known(KEY, stream, 100, node.now_s)
         costs_us.append((time.thread_time() - began_s) / (2000 * jobs) * 1e6)
     assert min(costs_us) < 25  # the simulated cache's own work is in it
 
@@ -582,17 +582,17 @@ def test_no_step_holds_up_the_event_loop_among_a_million_items(orders_of_many: l
     for order, position in ((orders_of_many[1], 0), (orders_of_many[0], MANY // 2), (orders_of_many[1], 0)):
         epoch = Epoch.of(1, order, MANY, position)
         assert took_s(lambda: stream.turn(epoch)) < 0.02  # noqa: B023  # called at once
-        slices_s = [took_s(node.planner.sort_anew), took_s(lambda: node.victims(1, -1.0))]
-        while not node.shelf.is_sorted:
-            slices_s.append(took_s(node.planner.sort_on))
+        slices_s = [took_s(node.policy.start_sorting), took_s(lambda: node.victims(1, -1.0))]
+        while not node.cached.is_sorted:
+            slices_s.append(took_s(node.policy.sort_more))
         # A machine with other work may have caches that are cold: one of 250.
         assert sorted(slices_s)[-2] < 0.02
-    assert min(took_s(lambda: node.shelf.grow(len(node.shelf.present) + 1000)) for _ in range(3)) < 0.02
+    assert min(took_s(lambda: node.cached.grow(len(node.cached.parts) + 1000)) for _ in range(3)) < 0.02
 
 
 # While it is being sorted
 
-UNSORTED = 2 * SORTED_AT_ONCE
+UNSORTED = 2 * ITEMS_PER_SORT_STEP
 
 
 def test_what_has_become_needed_is_not_dropped_as_not_soon_though_it_has_not_been_sorted_yet() -> None:
@@ -601,11 +601,11 @@ def test_what_has_become_needed_is_not_dropped_as_not_soon_though_it_has_not_bee
     node.add(stream)
     for item in range(UNSORTED):
         assert node.fetch(item)
-    while node.planner.sort_on():
+    while node.policy.sort_more():
         pass
     stream.turn(epoch_of(range(1, UNSORTED), UNSORTED))
-    node.planner.sort_anew()
-    assert not node.shelf.is_sorted
+    node.policy.start_sorting()
+    assert not node.cached.is_sorted
     assert node.victims(2) == [(KEY, 0), (KEY, UNSORTED - 1)]
 
 
@@ -617,11 +617,11 @@ def test_sorted_in_several_goes_it_is_as_if_it_had_been_sorted_at_once(steps_bet
     for item in range(UNSORTED):
         assert node.fetch(item)
     stream.turn(epoch_of(range(0, UNSORTED, 2), UNSORTED))
-    node.planner.sort_anew()
+    node.policy.start_sorting()
     for item in range(UNSORTED - 4 * steps_between, UNSORTED, 2):
         node.now_s += 1
         assert node.read(stream, item)
-    assert not node.planner.sort_on()
+    assert not node.policy.sort_more()
     idle = node.victims(UNSORTED // 2 + 2 * steps_between)
     assert idle is not None
     assert sorted(idle) == [(KEY, item) for item in range(UNSORTED) if stream.place_of(item) == NEVER]

@@ -2,13 +2,13 @@
 
 import pytest
 
-from gcs_prefetchd.planning.item_lookup import REMEMBERED, Places
-from gcs_prefetchd.planning.item_numbers import Catalog
+from gcs_prefetchd.planning.catalog import Catalog
+from gcs_prefetchd.planning.item_lookup import MAX_REMEMBERED, ItemLookup
 from gcs_prefetchd.shared.item_patterns import Layout
 from gcs_prefetchd.shared.manifest import Manifest, build_manifest
 from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion
 from gcs_prefetchd.shared.paths import cache_path
-from support.caches import content, version_of
+from support.plans import listing_of_many
 
 ROOT = DataRoot.parse("gs://pictures/train")
 
@@ -23,46 +23,61 @@ def path_of(name: str) -> str:
 
 
 @pytest.fixture
-def catalogs() -> dict[str, Catalog]:
+def catalog() -> Catalog:
     catalog = Catalog()
-    catalog.take(catalog.number(listed("a", "b")))
-    return {ROOT.uri: catalog}
+    catalog.add_newest(catalog.assign_numbers(listed("a", "b")))
+    return catalog
 
 
-def test_a_path_is_that_of_a_part_of_an_item(catalogs: dict[str, Catalog]) -> None:
-    places = Places(catalogs)
-    assert places.locate(path_of("images/b.jpg")) == (ROOT.uri, 1, 0)
-    assert places.locate(path_of("labels/b.png")) == (ROOT.uri, 1, 1)
-    assert places.of(ObjectName("pictures", "train/labels/a.png"), path_of("labels/a.png")) == (ROOT.uri, 0, 1)
+def test_a_path_is_that_of_a_part_of_an_item(catalog: Catalog) -> None:
+    lookup = ItemLookup(catalog)
+    assert lookup.locate(path_of("images/b.jpg")) == (ROOT.uri, 1, 0)
+    assert lookup.locate(path_of("labels/b.png")) == (ROOT.uri, 1, 1)
+    assert lookup.locate_object(ObjectName("pictures", "train/labels/a.png"), path_of("labels/a.png")) == (ROOT.uri, 0, 1)
 
 
-def test_what_no_listing_names_is_no_item(catalogs: dict[str, Catalog]) -> None:
-    places = Places(catalogs)
+def test_what_no_listing_names_is_no_item(catalog: Catalog) -> None:
+    lookup = ItemLookup(catalog)
     for path in (path_of("images/c.jpg"), path_of("readme%f"), cache_path("others", "train/images/a.jpg"), "nonsense%"):
-        assert places.locate(path) is None
+        assert lookup.locate(path) is None
 
 
-def test_where_an_item_lies_is_told_for_the_parts_that_are_asked_for(catalogs: dict[str, Catalog]) -> None:
-    places, versions = Places(catalogs), catalogs[ROOT.uri].versions(1)
-    assert places.paths(ROOT.uri, 1, versions) == [path_of("images/b.jpg"), path_of("labels/b.png")]
-    assert places.paths(ROOT.uri, 1, versions, 0b10) == [path_of("labels/b.png")]
+def test_an_items_paths_are_those_of_the_parts_that_are_named(catalog: Catalog) -> None:
+    lookup = ItemLookup(catalog)
+    assert lookup.paths(ROOT.uri, 1) == [path_of("images/b.jpg"), path_of("labels/b.png")]
+    assert lookup.paths(ROOT.uri, 1, 0b10) == [path_of("labels/b.png")]
 
 
-def test_what_was_asked_for_comes_up_soon_until_it_is_forgotten(catalogs: dict[str, Catalog]) -> None:
-    places = Places(catalogs)
-    image, label = places.paths(ROOT.uri, 1, catalogs[ROOT.uri].versions(1))
-    assert image in places
-    assert label in places
-    places.forget(image)
-    assert image not in places
-    assert places.locate(image) == (ROOT.uri, 1, 0)
-    places.clear()
-    assert label not in places
+def test_the_parts_of_an_item_whose_paths_were_requested_are_remembered_until_they_are_forgotten(catalog: Catalog) -> None:
+    lookup = ItemLookup(catalog)
+    image, label = lookup.paths(ROOT.uri, 1)
+    assert image in lookup
+    assert label in lookup
+    lookup.forget(image)
+    assert image not in lookup
+    assert lookup.locate(image) == (ROOT.uri, 1, 0)
+    lookup.clear()
+    assert label not in lookup
 
 
-def test_no_more_is_remembered_than_what_fits(catalogs: dict[str, Catalog]) -> None:
-    places, data = Places(catalogs), content(1, 10)
-    versions = [version_of(f"{number}.jpg", data) for number in range(REMEMBERED + 2)]
-    for number, version in enumerate(versions):
-        places.paths(ROOT.uri, number, [version])
-    assert sum(cache_path(one.name.bucket, one.name.name) in places for one in versions) < len(versions)
+def test_the_parts_of_an_item_whose_versions_were_requested_are_remembered(catalog: Catalog) -> None:
+    lookup = ItemLookup(catalog)
+    assert [version.name.name for version in lookup.versions(ROOT.uri, 0)] == ["train/images/a.jpg", "train/labels/a.png"]
+    assert path_of("images/a.jpg") in lookup
+    assert path_of("labels/a.png") in lookup
+
+
+def test_an_item_that_the_newest_manifest_lacks_has_its_last_versions_or_none(catalog: Catalog) -> None:
+    catalog.add_newest(catalog.assign_numbers(listed("a")))
+    lookup = ItemLookup(catalog)
+    assert len(lookup.versions(ROOT.uri, 1)) == 2
+    assert lookup.versions(ROOT.uri, 1, newest_manifest_only=True) == []
+
+
+def test_the_number_of_remembered_parts_is_limited() -> None:
+    catalog, items = Catalog(), MAX_REMEMBERED // 2 + 2
+    catalog.add_newest(catalog.assign_numbers(listing_of_many(items)))
+    lookup = ItemLookup(catalog)
+    paths = [path for item in range(items) for path in lookup.paths(ROOT.uri, item)]
+    assert len(paths) == MAX_REMEMBERED + 4
+    assert sum(path in lookup for path in paths) < len(paths)

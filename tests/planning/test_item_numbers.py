@@ -7,180 +7,180 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gcs_prefetchd.planning.item_numbers import Catalog, Listing
+from gcs_prefetchd.planning.item_numbers import ManifestHistory, NumberedManifest
 from gcs_prefetchd.shared.manifest import Manifest
 from gcs_prefetchd.shared.objects import ObjectName
 from support.plans import indices_of, listing_of
 
 
-def put_in_force(catalog: Catalog, manifest: Manifest) -> Listing:
-    listing = catalog.number(manifest)
-    catalog.take(listing)
+def put_in_force(history: ManifestHistory, manifest: Manifest) -> NumberedManifest:
+    listing = history.assign_numbers(manifest)
+    history.add_newest(listing)
     return listing
 
 
-def prune(catalog: Catalog, *in_use: Listing) -> None:
-    superseded = catalog.superseded(in_use)
+def prune(history: ManifestHistory, *in_use: NumberedManifest) -> None:
+    superseded = history.superseded(in_use)
     if superseded:
-        catalog.give_up(superseded, catalog.remnant(superseded))
+        history.discard(superseded, history.remnant(superseded))
 
 
-def numbers(listing: Listing) -> dict[str, int]:
-    return dict(listing.known())
+def numbers(listing: NumberedManifest) -> dict[str, int]:
+    return dict(listing.ids_and_numbers())
 
 
 def test_in_the_first_listing_an_items_number_is_its_index() -> None:
-    catalog = Catalog()
-    listing = put_in_force(catalog, listing_of("abc"))
+    history = ManifestHistory()
+    listing = put_in_force(history, listing_of("abc"))
     assert numbers(listing) == {"a": 0, "b": 1, "c": 2}
     assert listing.numbers_of(indices_of([2, 0])).tolist() == [2, 0]
-    assert catalog.items == 3
+    assert history.end == 3
 
 
 def test_what_was_listed_before_keeps_its_number_and_what_is_new_gets_the_next() -> None:
-    catalog = Catalog()
-    put_in_force(catalog, listing_of("bdf"))
-    assert numbers(put_in_force(catalog, listing_of("abcdf"))) == {"b": 0, "d": 1, "f": 2, "a": 3, "c": 4}
-    assert catalog.items == 5
+    history = ManifestHistory()
+    put_in_force(history, listing_of("bdf"))
+    assert numbers(put_in_force(history, listing_of("abcdf"))) == {"b": 0, "d": 1, "f": 2, "a": 3, "c": 4}
+    assert history.end == 5
 
 
 def test_a_removed_item_leaves_its_number_to_nobody_and_has_it_again_when_it_comes_back() -> None:
-    catalog = Catalog()
-    put_in_force(catalog, listing_of("abc"))
-    assert numbers(put_in_force(catalog, listing_of("ac"))) == {"a": 0, "c": 2}
-    assert numbers(put_in_force(catalog, listing_of("acd"))) == {"a": 0, "c": 2, "d": 3}
-    assert numbers(put_in_force(catalog, listing_of("abe"))) == {"a": 0, "b": 1, "e": 4}
-    assert catalog.items == 5
+    history = ManifestHistory()
+    put_in_force(history, listing_of("abc"))
+    assert numbers(put_in_force(history, listing_of("ac"))) == {"a": 0, "c": 2}
+    assert numbers(put_in_force(history, listing_of("acd"))) == {"a": 0, "c": 2, "d": 3}
+    assert numbers(put_in_force(history, listing_of("abe"))) == {"a": 0, "b": 1, "e": 4}
+    assert history.end == 5
 
 
 @pytest.mark.parametrize("removed", ["", "c"])
 def test_a_changed_object_keeps_its_number_and_has_its_new_version(removed: str) -> None:
-    catalog = Catalog()
-    put_in_force(catalog, listing_of("abc"))
-    listing = put_in_force(catalog, listing_of(sorted(set("abc") - set(removed)), generations={"b": 7}))
+    history = ManifestHistory()
+    put_in_force(history, listing_of("abc"))
+    listing = put_in_force(history, listing_of(sorted(set("abc") - set(removed)), generations={"b": 7}))
     assert numbers(listing)["b"] == 1
-    assert {version.generation for version in catalog.versions(1)} == {7}
-    assert {version.generation for version in catalog.versions(0)} == {1}
+    assert {version.generation for version in history.versions(1)} == {7}
+    assert {version.generation for version in history.versions(0)} == {1}
 
 
 def test_what_is_listed_no_more_is_found_as_it_was_listed_last() -> None:
-    catalog = Catalog()
-    put_in_force(catalog, listing_of("ab", generation=1))
-    put_in_force(catalog, listing_of("ab", generation=2))
-    put_in_force(catalog, listing_of("b", generation=3))
-    assert [version.generation for version in catalog.versions(0)] == [2, 2]
-    assert [version.name.name for version in catalog.versions(0)] == ["train/images/a.jpg", "train/labels/a.png"]
-    assert catalog.find(ObjectName("pictures", "train/labels/a.png")) == (0, 1)
-    assert catalog.versions(99) == []
+    history = ManifestHistory()
+    put_in_force(history, listing_of("ab", generation=1))
+    put_in_force(history, listing_of("ab", generation=2))
+    put_in_force(history, listing_of("b", generation=3))
+    assert [version.generation for version in history.versions(0)] == [2, 2]
+    assert [version.name.name for version in history.versions(0)] == ["train/images/a.jpg", "train/labels/a.png"]
+    assert history.find_part(ObjectName("pictures", "train/labels/a.png")) == (0, 1)
+    assert history.versions(99) == []
 
 
 def test_an_object_is_found_under_its_number_whichever_listing_has_it() -> None:
-    catalog = Catalog()
-    put_in_force(catalog, listing_of("bc"))
-    put_in_force(catalog, listing_of("abc"))
-    found = [catalog.find(ObjectName("pictures", f"train/images/{item_id}.jpg")) for item_id in "abcd"]
+    history = ManifestHistory()
+    put_in_force(history, listing_of("bc"))
+    put_in_force(history, listing_of("abc"))
+    found = [history.find_part(ObjectName("pictures", f"train/images/{item_id}.jpg")) for item_id in "abcd"]
     assert found == [(2, 0), (0, 0), (1, 0), None]
-    assert catalog.find(ObjectName("pictures", "train/README.md")) is None
+    assert history.find_part(ObjectName("pictures", "train/README.md")) is None
 
 
 def test_a_plan_of_an_earlier_listing_still_finds_it() -> None:
-    catalog = Catalog()
-    first = put_in_force(catalog, listing_of("ab"))
-    second = put_in_force(catalog, listing_of("abc"))
-    assert catalog.listing(first.manifest.digest) is first
-    assert catalog.listing(second.manifest.digest) is second is catalog.newest
-    assert catalog.listing("of another") is None
+    history = ManifestHistory()
+    first = put_in_force(history, listing_of("ab"))
+    second = put_in_force(history, listing_of("abc"))
+    assert history.find_manifest(first.manifest.digest) is first
+    assert history.find_manifest(second.manifest.digest) is second is history.newest
+    assert history.find_manifest("of another") is None
 
 
 def test_an_earlier_listing_that_comes_late_never_counts_as_the_newest() -> None:
-    catalog = Catalog()
-    newest = put_in_force(catalog, listing_of("bc", generation=2))
-    earlier = catalog.number(listing_of("abd", generation=1))
-    catalog.take_earlier(earlier)
-    assert catalog.newest is newest
-    assert catalog.listing(earlier.manifest.digest) is earlier
+    history = ManifestHistory()
+    newest = put_in_force(history, listing_of("bc", generation=2))
+    earlier = history.assign_numbers(listing_of("abd", generation=1))
+    history.add_earlier(earlier)
+    assert history.newest is newest
+    assert history.find_manifest(earlier.manifest.digest) is earlier
     assert numbers(earlier) == {"b": 0, "a": 2, "d": 3}
-    assert [catalog.versions(number)[0].generation for number in range(catalog.items)] == [2, 2, 1, 1]
-    assert numbers(put_in_force(catalog, listing_of("cde")))["e"] == 4
+    assert [history.versions(number)[0].generation for number in range(history.end)] == [2, 2, 1, 1]
+    assert numbers(put_in_force(history, listing_of("cde")))["e"] == 4
 
 
 def test_numbering_changes_nothing_before_the_listing_is_taken() -> None:
-    catalog = Catalog()
-    put_in_force(catalog, listing_of("ab"))
-    catalog.number(listing_of("abc"))
-    assert (catalog.items, len(catalog.listings)) == (2, 1)
-    assert numbers(put_in_force(catalog, listing_of("abd")))["d"] == 2
+    history = ManifestHistory()
+    put_in_force(history, listing_of("ab"))
+    history.assign_numbers(listing_of("abc"))
+    assert (history.end, len(history.manifests)) == (2, 1)
+    assert numbers(put_in_force(history, listing_of("abd")))["d"] == 2
 
 
 def test_the_newest_two_listings_are_kept_and_those_in_use_and_no_other() -> None:
-    catalog = Catalog()
-    listings = [put_in_force(catalog, listing_of("abc", generation=generation)) for generation in range(1, 7)]
-    prune(catalog, listings[1])
-    assert catalog.listings == [listings[1], *listings[-2:]]
-    prune(catalog)
-    assert catalog.listings == listings[-2:]
-    assert catalog.superseded([]) == []
+    history = ManifestHistory()
+    listings = [put_in_force(history, listing_of("abc", generation=generation)) for generation in range(1, 7)]
+    prune(history, listings[1])
+    assert history.manifests == [listings[1], *listings[-2:]]
+    prune(history)
+    assert history.manifests == listings[-2:]
+    assert history.superseded([]) == []
 
 
 def test_what_is_listed_no_more_keeps_its_number_when_its_listing_is_given_up() -> None:
     """Its files may still be here, and have to be found to be dropped; or it comes back."""
-    catalog = Catalog()
+    history = ManifestHistory()
     for generation, ids in enumerate(["abc", "abc", "ac", "c", "cd"], 1):
-        put_in_force(catalog, listing_of(ids, generation=generation))
-        prune(catalog)
-    assert len(catalog.listings) == 3
-    assert catalog.find(ObjectName("pictures", "train/images/b.jpg")) == (1, 0)
-    assert [version.generation for version in catalog.versions(1)] == [2, 2]
-    assert [version.generation for version in catalog.versions(0)] == [3, 3]
-    assert numbers(put_in_force(catalog, listing_of("bcd", generation=6))) == {"b": 1, "c": 2, "d": 3}
+        put_in_force(history, listing_of(ids, generation=generation))
+        prune(history)
+    assert len(history.manifests) == 3
+    assert history.find_part(ObjectName("pictures", "train/images/b.jpg")) == (1, 0)
+    assert [version.generation for version in history.versions(1)] == [2, 2]
+    assert [version.generation for version in history.versions(0)] == [3, 3]
+    assert numbers(put_in_force(history, listing_of("bcd", generation=6))) == {"b": 1, "c": 2, "d": 3}
 
 
 def test_relistings_without_end_keep_no_more_than_what_is_told_apart() -> None:
-    catalog = Catalog()
+    history = ManifestHistory()
     for generation in range(1, 30):
-        put_in_force(catalog, listing_of("abcdef"[: 1 + generation % 6], generation=generation))
-        prune(catalog)
-        assert len(catalog.listings) <= 3
-    assert catalog.items == 6
+        put_in_force(history, listing_of("abcdef"[: 1 + generation % 6], generation=generation))
+        prune(history)
+        assert len(history.manifests) <= 3
+    assert history.end == 6
 
 
 def test_a_listing_of_the_same_items_takes_no_memory_for_their_numbers() -> None:
-    catalog = Catalog()
-    put_in_force(catalog, listing_of("bd"))
-    first, second = (put_in_force(catalog, listing_of("abcd", generation=generation)) for generation in (2, 3))
+    history = ManifestHistory()
+    put_in_force(history, listing_of("bd"))
+    first, second = (put_in_force(history, listing_of("abcd", generation=generation)) for generation in (2, 3))
     assert np.shares_memory(first._numbers, second._numbers)
     assert numbers(first) == numbers(second)
 
 
 @given(st.lists(st.sets(st.sampled_from("abcdefgh"), min_size=1), min_size=1, max_size=7))
 def test_through_any_relistings_an_item_has_one_number_and_a_number_one_item(listings: list[set[str]]) -> None:
-    catalog, known = Catalog(), dict[str, int]()
+    history, known = ManifestHistory(), dict[str, int]()
     for ids in listings:
-        listing = put_in_force(catalog, listing_of(sorted(ids)))
-        prune(catalog)
-        assert [item_id for item_id, _ in listing.known()] == sorted(ids)
+        listing = put_in_force(history, listing_of(sorted(ids)))
+        prune(history)
+        assert [item_id for item_id, _ in listing.ids_and_numbers()] == sorted(ids)
         assert {**known, **numbers(listing)} == {**numbers(listing), **known}
         known |= numbers(listing)
-        assert sorted(known.values()) == list(range(catalog.items))
+        assert sorted(known.values()) == list(range(history.end))
         for index, item_id in enumerate(sorted(ids)):
             number = known[item_id]
             assert (listing.index_of(number), listing.number_at(index)) == (index, number)
             assert listing.versions(number) == listing.manifest.versions(index)
         assert all(listing.index_of(number) is None for item_id, number in known.items() if item_id not in ids)
-        assert listing.index_of(catalog.items + 5) is None
-        found = {item_id: catalog.find(ObjectName("pictures", f"train/images/{item_id}.jpg")) for item_id in known}
+        assert listing.index_of(history.end + 5) is None
+        found = {item_id: history.find_part(ObjectName("pictures", f"train/images/{item_id}.jpg")) for item_id in known}
         assert found == {item_id: (number, 0) for item_id, number in known.items()}
 
 
 def test_a_relisting_of_the_same_items_costs_next_to_nothing() -> None:
     """Every hour, and a million items would take a second."""
-    catalog = Catalog()
+    history = ManifestHistory()
     ids = [f"{i:06}" for i in range(20_000)]
-    put_in_force(catalog, listing_of(ids))
+    put_in_force(history, listing_of(ids))
     same, other = listing_of(ids, generation=2), listing_of([*ids, "x"])
     costs_s = []
     for manifest in (same, other):
         began_s = time.thread_time()
-        catalog.number(manifest)
+        history.assign_numbers(manifest)
         costs_s.append(time.thread_time() - began_s)
     assert costs_s[0] * 5 < costs_s[1]

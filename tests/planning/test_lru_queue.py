@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gcs_prefetchd.planning.lru_queue import Recency
+from gcs_prefetchd.planning.lru_queue import LRUQueue
 
 
-def drained(queue: Recency) -> list[tuple[int, float]]:
+def drained(queue: LRUQueue) -> list[tuple[int, float]]:
     """What is in the queue, oldest first; it is empty afterwards."""
     found = []
     while (oldest := queue.oldest()) is not None:
@@ -22,12 +22,12 @@ def drained(queue: Recency) -> list[tuple[int, float]]:
 
 
 def test_an_empty_queue_has_no_oldest() -> None:
-    assert Recency(0).oldest() is None
-    assert Recency(5).oldest() is None
+    assert LRUQueue(0).oldest() is None
+    assert LRUQueue(5).oldest() is None
 
 
 def test_the_item_used_least_recently_is_the_oldest() -> None:
-    queue = Recency(10)
+    queue = LRUQueue(10)
     for now_s, item in enumerate([3, 1, 2, 3]):
         queue.use(item, float(now_s))
     assert queue.oldest() == queue.oldest() == (1, 1.0)
@@ -35,7 +35,7 @@ def test_the_item_used_least_recently_is_the_oldest() -> None:
 
 
 def test_an_item_that_was_removed_comes_back_with_its_next_use() -> None:
-    queue = Recency(10)
+    queue = LRUQueue(10)
     queue.use(3, 0.0)
     queue.use(4, 1.0)
     queue.remove(3)
@@ -47,7 +47,7 @@ def test_an_item_that_was_removed_comes_back_with_its_next_use() -> None:
 
 
 def test_what_was_taken_and_is_put_back_is_the_oldest_again_with_its_time() -> None:
-    queue = Recency(10)
+    queue = LRUQueue(10)
     for now_s, item in enumerate([0, 1, 0, 2, 3, 2, 4]):
         queue.use(item, float(now_s))
     taken = taken_from(queue, 3)
@@ -57,7 +57,7 @@ def test_what_was_taken_and_is_put_back_is_the_oldest_again_with_its_time() -> N
 
 
 def test_all_of_a_queue_may_be_taken_and_put_back() -> None:
-    queue = Recency(3)
+    queue = LRUQueue(3)
     for item in range(3):
         queue.use(item, 1.0)
     taken = taken_from(queue, 3)
@@ -66,7 +66,7 @@ def test_all_of_a_queue_may_be_taken_and_put_back() -> None:
     assert drained(queue) == taken
 
 
-def taken_from(queue: Recency, count: int) -> list[tuple[int, float]]:
+def taken_from(queue: LRUQueue, count: int) -> list[tuple[int, float]]:
     taken = []
     for _ in range(count):
         oldest = queue.oldest()
@@ -77,15 +77,15 @@ def taken_from(queue: Recency, count: int) -> list[tuple[int, float]]:
 
 
 def test_who_comes_in_with_a_new_set_counts_as_used_before_all_others() -> None:
-    queue = Recency(6)
+    queue = LRUQueue(6)
     for item in (4, 2, 0):
         queue.use(item, 7.0)
-    queue.hold_to(np.array([True, True, False, True, True, False]))
+    queue.set_members(np.array([True, True, False, True, True, False]))
     assert drained(queue) == [(1, 0.0), (3, 0.0), (4, 7.0), (0, 7.0)]
 
 
 def test_room_for_more_items_keeps_what_is_there() -> None:
-    queue = Recency(2)
+    queue = LRUQueue(2)
     queue.use(1, 1.0)
     queue.grow(5)
     queue.use(4, 2.0)
@@ -109,7 +109,7 @@ steps = st.lists(
 @given(steps)
 def test_it_says_what_a_dictionary_in_order_of_use_says(steps: list[tuple[str, int]]) -> None:
     items, clock = 10, itertools.count(1)
-    queue, model = Recency(items), dict[int, float]()
+    queue, model = LRUQueue(items), dict[int, float]()
 
     def use(item: int) -> None:
         now_s = float(next(clock))
@@ -132,12 +132,12 @@ def test_it_says_what_a_dictionary_in_order_of_use_says(steps: list[tuple[str, i
                 queue.put_back(taken)
             case "hold to":
                 wanted = [item < 10 and bool(number >> item & 1) for item in range(items)]
-                queue.hold_to(np.array(wanted))
+                queue.set_members(np.array(wanted))
                 came = {item: 0.0 for item in range(items) if wanted[item] and item not in model}
                 model = came | {item: when for item, when in model.items() if wanted[item]}
             case "hold some to":
                 first, wanted = number % 7, [bool(number >> bit & 1) for bit in range(3)]
-                queue.hold_to(np.array(wanted), first)
+                queue.set_members(np.array(wanted), first)
                 some = {first + offset: one for offset, one in enumerate(wanted)}
                 came = {item: 0.0 for item, one in some.items() if one and item not in model}
                 model = came | {item: when for item, when in model.items() if some.get(item, True)}
@@ -153,7 +153,7 @@ def test_it_says_what_a_dictionary_in_order_of_use_says(steps: list[tuple[str, i
 
 @pytest.mark.parametrize("items", [1, 1000])
 def test_a_queue_that_is_used_without_end_takes_no_more_room(items: int) -> None:
-    queue = Recency(items)
+    queue = LRUQueue(items)
     for step in range(20 * items):
         queue.use(step % items, float(step))
     assert len(drained(queue)) == items
@@ -171,7 +171,7 @@ def test_putting_back_costs_the_same_among_few_items_and_among_many() -> None:
 
 
 def cost_of_putting_back_s(items: int) -> float:
-    queue = Recency(items)
+    queue = LRUQueue(items)
     for item in range(1000):
         queue.use(item, 1.0)
     began_s = time.thread_time()
@@ -183,7 +183,7 @@ def cost_of_putting_back_s(items: int) -> float:
 def test_an_item_takes_few_bytes() -> None:
     tracemalloc.start()
     try:
-        queue = Recency(100_000)
+        queue = LRUQueue(100_000)
         queue.use(1, 1.0)
         taken_bytes, _ = tracemalloc.get_traced_memory()
     finally:
@@ -192,7 +192,7 @@ def test_an_item_takes_few_bytes() -> None:
 
 
 def cost_s(items: int) -> float:
-    queue = Recency(items)
+    queue = LRUQueue(items)
     chosen = np.random.default_rng(0).integers(items, size=20_000).tolist()
     began_s = time.thread_time()
     for item in chosen:

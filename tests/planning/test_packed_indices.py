@@ -4,17 +4,17 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gcs_prefetchd.planning.packed_indices import Packed
+from gcs_prefetchd.planning.packed_indices import PackedIndices
 from support.plans import indices_of
 
 
 @given(st.lists(st.integers(0, 300), max_size=40))
 def test_indices_come_back_as_they_were(indices: list[int]) -> None:
     for some in (indices, sorted(indices), sorted(set(indices))):
-        unpacked = Packed(indices_of(some)).unpack()
+        unpacked = PackedIndices(indices_of(some)).unpack()
         assert unpacked.tolist() == some
         assert unpacked.dtype == np.uint32
 
 
 def test_the_largest_index_there_is_comes_back() -> None:
-    assert Packed(indices_of([7, 0xFFFF_FFFF])).unpack().tolist() == [7, 0xFFFF_FFFF]
+    assert PackedIndices(indices_of([7, 0xFFFF_FFFF])).unpack().tolist() == [7, 0xFFFF_FFFF]

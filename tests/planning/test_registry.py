@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from gcs_prefetchd.planning.reader import WAIT_REASONS, Reader
-from gcs_prefetchd.planning.registry import LONGEST_WINDOW, SPARE_ITEMS, STREAM_IDLE_S, Registry
+from gcs_prefetchd.planning.item_refs import ItemRef
+from gcs_prefetchd.planning.reader import Reader
+from gcs_prefetchd.planning.registry import STREAM_IDLE_S, Registry
 from gcs_prefetchd.planning.stream import NEVER
+from gcs_prefetchd.planning.wait_reasons import WAIT_REASONS, wait_reason
+from gcs_prefetchd.planning.window import MAX_SPARE_ITEMS, MAX_WINDOW_ITEMS
 from gcs_prefetchd.shared.epoch_order import epoch_order, plan_order
 from gcs_prefetchd.shared.errors import ProtocolError
 from gcs_prefetchd.shared.manifest import Manifest
@@ -49,15 +52,15 @@ def registry(clock: Clock) -> Registry:
 
 
 def put_in_force(registry: Registry, manifest: Manifest) -> None:
-    registry.set_manifest(registry.number(manifest))
-    registry.sort_anew()
+    registry.set_manifest(registry.catalog.assign_numbers(manifest))
+    registry.finish_adoption()
     work_out(registry)
 
 
 def work_out(registry: Registry) -> None:
     """As the prefetcher does in threads."""
-    for data_root, number in registry.take_due():
-        registry.begin_seeded(registry.prepare_seeded(data_root, number))
+    for data_root, number in registry.seeded.pop_due():
+        registry.start_seeded(registry.seeded.prepare(data_root, number))
 
 
 def send(registry: Registry, items: Sequence[int], listed: Manifest = MANIFEST, **changes: object) -> Reader:
@@ -91,7 +94,7 @@ def bring(registry: Registry, *items: int) -> None:
     """Both parts of the items are here."""
     for item in items:
         for part in (0, 1):
-            registry.arrived(path(item, part))
+            registry.files.add(path(item, part))
 
 
 # The seeded order
@@ -100,22 +103,22 @@ def bring(registry: Registry, *items: int) -> None:
 def test_before_a_listing_there_is_nothing() -> None:
     empty = Registry(0, LARGE)
     assert list(empty) == []
-    assert empty.manifest(ROOT) is None
+    assert empty.catalog.newest_manifest(ROOT) is None
     empty.note_reads("job", [MANIFEST.part_name(0, 0)])
-    empty.arrived(path(0))
-    empty.used(path(0))
-    assert empty.left(path(0)) is None
+    empty.files.add(path(0))
+    empty.files.note_open(path(0))
+    assert empty.files.remove(path(0)) is None
     empty.forget_idle()
     empty.end_job("job")
-    assert empty.why(path(0), blocked=False, other_generation=False) == "not_planned"
+    assert empty.lookup.locate(path(0)) is None
 
 
 def test_a_listed_data_root_has_the_seeded_order_as_its_stream(registry: Registry) -> None:
     (seeded,) = registry
     assert order_of(seeded) == epoch_order(5, 0, indices_of(range(10))).tolist()
-    assert (seeded.stream.current.number, seeded.stream.position, seeded.stream.job, seeded.seeded) == (0, 0, "", True)
+    assert (seeded.stream.current.number, seeded.stream.position, seeded.stream.job, seeded.is_seeded) == (0, 0, "", True)
     assert registry.stream_ids == []
-    assert registry.manifest(ROOT) is MANIFEST
+    assert registry.catalog.newest_manifest(ROOT) is MANIFEST
 
 
 def test_a_job_without_a_plan_moves_the_seeded_stream_from_epoch_to_epoch(registry: Registry) -> None:
@@ -131,7 +134,7 @@ def test_a_job_without_a_plan_moves_the_seeded_stream_from_epoch_to_epoch(regist
 def test_a_seeded_epoch_whose_next_one_is_known_goes_on_with_it_at_once(registry: Registry) -> None:
     """Its window has reached into the next one's head, and its reader may be there already."""
     (first,) = registry
-    following = first.next_epoch()
+    following = first.prepare_next_epoch()
     assert following is not None
     first.stream.append(following)
     last = order_of(first)[9]
@@ -142,12 +145,12 @@ def test_a_seeded_epoch_whose_next_one_is_known_goes_on_with_it_at_once(registry
     assert (second.stream.current.number, second.stream.position, second.plan.epoch) == (1, 1, 1)
     assert order_of(second) == epoch_order(5, 1, indices_of(range(10))).tolist()
     assert second.stream.place_of(ahead) == NEVER
-    assert registry.take_due() == []
+    assert registry.seeded.pop_due() == []
 
 
 def test_the_seeded_streams_next_epoch_is_told_as_a_plans_is(registry: Registry) -> None:
     (seeded,) = registry
-    following = seeded.next_epoch()
+    following = seeded.prepare_next_epoch()
     assert following is not None
     assert (following.number, following.order.tolist()) == (1, epoch_order(5, 1, indices_of(range(10))).tolist())
 
@@ -155,20 +158,20 @@ def test_the_seeded_streams_next_epoch_is_told_as_a_plans_is(registry: Registry)
 def test_a_seeded_order_that_was_worked_out_while_a_reader_came_is_given_up(registry: Registry) -> None:
     send(registry, [1], stream="a/0")
     registry.end_job("a")
-    ((data_root, number),) = registry.take_due()
-    prepared = registry.prepare_seeded(data_root, number)
+    ((data_root, number),) = registry.seeded.pop_due()
+    prepared = registry.seeded.prepare(data_root, number)
     send(registry, [1], stream="b/0")
-    registry.begin_seeded(prepared)
+    registry.start_seeded(prepared)
     assert list(readers(registry)) == ["b/0"]
 
 
 def test_a_seeded_order_that_was_worked_out_while_the_data_root_was_listed_again_is_given_up(registry: Registry) -> None:
     send(registry, [1], stream="a/0")
     registry.end_job("a")
-    ((data_root, number),) = registry.take_due()
-    prepared = registry.prepare_seeded(data_root, number)
-    registry.set_manifest(registry.number(listing(12)))
-    registry.begin_seeded(prepared)
+    ((data_root, number),) = registry.seeded.pop_due()
+    prepared = registry.seeded.prepare(data_root, number)
+    registry.set_manifest(registry.catalog.assign_numbers(listing(12)))
+    registry.start_seeded(prepared)
     assert list(registry) == []
     (seeded,) = readers(registry).values()
     assert len(seeded.stream) == 12
@@ -234,8 +237,8 @@ def test_a_stream_that_goes_to_another_data_root_leaves_the_first(registry: Regi
     moved = send(registry, [4], listed=drawings)
     assert readers(registry)["job/0"] is moved
     seeded = readers(registry)[f"seeded {ROOT}"]
-    assert seeded.seeded
-    assert registry.planner.shelves[ROOT].streams == [seeded.stream]
+    assert seeded.is_seeded
+    assert registry.eviction.cached[ROOT].streams == [seeded.stream]
 
 
 def test_a_stream_that_another_job_goes_on_with_is_that_jobs(registry: Registry) -> None:
@@ -257,29 +260,33 @@ def test_a_seeded_plan_becomes_its_ranks_share_of_the_order(registry: Registry, 
 @pytest.mark.parametrize("kind", ["shuffled", "endless"])
 def test_the_next_epoch_of_a_seeded_plan_is_known(registry: Registry, kind: str) -> None:
     reader = send(registry, range(10), kind=kind, seed=3, epoch=2, rank=1, world=2, start=4)
-    following = reader.next_epoch()
+    following = reader.prepare_next_epoch()
     assert following is not None
     assert following.number == 3
     assert following.order.tolist() == plan_order(kind, 3, 3, indices_of(range(10)), rank=1, world=2).tolist()
 
 
 def test_what_follows_a_list_is_not_known(registry: Registry) -> None:
-    assert send(registry, [1, 2]).next_epoch() is None
+    assert send(registry, [1, 2]).prepare_next_epoch() is None
 
 
 @pytest.mark.parametrize(
     ("items", "changes", "message"),
     [
-        ([3, 1], {"manifest": "feed"}, "field 'manifest': 'feed' is no listing of 'gs://pictures/train'; ask for it again"),
-        ([3, 1], {"data_root": "gs://pictures/valid"}, "field 'manifest': .* is no listing of 'gs://pictures/valid'"),
+        (
+            [3, 1],
+            {"manifest": "feed"},
+            "field 'manifest': 'feed' is not a known manifest of 'gs://pictures/train'; request it again",
+        ),
+        ([3, 1], {"data_root": "gs://pictures/valid"}, "field 'manifest': .* is not a known manifest of 'gs://pictures/valid'"),
         ([3, 10], {}, "field 'indices': index 10 is beyond the 10 items of the manifest"),
         ([3, 0xFFFF_FFFF], {}, "field 'indices': index 4294967295 is beyond"),
-        ([], {}, "field 'indices': no item at all"),
-        ([], {"kind": "shuffled"}, "field 'indices': no item at all"),
-        ([], {"kind": "endless", "digest": ""}, "field 'indices': no item at all"),
+        ([], {}, "field 'indices' is empty"),
+        ([], {"kind": "shuffled"}, "field 'indices' is empty"),
+        ([], {"kind": "endless", "digest": ""}, "field 'indices' is empty"),
         ([3, 1], {"position": 3}, "field 'position': 3 is beyond the plan's 2 items"),
         ([3, 1, 2], {"rank": 1, "world": 2, "drop_last": 1, "position": 2}, "field 'position': 2 is beyond the plan's 1 items"),
-        ([3, 1], {"digest": "0" * 16}, "field 'digest' is not that of the order"),
+        ([3, 1], {"digest": "0" * 16}, "field 'digest' does not match the order"),
         ([3, 1], {"digest": ""}, "field 'digest'"),
         (range(10), {"kind": "shuffled", "seed": 1, "digest": plan_of(MANIFEST, range(10))[0].digest}, "field 'digest'"),
     ],
@@ -310,7 +317,7 @@ def test_a_plan_may_refer_to_an_earlier_listing(registry: Registry) -> None:
     put_in_force(registry, first)
     put_in_force(registry, listing_of(["a", "b", "d"], generations={"d": 2}))
     reader = send(registry, [2, 0, 1], listed=first)
-    assert [next((v.name.name, v.generation) for v in registry.versions(reader, n)) for n in order_of(reader)] == [
+    assert [next((v.name.name, v.generation) for v in registry.lookup.versions(ROOT, n)) for n in order_of(reader)] == [
         ("train/images/d.jpg", 2),
         ("train/images/b.jpg", 1),
         ("train/images/c.jpg", 1),
@@ -323,14 +330,14 @@ def test_an_earlier_listing_that_comes_late_is_known_and_not_the_newest(registry
     """A job's, from before this daemon's time. Its items keep the numbers that they have, and the others get new ones."""
     running = send(registry, [3, 1, 2])
     earlier = listing_of(["001", "003", "more"], generation=7)
-    assert not registry.has_listing(ROOT, earlier.digest)
-    registry.set_earlier_manifest(registry.number(earlier))
-    assert registry.has_listing(ROOT, earlier.digest)
-    assert registry.manifest(ROOT) is MANIFEST
+    assert registry.catalog.find_manifest(ROOT, earlier.digest) is None
+    registry.add_earlier_manifest(registry.catalog.assign_numbers(earlier))
+    assert registry.catalog.find_manifest(ROOT, earlier.digest) is not None
+    assert registry.catalog.newest_manifest(ROOT) is MANIFEST
     reader = send(registry, [2, 1, 0], listed=earlier, stream="resumed/0")
     assert order_of(reader) == [10, 3, 1]
-    assert [registry.versions(reader, number)[0].generation for number in order_of(reader)] == [7, 1, 1]
-    registry.arrived(path(2, manifest=earlier))
+    assert [registry.lookup.versions(ROOT, number)[0].generation for number in order_of(reader)] == [7, 1, 1]
+    registry.files.add(path(2, manifest=earlier))
     read(registry, "resumed", 2, manifest=earlier)
     read(registry, "job", 3)
     assert positions(registry) == {"resumed/0": 1, "job/0": 1}
@@ -341,17 +348,17 @@ def test_a_listing_that_a_readers_plan_refers_to_is_in_use(registry: Registry) -
     send(registry, [3], stream="early/0")
     for items in (11, 12, 13, 14):
         put_in_force(registry, listing(items))
-    catalog, in_use = registry.catalog(ROOT)
+    history, in_use = registry.catalog.history(ROOT), registry.manifests_in_use(ROOT)
     assert {len(one.manifest) for one in in_use} == {10}
-    assert [len(one.manifest) for one in catalog.superseded(in_use)] == [11, 12]
+    assert [len(one.manifest) for one in history.superseded(in_use)] == [11, 12]
 
 
 def test_before_its_order_has_been_worked_out_anew_the_seeded_stream_asks_for_what_is_listed_now(registry: Registry) -> None:
     (seeded,) = registry
-    registry.set_manifest(registry.number(listing(9, generation=2)))
+    registry.set_manifest(registry.catalog.assign_numbers(listing(9, generation=2)))
     assert list(registry) == [seeded]
-    assert [version.generation for version in registry.versions(seeded, 3)] == [2, 2]
-    assert registry.versions(seeded, 9) == []
+    assert [version.generation for version in registry.lookup.versions(ROOT, newest_manifest_only=True, item=3)] == [2, 2]
+    assert registry.lookup.versions(ROOT, newest_manifest_only=True, item=9) == []
 
 
 def test_a_running_epoch_keeps_its_order_and_place_through_a_relisting(registry: Registry) -> None:
@@ -373,7 +380,7 @@ def test_a_plan_worked_out_while_a_larger_listing_came_is_taken(registry: Regist
     put_in_force(registry, larger)
     reader = registry.register(prepared)
     assert reader.stream.place_of(499) == NEVER
-    registry.arrived(path(499, manifest=larger))
+    registry.files.add(path(499, manifest=larger))
     read(registry, "job", 3)
     assert reader.stream.position == 1
 
@@ -387,7 +394,7 @@ def test_a_job_that_ended_counts_for_nothing_and_the_seeded_stream_comes_back(re
     send(registry, [4], stream="b/0")
     registry.end_job("a")
     assert list(readers(registry)) == ["b/0"]
-    shelf = registry.planner.shelves[ROOT]
+    shelf = registry.eviction.cached[ROOT]
     assert [shelf.is_needed(item) for item in (1, 2, 3, 4)] == [False, False, False, True]
     registry.end_job("b")
     assert list(readers(registry)) == [f"seeded {ROOT}"]
@@ -455,25 +462,25 @@ def no_collection() -> Iterator[None]:
 def test_whatever_becomes_of_streams_of_a_million_items_the_event_loop_goes_on() -> None:
     """20 ms are promised for each step; orders are worked out in threads. Half of the items are here."""
     registry, manifest = Registry(5, LARGE, window_items=100), listing_of_many(1_000_000)
-    listed, took_s = registry.number(manifest), list[float]()
+    listed, took_s = registry.catalog.assign_numbers(manifest), list[float]()
 
     def on_the_loop(step: Callable[[], object]) -> None:
         began_s = time.thread_time()
         step()
         took_s.append(time.thread_time() - began_s)
-        while not registry.planner.shelves[ROOT].is_sorted:
+        while not registry.eviction.cached[ROOT].is_sorted:
             began_s = time.thread_time()
-            registry.sort_on()
+            registry.eviction.sort_more()
             took_s.append(time.thread_time() - began_s)
 
     def begin_what_is_due() -> None:
-        ((data_root, number),) = registry.take_due()
-        seeded = registry.prepare_seeded(data_root, number)
-        on_the_loop(lambda: registry.begin_seeded(seeded))
+        ((data_root, number),) = registry.seeded.pop_due()
+        seeded = registry.seeded.prepare(data_root, number)
+        on_the_loop(lambda: registry.start_seeded(seeded))
 
     on_the_loop(lambda: registry.set_manifest(listed))
     begin_what_is_due()
-    registry.planner.shelves[ROOT].present[::2] = 3
+    registry.eviction.cached[ROOT].parts[::2] = 3
     for kind, epoch in (("shuffled", 0), ("shuffled", 1), ("endless", 2), ("listed", 3)):
         prepared = registry.prepare(*plan_of(manifest, range(1_000_000), kind=kind, epoch=epoch))
         on_the_loop(lambda: registry.register(prepared))  # noqa: B023  # called at once
@@ -490,14 +497,14 @@ def test_a_reader_and_what_is_here_for_it_take_at_most_40_bytes_an_item(kind: st
     tracemalloc.start()
     try:
         registry = Registry(5, LARGE, window_items=100)
-        registry.set_manifest(registry.number(manifest))
+        registry.set_manifest(registry.catalog.assign_numbers(manifest))
         reader = send(registry, range(items), listed=manifest, kind=kind)
-        if (epoch := reader.next_epoch()) is not None:
+        if (epoch := reader.prepare_next_epoch()) is not None:
             reader.stream.append(epoch)
         for item in order_of(reader)[:1000]:
-            registry.planner.arrived(ROOT, item, 0, 1.0)
-            registry.planner.read(ROOT, reader.stream, item, 2.0)
-            registry.planner.reveal(ROOT, reader.stream, 100, 2.0)
+            registry.eviction.add_part(ROOT, item, 0, 1.0)
+            registry.eviction.mark_read(ROOT, reader.stream, item, 2.0)
+            registry.eviction.extend_known(ROOT, reader.stream, 100, 2.0)
         gc.collect()
         taken_bytes, _ = tracemalloc.get_traced_memory()
     finally:
@@ -552,7 +559,7 @@ def test_how_fast_a_stream_reads_is_measured_by_its_reports(registry: Registry, 
 
 
 def test_a_window_that_is_set_is_as_long_as_it_is_set(registry: Registry) -> None:
-    assert registry.window(send(registry, [1, 2])) == 4
+    assert registry.window_items(send(registry, [1, 2])) == 4
 
 
 def test_a_window_that_is_measured_is_as_long_as_downloads_take_at_the_readers_pace(clock: Clock) -> None:
@@ -566,9 +573,9 @@ def test_a_window_that_is_measured_is_as_long_as_downloads_take_at_the_readers_p
     for start in range(0, 4000, 10):
         clock.now_s += 0.01
         read(registry, "job", *range(start, start + 10), manifest=manifest)
-    assert registry.window(reader) == pytest.approx(1000 * (0.05 + 0.01) + SPARE_ITEMS, rel=0.1)
+    assert registry.window_items(reader) == pytest.approx(1000 * (0.05 + 0.01) + MAX_SPARE_ITEMS, rel=0.1)
     read(registry, "job", 4900, manifest=manifest)  # a worker that is far ahead
-    assert registry.window(reader) > 900
+    assert registry.window_items(reader) > 900
 
 
 def test_a_report_that_got_lost_does_not_make_the_window_longer_and_longer(clock: Clock) -> None:
@@ -579,9 +586,9 @@ def test_a_report_that_got_lost_does_not_make_the_window_longer_and_longer(clock
         clock.now_s += 0.01
         read(registry, "job", *range(start, start + 10), manifest=manifest)
         if start == 1001:
-            early = registry.window(reader)
+            early = registry.window_items(reader)
     assert (reader.stream.start, reader.stream.front) == (0, 4001)
-    assert registry.window(reader) == pytest.approx(early, rel=0.2)
+    assert registry.window_items(reader) == pytest.approx(early, rel=0.2)
 
 
 def test_a_small_cache_spares_fewer_items(clock: Clock) -> None:
@@ -591,15 +598,17 @@ def test_a_small_cache_spares_fewer_items(clock: Clock) -> None:
     for items in (10, 200, 800, 5000):
         registry = Registry(5, int(items * item_bytes), download_s=Spread(0.0), clock=clock)
         put_in_force(registry, manifest)
-        windows.append(registry.window(send(registry, range(5000), listed=manifest)))
+        windows.append(registry.window_items(send(registry, range(5000), listed=manifest)))
     assert [window - windows[0] for window in windows] == [0, 1, 7, 15]
 
 
-@pytest.mark.parametrize(("took_s", "shortest", "longest"), [(0.0, SPARE_ITEMS, 100), (1e9, LONGEST_WINDOW, LONGEST_WINDOW)])
+@pytest.mark.parametrize(
+    ("took_s", "shortest", "longest"), [(0.0, MAX_SPARE_ITEMS, 100), (1e9, MAX_WINDOW_ITEMS, MAX_WINDOW_ITEMS)]
+)
 def test_a_window_is_never_shorter_or_longer_than_reason(clock: Clock, took_s: float, shortest: int, longest: int) -> None:
     registry = Registry(5, LARGE, download_s=Spread(took_s), clock=clock)
     put_in_force(registry, MANIFEST)
-    assert shortest <= registry.window(send(registry, range(10))) <= longest
+    assert shortest <= registry.window_items(send(registry, range(10))) <= longest
 
 
 # What is here
@@ -607,12 +616,12 @@ def test_a_window_is_never_shorter_or_longer_than_reason(clock: Clock, took_s: f
 
 def test_an_item_is_here_when_all_of_its_parts_are(registry: Registry) -> None:
     reader = send(registry, [3, 1])
-    registry.arrived(path(3, 0))
-    assert not registry.is_here(reader, 3)
-    registry.arrived(path(3, 1))
-    assert registry.is_here(reader, 3)
-    assert registry.left(path(3, 0)) == (ROOT, 3, 0)
-    assert not registry.is_here(reader, 3)
+    registry.files.add(path(3, 0))
+    assert not reader.is_item_ready(3)
+    registry.files.add(path(3, 1))
+    assert reader.is_item_ready(3)
+    assert registry.files.remove(path(3, 0)) == (ROOT, 3, 0)
+    assert not reader.is_item_ready(3)
 
 
 def test_what_is_not_here_when_an_epoch_begins_is_its_bound(registry: Registry) -> None:
@@ -627,10 +636,10 @@ def test_what_is_not_needed_soon_goes_first_the_least_recently_used_before_the_o
         clock.now_s += 1
         bring(registry, item)
     clock.now_s += 1
-    registry.used(path(5))
+    registry.files.note_open(path(5))
     clock.now_s += 1
-    registry.arrived("pictures/train/classes.txt")
-    chosen = registry.choose(11, None, lambda path: 1)
+    registry.files.add("pictures/train/classes.txt")
+    chosen = registry.files.choose_victims(11, None, lambda path: 1)
     ordered = [path(6), path(7), path(5), "pictures/train/classes.txt", path(2), path(1)]
     assert chosen is not None
     assert [one for one in chosen if "/labels/" not in one] == ordered
@@ -640,8 +649,8 @@ def test_what_is_not_needed_soon_goes_first_the_least_recently_used_before_the_o
 def test_nothing_is_dropped_for_what_is_needed_later(registry: Registry, clock: Clock) -> None:
     send(registry, [0, 1, 2, 3])
     bring(registry, 0, 1, 2)
-    assert registry.choose(1, (ROOT, 3), lambda path: 1) is None
-    assert registry.choose(1, (ROOT, 1), lambda path: 1) == [path(2, 0), path(2, 1)]
+    assert registry.files.choose_victims(1, ItemRef(ROOT, 3), lambda path: 1) is None
+    assert registry.files.choose_victims(1, ItemRef(ROOT, 1), lambda path: 1) == [path(2, 0), path(2, 1)]
 
 
 def test_a_reader_that_pauses_loses_nothing_of_what_it_needs_next(registry: Registry, clock: Clock) -> None:
@@ -653,21 +662,21 @@ def test_a_reader_that_pauses_loses_nothing_of_what_it_needs_next(registry: Regi
     bring(registry, 4, 5, 6, 8)
     for pause_s in (0.0, 0.01, 1.0, 1000.0):
         clock.now_s += pause_s
-        assert registry.choose(1, (ROOT, 9), lambda path: 1) is None
-    assert registry.choose(1, (ROOT, 7), lambda path: 1) == [path(8, 0), path(8, 1)]
+        assert registry.files.choose_victims(1, ItemRef(ROOT, 9), lambda path: 1) is None
+    assert registry.files.choose_victims(1, ItemRef(ROOT, 7), lambda path: 1) == [path(8, 0), path(8, 1)]
 
 
 def test_what_was_here_before_its_data_root_was_listed_is_found_in_its_order_of_use(clock: Clock) -> None:
     registry = Registry(5, LARGE, clock=clock)
     paths = [path(item, part) for item in (4, 2, 7) for part in (0, 1)] + ["pictures/train/classes.txt"]
-    registry.set_manifest(registry.number(MANIFEST))
-    for one, place in registry.locate_all(paths):
-        registry.adopt(one, place)
-    registry.sort_anew()
+    registry.set_manifest(registry.catalog.assign_numbers(MANIFEST))
+    for one, place in registry.files.locate_all(paths):
+        registry.files.adopt(one, place)
+    registry.finish_adoption()
     reader = send(registry, [2, 4])
-    assert [registry.is_here(reader, item) for item in (4, 2, 7, 1)] == [True, True, True, False]
+    assert [reader.is_item_ready(item) for item in (4, 2, 7, 1)] == [True, True, True, False]
     assert reader.missing_at_epoch_start == 0
-    victims = registry.choose(7, None, lambda path: 1)
+    victims = registry.files.choose_victims(7, None, lambda path: 1)
     assert victims is not None
     assert sorted(victims[:3]) == sorted(["pictures/train/classes.txt", path(7, 0), path(7, 1)])
     assert victims[3:] == [path(4, 0), path(4, 1), path(2, 0), path(2, 1)]
@@ -676,30 +685,31 @@ def test_what_was_here_before_its_data_root_was_listed_is_found_in_its_order_of_
 def test_an_object_of_no_item_that_becomes_one_is_found_as_that(registry: Registry) -> None:
     larger = listing(11)
     new = path(10, 0, larger)
-    registry.arrived(new)
-    assert list(registry.planner.strangers) == [new]
+    registry.files.add(new)
+    assert list(registry.eviction.itemless) == [new]
     put_in_force(registry, larger)
-    for one, place in registry.locate_all(list(registry.planner.strangers)):
-        registry.adopt(one, place)
-    registry.sort_anew()
-    assert list(registry.planner.strangers) == []
-    assert registry.planner.shelves[ROOT].parts(10) == 1
+    for one, place in registry.files.locate_all(list(registry.eviction.itemless)):
+        registry.files.adopt(one, place)
+    registry.finish_adoption()
+    assert list(registry.eviction.itemless) == []
+    assert registry.eviction.cached[ROOT].parts_of(10) == 1
 
 
 def test_an_object_of_no_item_that_is_used_goes_later_and_one_that_is_gone_never(registry: Registry) -> None:
     for name in "abc":
-        registry.arrived(f"pictures/train/{name}.txt")
-    registry.used("pictures/train/a.txt")
+        registry.files.add(f"pictures/train/{name}.txt")
+    registry.files.note_open("pictures/train/a.txt")
     registry.note_reads("someone", [ObjectName("pictures", "train/b.txt")])
-    registry.left("pictures/train/c.txt")
-    assert registry.choose(2, None, lambda path: 1) == ["pictures/train/a.txt", "pictures/train/b.txt"]
+    registry.files.remove("pictures/train/c.txt")
+    assert registry.files.choose_victims(2, None, lambda path: 1) == ["pictures/train/a.txt", "pictures/train/b.txt"]
 
 
 # Why a reader waits
 
 
 def why(registry: Registry, item: int, *, blocked: bool = False, other_generation: bool = False) -> str:
-    return registry.why(path(item), blocked=blocked, other_generation=other_generation)
+    part, cached = registry.lookup.locate(path(item)), registry.eviction.cached
+    return wait_reason(part, cached, is_blocked=blocked, is_other_generation=other_generation)
 
 
 def test_a_reader_waits_for_what_nobody_planned(registry: Registry) -> None:
@@ -721,10 +731,10 @@ def test_a_reader_waits_for_what_was_dropped_although_it_was_needed(registry: Re
     send(registry, [1, 2])
     bring(registry, 1)
     for part in (0, 1):
-        registry.left(path(1, part))
+        registry.files.remove(path(1, part))
     assert why(registry, 1, blocked=True) == "evicted"
     bring(registry, 1)
-    registry.left(path(1, 0))
+    registry.files.remove(path(1, 0))
     assert why(registry, 1) == "late"
 
 
@@ -732,7 +742,7 @@ def test_what_was_dropped_when_nobody_needed_it_was_not_evicted(registry: Regist
     send(registry, [1, 2])
     bring(registry, 5)
     for part in (0, 1):
-        registry.left(path(5, part))
+        registry.files.remove(path(5, part))
     send(registry, [5], epoch=1)
     assert why(registry, 5) == "late"
 
@@ -745,10 +755,15 @@ def test_every_reason_is_one_of_those_that_the_statistics_name(registry: Registr
     assert reasons <= set(WAIT_REASONS)
 
 
+def waiting_reader(registry: Registry, path: str) -> Reader | None:
+    part = registry.lookup.locate(path)
+    return None if part is None else registry.waiting_reader(part)
+
+
 def test_the_reader_who_waits_is_the_one_that_is_to_read_the_object_next(registry: Registry) -> None:
     one = send(registry, [1, 2, 3], stream="a/0")
     other = send(registry, [3, 4], stream="b/0")
-    assert registry.reader_of(path(3)) is other
-    assert registry.reader_of(path(2)) is one
-    assert registry.reader_of(path(7)) is None
-    assert registry.reader_of("pictures/train/classes.txt") is None
+    assert waiting_reader(registry, path(3)) is other
+    assert waiting_reader(registry, path(2)) is one
+    assert waiting_reader(registry, path(7)) is None
+    assert waiting_reader(registry, "pictures/train/classes.txt") is None

@@ -113,11 +113,11 @@ async def test_what_a_plan_names_next_is_fetched_next(gcs: GCSServer, daemon: Da
     ("order", "changes", "message"),
     [
         ([0, ITEMS], {}, "index 6 is beyond the 6 items"),
-        ([], {}, "field 'indices': no item at all"),
+        ([], {}, "field 'indices' is empty"),
         ([0], {"manifest": "feed"}, "field 'manifest': 'feed' is no listing"),
-        ([0], {"data_root": "gs://other"}, "is no listing of 'gs://other'"),
+        ([0], {"data_root": "gs://other"}, "is not a known manifest of 'gs://other'"),
         ([0], {"position": 2}, "field 'position': 2 is beyond the plan's 1 items"),
-        ([0], {"digest": "0" * 16}, "field 'digest' is not that of the order"),
+        ([0], {"digest": "0" * 16}, "field 'digest' does not match the order"),
     ],
 )
 async def test_a_plan_that_cannot_be_is_refused_by_its_field(
@@ -187,7 +187,7 @@ async def test_the_last_lease_given_back_leaves_the_seeded_order(daemon: Daemon,
     lease.close()
     await streams_are(client)
     await daemon.prefetcher.settled()
-    assert [reader.seeded for reader in daemon.registry] == [True]
+    assert [reader.is_seeded for reader in daemon.registry] == [True]
 
 
 async def test_a_job_whose_process_was_killed_ends_with_it(daemon: Daemon, client: DaemonClient) -> None:

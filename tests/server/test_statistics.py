@@ -9,7 +9,8 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from gcs_prefetchd import __version__
-from gcs_prefetchd.planning.reader import WAIT_REASONS, Reader
+from gcs_prefetchd.planning.reader import Reader
+from gcs_prefetchd.planning.wait_reasons import WAIT_REASONS
 from gcs_prefetchd.server.statistics import METRICS, Reads, Statistics
 from gcs_prefetchd.service.daemon import Daemon
 from gcs_prefetchd.shared.messages import ReadReport
@@ -46,7 +47,7 @@ def parsed(statistics: Statistics) -> dict[str, Metric]:
 
 
 def add_plan(daemon: Daemon, stream: str, order: list[int], position: int = 0) -> Reader:
-    manifest = daemon.registry.manifest(DATA_ROOT)
+    manifest = daemon.registry.catalog.newest_manifest(DATA_ROOT)
     assert manifest is not None
     plan, indices = plan_of(manifest, order, stream=stream, epoch=3, position=position)
     reader = daemon.registry.register(daemon.registry.prepare(plan, indices))
@@ -72,7 +73,7 @@ async def test_the_snapshot_counts_what_happened(gcs: GCSServer, tmp_path: Path)
     gcs.faults.add(Status(503), f"{BUCKET}/train/images/00002.jpg", requests=1)
     async with running(make_settings(tmp_path / "cache", gcs.url)) as daemon:
         await daemon.prefetcher.settled()
-        manifest = daemon.registry.manifest(DATA_ROOT)
+        manifest = daemon.registry.catalog.newest_manifest(DATA_ROOT)
         assert manifest is not None
         version = manifest.version(0, 0)
         (daemon.directory.objects / cache_path(BUCKET, version.name.name)).write_bytes(b"damaged")

@@ -184,7 +184,7 @@ class Model(RuleBasedStateMachine):
         self.take_listing(listed)
 
     def take_listing(self, listed: dict[str, int]) -> None:
-        manifest = self.daemon.registry.manifest(DATA_ROOT)
+        manifest = self.daemon.registry.catalog.newest_manifest(DATA_ROOT)
         assert manifest is not None
         for version in (version for item in range(len(manifest)) for version in manifest.versions(item)):
             name = version.name.name
@@ -295,7 +295,7 @@ class Model(RuleBasedStateMachine):
 
     def is_right(self, name: str, generation: int) -> bool:
         """Whether it is what is in the bucket, and no listing that is older than it speaks against it."""
-        listed = self.daemon.registry.version(ObjectName(BUCKET, name))
+        listed = self.daemon.registry.catalog.newest_version(ObjectName(BUCKET, name))
         return self.live.get(name) == generation and (listed is None or listed.generation == generation)
 
     @invariant()

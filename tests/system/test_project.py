@@ -29,8 +29,8 @@ from gcs_prefetchd import __version__, testing
 from gcs_prefetchd.cache.directory import MARKER, CacheDirectory
 from gcs_prefetchd.cli import app
 from gcs_prefetchd.fetch.adaptive_concurrency import CHANGE_REASONS
-from gcs_prefetchd.planning.reader import WAIT_REASONS
-from gcs_prefetchd.planning.registry import LARGEST_SPARE, LONGEST_WINDOW, SPARE_ITEMS
+from gcs_prefetchd.planning.wait_reasons import WAIT_REASONS
+from gcs_prefetchd.planning.window import MAX_SPARE_ITEMS, MAX_SPARE_SHARE, MAX_WINDOW_ITEMS
 from gcs_prefetchd.server.control_api import Control, control_app
 from gcs_prefetchd.server.runtime_settings import CHANGEABLE
 from gcs_prefetchd.server.statistics import METRICS
@@ -316,9 +316,9 @@ def manifest() -> Manifest:
 def daemon(tmp_path: Path, manifest: Manifest) -> Daemon:
     """A daemon that was not started, with one stream, one failure in its counts and every limit."""
     built = Daemon(make_settings(tmp_path / "cache", "http://127.0.0.1:1", max_bytes_per_s="1GB"), lambda: None)
-    built.registry.set_manifest(built.registry.number(manifest))
-    for data_root, number in built.registry.take_due():
-        built.registry.begin_seeded(built.registry.prepare_seeded(data_root, number))
+    built.registry.set_manifest(built.registry.catalog.assign_numbers(manifest))
+    for data_root, number in built.registry.seeded.pop_due():
+        built.registry.start_seeded(built.registry.seeded.prepare(data_root, number))
     built.origin.traffic.errors["503"] += 1
     return built
 
@@ -535,9 +535,9 @@ def test_no_sentence_of_the_documents_names_a_test() -> None:
 
 def test_the_documented_bounds_of_a_window_are_those_in_force() -> None:
     text = section("planner.md", "## How long the window is")
-    assert f"| spare | items | {SPARE_ITEMS}, " in text
-    assert f"no more than {LARGEST_SPARE:.0%} of what the cache holds".replace("%", " %") in text
-    assert f"{LONGEST_WINDOW:,} items at most" in text
+    assert f"| spare | items | {MAX_SPARE_ITEMS}, " in text
+    assert f"no more than {MAX_SPARE_SHARE:.0%} of what the cache holds".replace("%", " %") in text
+    assert f"{MAX_WINDOW_ITEMS:,} items at most" in text
 
 
 # --- docs/testing-server.md

@@ -90,7 +90,7 @@ def file_of(daemon: Daemon, uri: str) -> Path:
 async def test_a_data_root_is_listed_and_prefetched_with_the_bytes_that_were_uploaded(
     daemon: Daemon, objects: dict[str, bytes]
 ) -> None:
-    manifest = daemon.registry.manifest(DATA_ROOT)
+    manifest = daemon.registry.catalog.newest_manifest(DATA_ROOT)
     assert manifest is not None
     assert list(manifest.ids) == [f"{i:05}" for i in range(ITEMS)]
     await daemon.prefetcher.settled()

@@ -10,9 +10,11 @@ from gcs_prefetchd.cache.cache import Cache, Room
 from gcs_prefetchd.cache.page_cache import ReadAhead
 from gcs_prefetchd.fetch.fetcher import Fetcher
 from gcs_prefetchd.fetch.log_throttle import Repeats
+from gcs_prefetchd.planning.item_refs import ItemRef
 from gcs_prefetchd.planning.reader import Reader
 from gcs_prefetchd.planning.registry import Registry
 from gcs_prefetchd.planning.stream import Epoch
+from gcs_prefetchd.planning.wait_reasons import wait_reason
 from gcs_prefetchd.shared.byte_sizes import format_size
 from gcs_prefetchd.shared.errors import (
     CacheFullError,
@@ -33,8 +35,6 @@ SAY_AGAIN_S = 60.0
 # Items that are looked at before others on the event loop have their turn: about 5 ms.
 BURST_ITEMS = 256
 LOOKED_AT_ONCE = 2048  # places that need nothing done take a microsecond or two each
-
-Item = tuple[str, int]
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ class Prefetcher:
     """`run` prefetches until it is cancelled. Whatever changes the readers or the cache calls `wake`.
 
     What could not be fetched because GCS, the credentials or the disk failed is planned again every `try_again_s`. `waits`
-    counts the objects that readers waited for, by reason (`reader.WAIT_REASONS`).
+    counts the objects that readers waited for, by reason (`wait_reasons.WAIT_REASONS`).
     """
 
     def __init__(
@@ -92,16 +92,16 @@ class Prefetcher:
         self._repeats = Repeats(log, SAY_AGAIN_S)
         self._ahead_of: dict[str, Epoch] = {}  # the epochs whose next one is being worked out, by their streams
         self._woken = asyncio.Event()
-        self._bringing: dict[Item, _Bringing] = {}
+        self._bringing: dict[tuple[str, int], _Bringing] = {}
         self._objects = 0  # that are being brought
         self._coming: dict[str, ObjectVersion] = {}  # of those the ones that are not in the cache yet, by path
         self._coming_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._later: set[Item] = set()
+        self._later: set[ItemRef] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._settled = asyncio.Event()
         cache.on_arrived = self._arrived
-        cache.on_used = registry.used
+        cache.on_used = registry.files.note_open
         cache.on_lost = self._lost
         cache.choose = partial(self._choose, None)
         fetcher.slots.on_free = self._slot_is_free
@@ -113,7 +113,7 @@ class Prefetcher:
                 await self._woken.wait()
                 self._woken.clear()
                 self._work_ahead()
-                is_sorting = self._registry.sort_on()
+                is_sorting = self._registry.eviction.sort_more()
                 if self._start_downloads() or is_sorting:
                     self._woken.set()
                     await asyncio.sleep(0)
@@ -144,19 +144,15 @@ class Prefetcher:
     async def demand(self, name: ObjectName) -> None:
         """Have the object in the cache now, for a reader waits; raises what `Fetcher.demand` raises."""
         await self._cache.look_for(cache_path(name.bucket, name.name))
-        version = self._registry.version(name)
+        version = self._registry.catalog.newest_version(name)
         stamp = self._cache.stamp(cache_path(name.bucket, name.name))
         if stamp is None or (version is not None and stamp.generation != version.generation):
             self._count_wait(cache_path(name.bucket, name.name), other_generation=stamp is not None)
         await self._fetcher.demand(name, version)
 
-    def runway_items(self, reader: Reader) -> int:
-        """How many of the reader's next items are on disk without a gap, as far as prefetching has come."""
-        return self._registry.runway(reader)
-
     def _work_ahead(self) -> None:
         """Have the orders worked out that will be needed, in threads: meanwhile a reader goes on with what is known."""
-        for data_root, number in self._registry.take_due():
+        for data_root, number in self._registry.seeded.pop_due():
             self._keep(asyncio.create_task(self._begin_seeded(data_root, number), name=f"epoch {number} of {data_root}"))
         for reader in self._registry:
             stream = reader.stream
@@ -166,12 +162,12 @@ class Prefetcher:
                 self._keep(asyncio.create_task(self._tell_next_epoch(reader), name=f"next epoch of {stream.id}"))
 
     async def _begin_seeded(self, data_root: str, number: int) -> None:
-        self._registry.begin_seeded(await asyncio.to_thread(self._registry.prepare_seeded, data_root, number))
+        self._registry.start_seeded(await asyncio.to_thread(self._registry.seeded.prepare, data_root, number))
         self.begin()
 
     async def _tell_next_epoch(self, reader: Reader) -> None:
         current = reader.stream.current
-        epoch = await asyncio.to_thread(reader.next_epoch)
+        epoch = await asyncio.to_thread(reader.prepare_next_epoch)
         if self._ahead_of.get(reader.stream.id) is current:
             del self._ahead_of[reader.stream.id]
         if epoch is not None and reader.stream.current is current:
@@ -180,18 +176,20 @@ class Prefetcher:
 
     def _count_wait(self, path: str, *, other_generation: bool) -> None:
         blocked = self._waiting_for_room or self._fetcher.slots.free == 0
-        why = self._registry.why(path, blocked=blocked, other_generation=other_generation)
-        self.waits[why] += 1
-        reader = self._registry.reader_of(path)
+        part = self._registry.lookup.locate(path)
+        cached = self._registry.eviction.cached
+        reason = wait_reason(part, cached, is_blocked=blocked, is_other_generation=other_generation)
+        self.waits[reason] += 1
+        reader = None if part is None else self._registry.waiting_reader(part)
         if reader is not None:
-            reader.waits[why] += 1
+            reader.waits[reason] += 1
             reader.demanded_objects += 1
 
     def _start_downloads(self) -> bool:
         """Start what there are slots for; True where there may be more to start."""
         if self._waiting_for_room or self._refused:
             return False
-        ahead = [_Ahead(reader, self._registry.window(reader)) for reader in self._registry]
+        ahead = [_Ahead(reader, self._registry.window_items(reader)) for reader in self._registry]
         for one in ahead:
             self._advise(one)
         for _ in range(BURST_ITEMS):
@@ -202,7 +200,7 @@ class Prefetcher:
             for one in ahead:
                 place = self._next_place(one)
                 if place is not None:
-                    due_s = self._registry.due_s(one.reader, place)
+                    due_s = one.reader.stream.in_s(place, self._registry.clock())
                     if soonest is None or due_s < soonest[0]:
                         soonest = (due_s, one, place)
             if soonest is None:
@@ -213,32 +211,32 @@ class Prefetcher:
     def _advise(self, ahead: _Ahead) -> None:
         """Have what is here and has come into the reader's window read into memory."""
         reader, stream = ahead.reader, ahead.reader.stream
-        if self._read_ahead is None or reader.seeded:
+        if self._read_ahead is None or reader.is_seeded:
             return
         place = max(stream.start, stream.advised)
         end = min(stream.known, ahead.window_end)
         for item in map(stream.item_at, range(place, end)):
-            if self._registry.is_here(reader, item):
-                self._read_ahead.want(self._registry.paths(reader, item))
+            if reader.is_item_ready(item):
+                self._read_ahead.want(self._registry.lookup.paths(reader.data_root, item))
         stream.advised = max(place, end)
 
     def _next_place(self, ahead: _Ahead) -> int | None:
         """The nearest place whose item is to be here, but is not and is not being brought; None where none is found yet."""
         reader, stream = ahead.reader, ahead.reader.stream
         end = min(stream.known, ahead.window_end)
-        if stream.id not in self._filled and (reader.seeded or self._registry.fills_free_room):
+        if stream.id not in self._filled and (reader.is_seeded or self._registry.fills_free_space):
             end = stream.known
         place = first = max(stream.planned, stream.start)
         end = min(end, first + ahead.looks_left)
         while place < end:
             item = stream.item_at(place)
             if stream.place_of(item) <= place:
-                if (reader.key, item) in self._bringing:
-                    self._bringing[reader.key, item].planned_again = True
-                elif not self._registry.is_here(reader, item):
+                if (reader.data_root, item) in self._bringing:
+                    self._bringing[reader.data_root, item].planned_again = True
+                elif not reader.is_item_ready(item):
                     break
                 else:
-                    self._registry.planned(reader, item)
+                    self._registry.eviction.note_planned(reader.data_root, item, self._registry.clock())
             place += 1
         ahead.looks_left -= place - first
         stream.planned = max(stream.planned, place)
@@ -248,10 +246,10 @@ class Prefetcher:
         reader, stream = ahead.reader, ahead.reader.stream
         item = stream.item_at(place)
         stream.planned = place + 1
-        absent = [version for version in self._registry.versions(reader, item) if not self._fetcher.is_cached(version)]
+        absent = [version for version in self._versions(reader, item) if not self._fetcher.is_cached(version)]
         if not absent or self._is_too_large(absent):
             return
-        room: Room = partial(self._choose, (reader.key, item))
+        room: Room = partial(self._choose, ItemRef(reader.data_root, item))
         size_bytes = sum(version.size for version in absent)
         if place >= ahead.window_end:
             room = _nothing
@@ -274,12 +272,15 @@ class Prefetcher:
         )
         return True
 
-    def _choose(self, wanted: Item | None, short_bytes: int) -> list[str] | None:
+    def _versions(self, reader: Reader, item: int) -> list[ObjectVersion]:
+        return self._registry.lookup.versions(reader.data_root, item, newest_manifest_only=reader.is_seeded)
+
+    def _choose(self, wanted: ItemRef | None, short_bytes: int) -> list[str] | None:
         """What to drop for an item; for None, whatever is needed last."""
-        return self._registry.choose(short_bytes, wanted, self._cache.size_of)
+        return self._registry.files.choose_victims(short_bytes, wanted, self._cache.size_of)
 
     def _bring(self, item: int, versions: list[ObjectVersion], bringing: _Bringing) -> None:
-        self._bringing[bringing.reader.key, item] = bringing
+        self._bringing[bringing.reader.data_root, item] = bringing
         for version in versions:
             self._objects += 1
             path = cache_path(version.name.bucket, version.name.name)
@@ -303,13 +304,13 @@ class Prefetcher:
 
     def _all_ended(self, item: int, bringing: _Bringing) -> None:
         reader = bringing.reader
-        del self._bringing[reader.key, item]
+        del self._bringing[reader.data_root, item]
         for version, error in bringing.failures:
             self._failed(reader, item, version, bringing.room, error)
         if not bringing.failures:
             reader.prefetched_items += 1
-            if bringing.planned_again and not self._registry.is_here(reader, item):
-                self._plan_again((reader.key, item))
+            if bringing.planned_again and not reader.is_item_ready(item):
+                self._plan_again(ItemRef(reader.data_root, item))
 
     def _failed(self, reader: Reader, item: int, version: ObjectVersion, room: Room, error: BaseException) -> None:
         if isinstance(error, CacheFullError):
@@ -317,18 +318,18 @@ class Prefetcher:
                 self._filled.add(reader.stream.id)
             else:
                 self._waiting_for_room = True
-            self._plan_again((reader.key, item))
+            self._plan_again(ItemRef(reader.data_root, item))
             return
         self._waiting_for_room = False  # what was set aside for it is free again
         if isinstance(error, OriginUnavailableError | CacheWriteError | CredentialsError):
             # Every other object would be refused at once, and each cost a request and a line in the log.
             self._refused |= isinstance(error, CredentialsError)
-            self._later.add((reader.key, item))
+            self._later.add(ItemRef(reader.data_root, item))
             if self._timer is None:  # one line for all that fail together
                 log.warning("%s; planned again in %g s", error, self._try_again_s)
                 self._timer = asyncio.get_running_loop().call_later(self._try_again_s, self._try_again)
-        elif isinstance(error, PrefetchdError) and version not in self._registry.versions(reader, item):
-            self._plan_again((reader.key, item))  # it has been listed anew meanwhile
+        elif isinstance(error, PrefetchdError) and version not in self._versions(reader, item):
+            self._plan_again(ItemRef(reader.data_root, item))  # it has been listed anew meanwhile
         elif isinstance(error, PrefetchdError):
             self._say_once(type(error).__name__, version, f"{error}; not prefetched")
         elif not isinstance(error, asyncio.CancelledError):  # the daemon is stopping
@@ -347,10 +348,10 @@ class Prefetcher:
         self._later.clear()
         self.wake()
 
-    def _plan_again(self, item: Item) -> None:
+    def _plan_again(self, ref: ItemRef) -> None:
         for reader in self._registry:
-            if reader.key == item[0]:
-                reader.stream.plan_again(item[1])
+            if reader.data_root == ref.data_root:
+                reader.stream.plan_again(ref.item)
 
     def _look_again(self) -> None:
         self._settled.clear()
@@ -374,12 +375,12 @@ class Prefetcher:
     def _arrived(self, path: str) -> None:
         if (stamp := self._cache.stamp(path)) is not None:
             self._no_longer_coming(path, stamp.generation)  # at once, for the cache counts it from now on
-        self._registry.arrived(path)
+        self._registry.files.add(path)
 
     def _lost(self, path: str) -> None:
-        place = self._registry.left(path)
-        if place is not None:
-            self._plan_again(place[:2])
+        part = self._registry.files.remove(path)
+        if part is not None:
+            self._plan_again(part.item_ref)
             self._look_again()
 
 

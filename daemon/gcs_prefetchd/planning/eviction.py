@@ -1,185 +1,197 @@
-"""What to drop when room is needed, over all streams of the node. Pure: no clock, no files, no awaiting.
+"""Chooses what to evict when space is needed, over all streams of the node. Pure: no clock, no files, no awaiting.
 
 The rules are those of Cao, Felten, Karlin and Li, "A study of integrated prefetching and caching strategies" (SIGMETRICS
 1995), with Belady's choice of a victim cut at what is *not soon*, so that the misses of an epoch are spread evenly over it:
 
-- *Prefetch* what will be read next and is not here, soonest first.
-- *Drop* what is not needed soon, least recently used first; only when nothing of that kind is left, what is needed last.
-- *Do no harm*: never drop for a prefetch what is needed sooner than what it brings.
+- *Prefetch* what will be read next and is not cached, soonest first.
+- *Evict* what is not needed soon, least recently used first; only when nothing of that kind is left, what is needed last.
+- *Do no harm*: never evict for a prefetch what is needed sooner than what it fetches.
 
 With several streams an item is needed when the first of them reads it. What is needed last is found as in Fagin's threshold
-algorithm: each stream is scanned from its far end, and whatever the scans tell of that another stream needs sooner goes
-there. So each place is looked at once an epoch, and nothing is kept for items that nobody asks about.
+algorithm: each stream is scanned from its far end. An item that the scan finds, but that another stream needs sooner, is queued
+there. So each place is scanned once an epoch, and nothing is stored for items that are not in question.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable
 
-from gcs_prefetchd.planning.next_use import Shelf
+from gcs_prefetchd.planning.item_refs import ItemRef
+from gcs_prefetchd.planning.next_use import CachedItems
 from gcs_prefetchd.planning.stream import Stream
 
-__all__ = ["Planner", "Victim"]
+__all__ = ["EvictionPolicy", "Victim"]
 
-PASSED_OVER = 4096  # items of a queue that is not sorted yet, in a choice; then what is needed last is taken instead
+# Items of a queue that is not sorted yet that one choice passes over; after that, what is needed last is evicted instead.
+MAX_PASSED_OVER = 4096
 
-Victim = tuple[str, int] | str  # an item, by its shelf's key and its number there, or the path of an object of no item
+Victim = ItemRef | str  # an item, or the path of an object that belongs to no item
 
 
-class Planner:
-    """Knows what is here and who needs it. `shelves` is its owner's to fill; after a change of streams call `sort_anew`.
+class EvictionPolicy:
+    """Knows what is cached and when it is needed.
 
-    `lru` makes it forget what it knows of the future when it drops, to compare against.
+    `cached` holds the cached items of each data root; the owner fills it, and calls `start_sorting` when streams have changed.
+    `itemless` holds the paths of objects that belong to no item and their last uses, least recently used first. `lru` ignores
+    the future, for comparison.
     """
 
     def __init__(self, *, lru: bool = False) -> None:
-        self.shelves: dict[str, Shelf] = {}
-        self.strangers: OrderedDict[str, float] = OrderedDict()  # objects of no item, least recently used first
+        self.cached: dict[str, CachedItems] = {}
+        self.itemless: OrderedDict[str, float] = OrderedDict()
         self._lru = lru
 
-    def sort_anew(self) -> None:
-        """A stream has come, gone or turned: what was far may be near now. `sort_on` ends what this begins."""
-        for shelf in self.shelves.values():
-            shelf.sort_anew(lru=self._lru)
+    def start_sorting(self) -> None:
+        """A stream was added or removed or has started an epoch: sort again what is needed. `sort_more` finishes that."""
+        for cached in self.cached.values():
+            cached.start_sorting(lru=self._lru)
 
-    def sort_on(self) -> bool:
-        """Go on sorting, for 2 ms at most; False where nothing is left to sort. Choices can be made meanwhile."""
-        unsorted = [shelf for shelf in self.shelves.values() if not shelf.is_sorted]
-        return bool(unsorted) and (unsorted[0].sort_on(lru=self._lru) or len(unsorted) > 1)
+    def sort_more(self) -> bool:
+        """Sort for at most 2 ms; False if nothing is left to sort. Victims can be chosen between two calls."""
+        unsorted = [cached for cached in self.cached.values() if not cached.is_sorted]
+        return bool(unsorted) and (unsorted[0].sort_more(lru=self._lru) or len(unsorted) > 1)
 
-    def arrived(self, key: str, item: int, part: int, now_s: float) -> None:
-        """A part of an item is here."""
-        shelf = self.shelves[key]
-        parts = shelf.parts(item)
-        shelf.set_parts(item, parts | 1 << part)
-        shelf.dropped[item] = False
-        if not self._is_idle(shelf, item, now_s) and not parts:
-            shelf.note(item, now_s)
+    def add_part(self, data_root: str, item: int, part: int, now_s: float) -> None:
+        """A part of an item was cached."""
+        cached = self.cached[data_root]
+        parts = cached.parts_of(item)
+        cached.set_parts(item, parts | 1 << part)
+        cached.evicted_while_needed[item] = False
+        if not self._queue_if_unneeded(cached, item, now_s) and not parts:
+            cached.queue_next_use(item, now_s)
 
-    def adopt(self, key: str, item: int, part: int) -> None:
-        """A part of an item was here before anybody looked; told least recently used first, `sort_anew` ends it."""
-        shelf = self.shelves[key]
-        shelf.set_parts(item, shelf.parts(item) | 1 << part)
-        shelf.idle.use(item, 0.0)
+    def adopt_part(self, data_root: str, item: int, part: int) -> None:
+        """Add a part that was cached before. Call it for the least recently used part first, then `start_sorting`."""
+        cached = self.cached[data_root]
+        cached.set_parts(item, cached.parts_of(item) | 1 << part)
+        cached.unneeded.use(item, 0.0)
 
-    def left(self, key: str, item: int, part: int) -> None:
-        """A part of an item is no longer here."""
-        shelf = self.shelves[key]
-        parts = shelf.parts(item) & ~(1 << part)
-        shelf.set_parts(item, parts)
+    def remove_part(self, data_root: str, item: int, part: int) -> None:
+        """A part of an item is no longer cached."""
+        cached = self.cached[data_root]
+        parts = cached.parts_of(item) & ~(1 << part)
+        cached.set_parts(item, parts)
         if not parts:
-            shelf.idle.remove(item)
-            if shelf.is_needed(item):
-                shelf.dropped[item] = True
+            cached.unneeded.remove(item)
+            if cached.is_needed(item):
+                cached.evicted_while_needed[item] = True
 
-    def used(self, key: str, item: int, now_s: float) -> None:
-        """Somebody used the item, or looked at it because it soon will be used."""
-        shelf = self.shelves[key]
-        if shelf.parts(item):
-            self._is_idle(shelf, item, now_s)
+    def note_use(self, data_root: str, item: int, now_s: float) -> None:
+        """The item was used, or a reader will use it soon."""
+        cached = self.cached[data_root]
+        if cached.parts_of(item):
+            self._queue_if_unneeded(cached, item, now_s)
 
-    def planned(self, key: str, item: int, now_s: float) -> None:
-        """The item has come into a window: without knowledge of the future that counts as a use."""
+    def note_planned(self, data_root: str, item: int, now_s: float) -> None:
+        """A window has reached the item. Without knowledge of the future, that counts as a use."""
         if self._lru:
-            self.used(key, item, now_s)
+            self.note_use(data_root, item, now_s)
 
-    def read(self, key: str, stream: Stream, item: int, now_s: float) -> bool:
-        """The stream's reader has read the item; False where the stream holds no unread place of it."""
+    def use_itemless(self, path: str, now_s: float) -> None:
+        """An object that belongs to no item was cached or used."""
+        self.itemless[path] = now_s
+        self.itemless.move_to_end(path)
+
+    def mark_read(self, data_root: str, stream: Stream, item: int, now_s: float) -> bool:
+        """The stream's reader has read the item; False if the stream has no unread place of it."""
         if not stream.mark_read(item):
             return False
-        shelf = self.shelves[key]
-        if shelf.parts(item) and not self._is_idle(shelf, item, now_s):
-            shelf.note(item, now_s)
+        cached = self.cached[data_root]
+        if cached.parts_of(item) and not self._queue_if_unneeded(cached, item, now_s):
+            cached.queue_next_use(item, now_s)
         return True
 
-    def reveal(self, key: str, stream: Stream, window: int, now_s: float) -> None:
-        """The stream has moved on: let what is known of its future do so too."""
-        shelf = self.shelves[key]
-        for item in shelf.reveal(stream, window):
-            if shelf.parts(item) and not self._lru:
-                shelf.idle.remove(item)
-                shelf.note(item, now_s)
+    def extend_known(self, data_root: str, stream: Stream, window: int, now_s: float) -> None:
+        """The stream's reader has advanced: extend what is known of its future."""
+        cached = self.cached[data_root]
+        for item in cached.extend_known(stream, window):
+            if cached.parts_of(item) and not self._lru:
+                cached.unneeded.remove(item)
+                cached.queue_next_use(item, now_s)
 
-    def victims(self, short_bytes: int, due_s: float, size_of: Callable[[Victim], int], now_s: float) -> list[Victim] | None:
-        """What to drop so that `short_bytes` come free for what is needed in `due_s` seconds; None where they cannot.
+    def choose_victims(
+        self, short_bytes: int, due_s: float, size_of: Callable[[Victim], int], now_s: float
+    ) -> list[Victim] | None:
+        """What to evict so that `short_bytes` become free for what is needed in `due_s` seconds; None if that is impossible.
 
-        The caller drops it all and tells of each part that it has `left`.
+        The caller must evict all of it, and call `remove_part` for each part.
         """
-        idle: list[tuple[Victim, float]] = []
-        needed: dict[tuple[str, int], None] = {}
+        unneeded: list[tuple[Victim, float]] = []
+        needed: dict[ItemRef, None] = {}
         while short_bytes > 0:
-            if (oldest := self._least_recent(now_s)) is not None:
-                idle.append(oldest)
+            if (oldest := self._pop_least_recently_used(now_s)) is not None:
+                unneeded.append(oldest)
                 short_bytes -= size_of(oldest[0])
-            elif (farthest := self._farthest(due_s, now_s, needed)) is not None:
+            elif (farthest := self._pop_needed_last(due_s, now_s, needed)) is not None:
                 needed[farthest] = None
                 short_bytes -= size_of(farthest)
             else:
-                self._put_back(idle, needed, now_s)
+                self._put_back(unneeded, needed, now_s)
                 return None
-        return [*(victim for victim, _ in idle), *needed]
+        return [*(victim for victim, _ in unneeded), *needed]
 
-    def _is_idle(self, shelf: Shelf, item: int, now_s: float) -> bool:
-        """Queue an item that is here and has been used, where it is not needed soon."""
-        if not self._lru and shelf.is_needed(item):
+    def _queue_if_unneeded(self, cached: CachedItems, item: int, now_s: float) -> bool:
+        """Queue a cached item that was used, if it is not needed soon; returns whether it was queued."""
+        if not self._lru and cached.is_needed(item):
             return False
-        shelf.idle.use(item, now_s)
+        cached.unneeded.use(item, now_s)
         return True
 
-    def _oldest_idle(self, shelf: Shelf, now_s: float) -> tuple[int, float] | None:
-        """What was used least recently of the shelf's idle items, or None where it has none or is far from being sorted."""
-        for _ in range(PASSED_OVER):
-            candidate = shelf.idle.oldest()
-            if candidate is None or self._lru or shelf.is_sorted or not shelf.is_needed(candidate[0]):
-                return candidate
-            shelf.idle.remove(candidate[0])
-            shelf.note(candidate[0], now_s)
+    def _oldest_unneeded(self, cached: CachedItems, now_s: float) -> tuple[int, float] | None:
+        """The least recently used of the unneeded items; None if there is none, or sorting has far to go."""
+        for _ in range(MAX_PASSED_OVER):
+            oldest = cached.unneeded.oldest()
+            if oldest is None or self._lru or cached.is_sorted or not cached.is_needed(oldest[0]):
+                return oldest
+            cached.unneeded.remove(oldest[0])
+            cached.queue_next_use(oldest[0], now_s)
         return None
 
-    def _least_recent(self, now_s: float) -> tuple[Victim, float] | None:
-        """Take what was used least recently of what is not needed soon, and when that was."""
-        oldest: tuple[Victim, float] | None = next(iter(self.strangers.items()), None)
-        for key, shelf in self.shelves.items():
-            candidate = self._oldest_idle(shelf, now_s)
+    def _pop_least_recently_used(self, now_s: float) -> tuple[Victim, float] | None:
+        """Remove from its queue what was used least recently of all that is not needed soon; returns it and its last use."""
+        oldest: tuple[Victim, float] | None = next(iter(self.itemless.items()), None)
+        for data_root, cached in self.cached.items():
+            candidate = self._oldest_unneeded(cached, now_s)
             if candidate is not None and (oldest is None or candidate[1] < oldest[1]):
-                oldest = ((key, candidate[0]), candidate[1])
+                oldest = (ItemRef(data_root, candidate[0]), candidate[1])
         if oldest is not None:
             victim = oldest[0]
             if isinstance(victim, str):
-                del self.strangers[victim]
+                del self.itemless[victim]
             else:
-                self.shelves[victim[0]].idle.remove(victim[1])
+                self.cached[victim.data_root].unneeded.remove(victim.item)
         return oldest
 
-    def _farthest(self, due_s: float, now_s: float, taken: Container[tuple[str, int]]) -> tuple[str, int] | None:
-        """Take what is needed last, unless that is as soon as `due_s` or sooner."""
-        while (candidate := self._last_of_any_stream(now_s)) is not None and candidate[0] > due_s:
-            in_s, key, stream, place = candidate
-            shelf, item = self.shelves[key], stream.item_at(place)
-            shelf.take(stream, place)
-            if (key, item) in taken:
+    def _pop_needed_last(self, due_s: float, now_s: float, chosen: Container[ItemRef]) -> ItemRef | None:
+        """Remove from its queue what is needed last; None if that is needed in `due_s` seconds or sooner."""
+        while (farthest := self._farthest_next_use(now_s)) is not None and farthest[0] > due_s:
+            in_s, data_root, stream, place = farthest
+            cached, item = self.cached[data_root], stream.item_at(place)
+            cached.remove_next_use(stream, place)
+            if (data_root, item) in chosen:
                 continue
-            if shelf.soonest_s(item, now_s) == in_s:
-                return key, item
-            shelf.note(item, now_s)  # another stream reads it sooner
+            if cached.next_use_s(item, now_s) == in_s:
+                return ItemRef(data_root, item)
+            cached.queue_next_use(item, now_s)  # another stream reads it sooner
         return None
 
-    def _last_of_any_stream(self, now_s: float) -> tuple[float, str, Stream, int] | None:
+    def _farthest_next_use(self, now_s: float) -> tuple[float, str, Stream, int] | None:
         last: tuple[float, str, Stream, int] | None = None
-        for key, shelf in self.shelves.items():
-            candidate = shelf.farthest(now_s)
-            if candidate is not None and (last is None or candidate[0] > last[0]):
-                last = (candidate[0], key, *candidate[1:])
+        for data_root, cached in self.cached.items():
+            farthest = cached.farthest_next_use(now_s)
+            if farthest is not None and (last is None or farthest[0] > last[0]):
+                last = (farthest[0], data_root, *farthest[1:])
         return last
 
-    def _put_back(self, idle: list[tuple[Victim, float]], needed: Iterable[tuple[str, int]], now_s: float) -> None:
-        for key, item in needed:
-            self.shelves[key].note(item, now_s)
-        by_shelf: dict[str, list[tuple[int, float]]] = {}
-        for victim, when_s in reversed(idle):
+    def _put_back(self, unneeded: list[tuple[Victim, float]], needed: Iterable[ItemRef], now_s: float) -> None:
+        """Undo the removals of a choice that failed."""
+        for data_root, item in needed:
+            self.cached[data_root].queue_next_use(item, now_s)
+        by_data_root: dict[str, list[tuple[int, float]]] = {}
+        for victim, when_s in reversed(unneeded):
             if isinstance(victim, str):
-                self.strangers[victim] = when_s
-                self.strangers.move_to_end(victim, last=False)
+                self.itemless[victim] = when_s
+                self.itemless.move_to_end(victim, last=False)
             else:
-                by_shelf.setdefault(victim[0], []).insert(0, (victim[1], when_s))
-        for key, uses in by_shelf.items():
-            self.shelves[key].idle.put_back(uses)
+                by_data_root.setdefault(victim.data_root, []).insert(0, (victim.item, when_s))
+        for data_root, uses in by_data_root.items():
+            self.cached[data_root].unneeded.put_back(uses)

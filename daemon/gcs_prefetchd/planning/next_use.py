@@ -1,4 +1,4 @@
-"""What is here of one data root, by the numbers of its items, and which of it is needed when. Pure."""
+"""The cached items of one data root, and when each of them will be read next. Pure."""
 
 import heapq
 import math
@@ -6,52 +6,57 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gcs_prefetchd.planning.lru_queue import Recency
+from gcs_prefetchd.planning.lru_queue import LRUQueue
 from gcs_prefetchd.planning.stream import NEVER, Stream
 
-__all__ = ["Shelf"]
+__all__ = ["CachedItems"]
 
-SCANNED_AT_ONCE = 1024
-SORTED_AT_ONCE = 4096  # items; some 2 ms where every one of them comes or goes
+PLACES_PER_SCAN = 1024
+ITEMS_PER_SORT_STEP = 4096  # some 2 ms if every one of them enters or leaves the queue
 
 
-class Shelf:
-    """Parts of items that are here, the streams that read them, and the queue of what is here and not needed soon."""
+class CachedItems:
+    """The cached parts of items, the streams that read the items, and the queue of the unneeded ones.
+
+    An item is needed if some stream is known to read it. `unneeded` queues the cached items that are not needed, least recently
+    used first. `evicted_while_needed` marks the items that a reader will wait for. `streams` is set by the owner, who calls
+    `start_sorting` afterwards.
+    """
 
     def __init__(self, items: int) -> None:
-        self.present = np.zeros(items, dtype=np.uint8)  # a bit for each part that is here
-        self.dropped = np.zeros(items, dtype=np.bool_)  # gone although needed: the reader will wait for these
-        self.idle = Recency(items)
+        self.parts = np.zeros(items, dtype=np.uint8)  # for each item the bit set of its cached parts
+        self.evicted_while_needed = np.zeros(items, dtype=np.bool_)
+        self.unneeded = LRUQueue(items)
         self.streams: list[Stream] = []
-        self._here = self.present.data
+        self._parts = self.parts.data
         self._scans: dict[str, _Scan] = {}
-        self._sorted = items  # the items up to here are in the queue if they are to be
+        self._sorted_items = items  # the items below are in the queue if they should be
 
     def grow(self, items: int) -> None:
-        """Make room for more items."""
-        more = items - len(self.present)
-        self.present = np.concatenate([self.present, np.zeros(more, dtype=np.uint8)])
-        self.dropped = np.concatenate([self.dropped, np.zeros(more, dtype=np.bool_)])
-        self._here = self.present.data
-        self.idle.grow(items)
+        """Make space for more items."""
+        more = items - len(self.parts)
+        self.parts = np.concatenate([self.parts, np.zeros(more, dtype=np.uint8)])
+        self.evicted_while_needed = np.concatenate([self.evicted_while_needed, np.zeros(more, dtype=np.bool_)])
+        self._parts = self.parts.data
+        self.unneeded.grow(items)
 
-    def parts(self, item: int) -> int:
-        """The parts of the item that are here, a bit each."""
-        return self._here[item]
+    def parts_of(self, item: int) -> int:
+        """The bit set of the item's cached parts."""
+        return self._parts[item]
 
     def set_parts(self, item: int, parts: int) -> None:
-        """Note which parts are here now."""
-        self._here[item] = parts
+        """Set which parts of the item are cached."""
+        self._parts[item] = parts
 
     def is_needed(self, item: int) -> bool:
         """Whether some stream is known to read the item."""
-        for stream in self.streams:  # noqa: SIM110  # asked several times for each read: any() takes three times as long
+        for stream in self.streams:  # noqa: SIM110  # called several times for each read: any() takes three times as long
             if stream.place_of(item) != NEVER:
                 return True
         return False
 
-    def soonest_s(self, item: int, now_s: float) -> float:
-        """In how many seconds some stream will read the item; infinity where none is known to."""
+    def next_use_s(self, item: int, now_s: float) -> float:
+        """In how many seconds some stream will read the item; infinity if none is known to."""
         soonest = math.inf
         for stream in self.streams:
             place = stream.place_of(item)
@@ -59,44 +64,44 @@ class Shelf:
                 soonest = in_s
         return soonest
 
-    def sort_anew(self, *, lru: bool) -> None:
-        """The streams have changed: scan them from their far ends again, and begin to queue what is here and needed by none."""
+    def start_sorting(self, *, lru: bool) -> None:
+        """The streams have changed: start to scan them from their far ends, and to queue the unneeded items, again."""
         self._scans = {stream.id: _Scan(stream.known) for stream in self.streams}
-        self._sorted = 0
-        self.sort_on(lru=lru)
+        self._sorted_items = 0
+        self.sort_more(lru=lru)
 
-    def sort_on(self, *, lru: bool) -> bool:
-        """Go on with some more items; False when all are sorted. Whatever happens between two calls may happen.
+    def sort_more(self, *, lru: bool) -> bool:
+        """Sort some more items; False when all are sorted. All other methods may be called between two calls.
 
-        Until then the queue may hold some that are needed by now, and lack some that are not.
+        Until then the queue may hold some items that are needed by now, and lack some that are not.
         """
-        first, end = self._sorted, min(self._sorted + SORTED_AT_ONCE, len(self.present))
-        idle = self.present[first:end] != 0
+        first, end = self._sorted_items, min(self._sorted_items + ITEMS_PER_SORT_STEP, len(self.parts))
+        is_unneeded = self.parts[first:end] != 0
         if not lru:
             for stream in self.streams:
-                idle &= stream.place[first:end] == NEVER
-        self.idle.hold_to(idle, first)
-        self._sorted = end
+                is_unneeded &= stream.place[first:end] == NEVER
+        self.unneeded.set_members(is_unneeded, first)
+        self._sorted_items = end
         return not self.is_sorted
 
     @property
     def is_sorted(self) -> bool:
-        """Whether the queue holds just what is here and needed by none."""
-        return self._sorted == len(self.present)
+        """Whether the queue holds exactly the cached items that are not needed."""
+        return self._sorted_items == len(self.parts)
 
-    def reveal(self, stream: Stream, window: int) -> list[int]:
-        """Let what is known of the stream's future move on; returns the items that have a next place with it."""
+    def extend_known(self, stream: Stream, window: int) -> list[int]:
+        """Extend what is known of the stream's future; returns the items that are needed because of it."""
         scan = self._scans[stream.id]
-        unscanned = scan.below == stream.known
+        is_unscanned = scan.below == stream.known
         revealed = stream.reveal(window)
-        if unscanned:
+        if is_unscanned:
             scan.below = stream.known
         return revealed
 
-    def note(self, item: int, now_s: float) -> None:
-        """The item is here, and a stream will read it at another place than before: have `farthest` come to it.
+    def queue_next_use(self, item: int, now_s: float) -> None:
+        """The item is cached, and its next use has changed: make `farthest_next_use` find it there.
 
-        It does so by one of the streams that read the item; where a scan has that place before it, by itself.
+        It is queued for one of the streams that read it; not at all if the scan of a stream will reach its place anyway.
         """
         soonest: tuple[float, int, _Scan] | None = None
         for stream in self.streams:
@@ -109,12 +114,12 @@ class Shelf:
                 if soonest is None or in_s < soonest[0]:
                     soonest = (in_s, place, scan)
         if soonest is not None:
-            heapq.heappush(soonest[2].noted, -soonest[1])
+            heapq.heappush(soonest[2].queued, -soonest[1])
 
-    def farthest(self, now_s: float) -> tuple[float, Stream, int] | None:
-        """Of what is here, what some stream reads last: in how many seconds, the stream, and the place.
+    def farthest_next_use(self, now_s: float) -> tuple[float, Stream, int] | None:
+        """The cached item that some stream reads last: in how many seconds, the stream, and the place.
 
-        No other item here, of those not taken, is needed later than that; this one may be needed sooner by another stream.
+        No other cached item is needed later, of those that were not removed. This one may be needed sooner by another stream.
         """
         farthest = None
         for stream in self.streams:
@@ -125,51 +130,51 @@ class Shelf:
                     farthest = (in_s, stream, place)
         return farthest
 
-    def take(self, stream: Stream, place: int) -> None:
-        """What `farthest` returned is taken; `note` brings it back."""
-        self._scans[stream.id].take(place)
+    def remove_next_use(self, stream: Stream, place: int) -> None:
+        """Remove what `farthest_next_use` returned; `queue_next_use` puts it back."""
+        self._scans[stream.id].remove(place)
 
 
 @dataclass(slots=True)
 class _Scan:
-    """How far down from its far end a stream has been looked through for what is here, and what was found on the way.
+    """How far a stream has been scanned for cached items, from its far end down, and the places that were found.
 
-    `found` and `noted` hold places above `below`, the first in rising order, the other as a heap of the negative places: what
-    came to lie there after the scan had passed. Places and not times: these move with the reader's pace, but their order does
-    not. Either may hold places that have become void meanwhile.
+    `found` and `queued` hold places above `below`: `found` those that the scan found, in rising order; `queued` a heap of the
+    negatives of those where an item's next use came to lie after the scan had passed. Places and not times: times change with
+    the reader's speed, but their order does not. Both may hold places that have become invalid.
     """
 
     below: int
     found: list[int] = field(default_factory=list)
-    noted: list[int] = field(default_factory=list)
+    queued: list[int] = field(default_factory=list)
 
-    def farthest(self, shelf: Shelf, stream: Stream) -> int | None:
-        while self.noted and not _is_valid(shelf, stream, -self.noted[0]):
-            heapq.heappop(self.noted)
+    def farthest(self, cached: CachedItems, stream: Stream) -> int | None:
+        while self.queued and not _is_valid(cached, stream, -self.queued[0]):
+            heapq.heappop(self.queued)
         while True:
-            while self.found and not _is_valid(shelf, stream, self.found[-1]):
+            while self.found and not _is_valid(cached, stream, self.found[-1]):
                 self.found.pop()
-            if self.found or self.noted or self.below <= stream.start:
+            if self.found or self.queued or self.below <= stream.start:
                 break
-            self._look_further(shelf, stream)
-        if not self.noted:
+            self._scan_more(cached, stream)
+        if not self.queued:
             return self.found[-1] if self.found else None
-        return max(self.found[-1], -self.noted[0]) if self.found else -self.noted[0]
+        return max(self.found[-1], -self.queued[0]) if self.found else -self.queued[0]
 
-    def take(self, place: int) -> None:
+    def remove(self, place: int) -> None:
         while self.found and self.found[-1] == place:
             self.found.pop()
-        while self.noted and -self.noted[0] == place:
-            heapq.heappop(self.noted)
+        while self.queued and -self.queued[0] == place:
+            heapq.heappop(self.queued)
 
-    def _look_further(self, shelf: Shelf, stream: Stream) -> None:
-        first, turn = max(stream.start, self.below - SCANNED_AT_ONCE), len(stream.current)
-        if first < turn < self.below:
-            first = turn
-        self.found = stream.items_here(first, self.below, shelf.present)
+    def _scan_more(self, cached: CachedItems, stream: Stream) -> None:
+        first, next_epoch = max(stream.start, self.below - PLACES_PER_SCAN), len(stream.current)
+        if first < next_epoch < self.below:
+            first = next_epoch
+        self.found = stream.items_here(first, self.below, cached.parts)
         self.below = first
 
 
-def _is_valid(shelf: Shelf, stream: Stream, place: int) -> bool:
+def _is_valid(cached: CachedItems, stream: Stream, place: int) -> bool:
     item = stream.item_at(place)
-    return stream.place_of(item) == place and shelf.parts(item) != 0
+    return stream.place_of(item) == place and cached.parts_of(item) != 0

@@ -1,23 +1,23 @@
-"""Indices that are kept for a while: an eighth of a byte for each item, where they rise. Pure."""
+"""Indices stored in little memory: an eighth of a byte for each number, if they rise. Pure."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gcs_prefetchd.shared.epoch_order import Indices
 
-__all__ = ["Packed"]
+__all__ = ["PackedIndices"]
 
 
-class Packed:
-    """Indices, as a bit for each number up to the largest where they rise and that is less, else as they are."""
+class PackedIndices:
+    """Indices as one bit for each number up to the largest, if they rise and that takes less memory; otherwise as they are."""
 
     def __init__(self, indices: Indices) -> None:
         self._bits: NDArray[np.uint8] | None = None
         self._indices: Indices | None = None
         if len(indices) and np.all(indices[1:] > indices[:-1]) and int(indices[-1]) < 32 * len(indices):
-            there = np.zeros(int(indices[-1]) + 1, dtype=np.uint8)
-            there[indices] = 1
-            self._bits = np.packbits(there)
+            is_in = np.zeros(int(indices[-1]) + 1, dtype=np.uint8)
+            is_in[indices] = 1
+            self._bits = np.packbits(is_in)
         else:
             self._indices = indices
 

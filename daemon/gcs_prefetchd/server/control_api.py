@@ -55,7 +55,7 @@ class Control:
     def manifest(self, data_root: str) -> ManifestAnswer:
         """Where the latest manifest of a data root lies; raises ProtocolError where it is not served."""
         uri = DataRoot.parse(data_root).uri
-        manifest = self.registry.manifest(uri)
+        manifest = self.registry.catalog.newest_manifest(uri)
         if manifest is None:
             served = ", ".join(root.uri for root in self.data_roots)
             raise ProtocolError(f"data root {uri} is not served by this daemon; it serves {served}")

@@ -19,8 +19,8 @@ from gcs_prefetchd.fetch.fetcher import Fetcher
 from gcs_prefetchd.fetch.prefetcher import Prefetcher
 from gcs_prefetchd.fetch.process_pool import FetchProcesses
 from gcs_prefetchd.gcs.counters import Traffic
-from gcs_prefetchd.planning.reader import WAIT_REASONS
 from gcs_prefetchd.planning.registry import Registry
+from gcs_prefetchd.planning.wait_reasons import WAIT_REASONS
 from gcs_prefetchd.shared.messages import ReadReport
 
 __all__ = ["METRICS", "Reads", "Statistics"]
@@ -127,14 +127,14 @@ class Statistics:
         return [
             {
                 "id": reader.stream.id,
-                "data_root": reader.key,
+                "data_root": reader.data_root,
                 "epoch": reader.stream.current.number,
                 "position": reader.stream.position,
                 "length": len(reader.stream),
-                "runway_items": (runway := self.prefetcher.runway_items(reader)),
+                "runway_items": (runway := reader.runway_items()),
                 "runway_s": round(runway / reader.stream.rate.per_s(now_s), 3),
                 "reads_per_s": round(reader.stream.rate.per_s(now_s), 1),
-                "window_items": self.registry.window(reader),
+                "window_items": self.registry.window_items(reader),
                 "missing_at_epoch_start": reader.missing_at_epoch_start,
                 "prefetched_items": reader.prefetched_items,
                 "demanded_objects": reader.demanded_objects,

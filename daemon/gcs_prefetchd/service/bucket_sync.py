@@ -80,7 +80,7 @@ class BucketSync:
                 log.warning("%s; the last listing stays in force, tried again in %.0f s", exc, wait_s)
 
     async def _take(self, manifest: Manifest) -> None:
-        before = self._registry.manifest(manifest.data_root.uri)
+        before = self._registry.catalog.newest_manifest(manifest.data_root.uri)
         if before is not None and before.digest == manifest.digest:
             return
         await asyncio.to_thread(self._save, manifest)
@@ -125,7 +125,7 @@ class BucketSync:
     def _listed(self, paths: Iterable[str]) -> list[tuple[str, int]]:
         """The generations that the newest listings name. For a thread."""
         names = ((path, self._cache.name_at(path)) for path in paths)
-        versions = ((path, self._registry.version(name)) for path, name in names if name is not None)
+        versions = ((path, self._registry.catalog.newest_version(name)) for path, name in names if name is not None)
         return [(path, version.generation) for path, version in versions if version is not None]
 
     async def recall(self, data_root: str, digest: str) -> None:
@@ -133,11 +133,11 @@ class BucketSync:
 
         A job that began its epoch with it, or went back to it with a checkpoint, goes by it to the epoch's end.
         """
-        newest = self._registry.manifest(data_root)
-        if newest is None or self._registry.has_listing(data_root, digest) or not is_digest(digest):
+        newest = self._registry.catalog.newest_manifest(data_root)
+        if newest is None or not is_digest(digest) or self._registry.catalog.find_manifest(data_root, digest) is not None:
             return
         async with self._numbering:
-            if self._registry.has_listing(data_root, digest):
+            if self._registry.catalog.find_manifest(data_root, digest) is not None:
                 return  # the plans of all ranks come at once, and another one's was first
             try:
                 manifest = await asyncio.to_thread(load_manifest, self._directory.manifests / digest)
@@ -145,30 +145,31 @@ class BucketSync:
                 return  # whoever sent the plan is told that there is no such listing
             if (manifest.data_root, manifest.layout) != (newest.data_root, newest.layout):
                 return
-            self._registry.set_earlier_manifest(await asyncio.to_thread(self._registry.number, manifest))
+            self._registry.add_earlier_manifest(await asyncio.to_thread(self._registry.catalog.assign_numbers, manifest))
             log.info("%s: %d items as listed in %s, for a job that goes by it", data_root, len(manifest), digest)
         await self._adopt_strangers()
 
     async def _put_in_force(self, manifest: Manifest) -> None:
         """Plan by this listing from now on, over what is here already."""
         async with self._numbering:
-            self._registry.set_manifest(await asyncio.to_thread(self._registry.number, manifest))
-            catalog, in_use = self._registry.catalog(manifest.data_root.uri)
-            if superseded := catalog.superseded(in_use):
-                catalog.give_up(superseded, await asyncio.to_thread(catalog.remnant, superseded))
+            self._registry.set_manifest(await asyncio.to_thread(self._registry.catalog.assign_numbers, manifest))
+            data_root = manifest.data_root.uri
+            history = self._registry.catalog.history(data_root)
+            if superseded := history.superseded(self._registry.manifests_in_use(data_root)):
+                history.discard(superseded, await asyncio.to_thread(history.remnant, superseded))
         await self._adopt_strangers()
 
     async def _adopt_strangers(self) -> None:
         """Have the planner know which of what it knew as no item's are parts of items now."""
-        strangers = list(self._registry.planner.strangers)
+        strangers = list(self._registry.eviction.itemless)
         await self.adopt(strangers[start : start + ADOPTED_AT_A_TIME] for start in range(0, len(strangers), ADOPTED_AT_A_TIME))
 
     async def adopt(self, pages: Iterable[list[str]]) -> None:
         """Have the planner know of what is here, least recently used first."""
         for page in pages:
             # Not all at once: the garbage collector would look through a million places, and hold everything up for it.
-            for path, place in await asyncio.to_thread(self._registry.locate_all, page):
-                if self._cache.stamp(path) is not None and (place is not None or path not in self._registry.planner.strangers):
-                    self._registry.adopt(path, place)
-        self._registry.sort_anew()
+            for path, part in await asyncio.to_thread(self._registry.files.locate_all, page):
+                if self._cache.stamp(path) is not None and (part is not None or path not in self._registry.eviction.itemless):
+                    self._registry.files.adopt(path, part)
+        self._registry.finish_adoption()
         self.on_adopted()
