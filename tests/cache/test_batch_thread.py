@@ -1,4 +1,4 @@
-"""Short calls are done in their order by one thread, many at a hop, and each tells its own caller how it ended."""
+"""One thread makes short calls in order, many to a hand-over, and reports each one's end to its own caller."""
 
 import asyncio
 import threading
@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from gcs_prefetchd.cache.batch_thread import LARGEST_BATCH, Batches
+from gcs_prefetchd.cache.batch_thread import MAX_BATCH, BatchThread
 
 
 @pytest.fixture
-async def batches() -> AsyncIterator[Batches]:
-    under_test = Batches("test")
+async def thread() -> AsyncIterator[BatchThread]:
+    under_test = BatchThread("test")
     yield under_test
     await asyncio.to_thread(under_test.close)
 
 
-async def test_calls_are_made_in_their_order_by_one_thread(batches: Batches) -> None:
+async def test_one_thread_makes_the_calls_in_order(thread: BatchThread) -> None:
     made: list[int] = []
     threads: set[str] = set()
 
@@ -26,47 +26,49 @@ async def test_calls_are_made_in_their_order_by_one_thread(batches: Batches) -> 
         made.append(number)
         threads.add(threading.current_thread().name)
 
-    await asyncio.gather(*(batches.do(partial(call, number)) for number in range(5 * LARGEST_BATCH + 1)))
+    await asyncio.gather(*(thread.submit(partial(call, number)) for number in range(5 * MAX_BATCH + 1)))
 
-    assert made == list(range(5 * LARGEST_BATCH + 1))
+    assert made == list(range(5 * MAX_BATCH + 1))
     assert len(threads) == 1
     assert threads.pop().startswith("test")
 
 
-async def test_a_call_that_fails_fails_alone(batches: Batches) -> None:
+async def test_a_failing_call_fails_alone(thread: BatchThread) -> None:
     def fail() -> None:
         raise FileNotFoundError("not there")
 
-    results = await asyncio.gather(batches.do(int), batches.do(fail), batches.do(int), return_exceptions=True)
+    results = await asyncio.gather(thread.submit(int), thread.submit(fail), thread.submit(int), return_exceptions=True)
 
     assert [repr(one) for one in results] == ["None", "FileNotFoundError('not there')", "None"]
 
 
-async def test_a_caller_that_goes_away_keeps_nothing_from_being_done(batches: Batches) -> None:
-    may_go_on = threading.Event()
+async def test_a_cancelled_caller_cancels_no_call(thread: BatchThread) -> None:
+    may_continue = threading.Event()
     made: list[str] = []
-    first = batches.do(may_go_on.wait)
-    second = batches.do(lambda: made.append("second"))
-    third = batches.do(lambda: made.append("third"))
+    first = thread.submit(may_continue.wait)
+    second = thread.submit(lambda: made.append("second"))
+    third = thread.submit(lambda: made.append("third"))
     first.cancel()
     second.cancel()
-    may_go_on.set()
+    may_continue.set()
     await third
     assert made == ["second", "third"]
 
 
-async def test_what_comes_while_a_batch_is_under_way_goes_together_in_the_next(batches: Batches) -> None:
-    """A hop to the thread and back costs more than a call: the loop is called once for many."""
-    may_go_on = threading.Event()
-    first = batches.do(may_go_on.wait)
-    others = [batches.do(lambda: None) for _ in range(LARGEST_BATCH)]
-    may_go_on.set()
+async def test_calls_submitted_during_a_batch_form_the_next_batch(thread: BatchThread) -> None:
+    """A hand-over costs more than a call, so the loop is called once for many."""
+    may_continue = threading.Event()
+    first = thread.submit(may_continue.wait)
+    others = [thread.submit(lambda: None) for _ in range(MAX_BATCH)]
+    may_continue.set()
     await first
     await others[0]
     assert all(other.done() for other in others)
 
 
-async def test_calls_that_get_no_thread_fail_and_later_ones_are_made(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_calls_without_a_thread_fail_and_later_calls_succeed(
+    thread: BatchThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[str] = []
 
     def fail(_: threading.Thread) -> None:
@@ -75,38 +77,38 @@ async def test_calls_that_get_no_thread_fail_and_later_ones_are_made(batches: Ba
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", fail)
         with pytest.raises(OSError, match="no thread for it: can't start new thread"):
-            await batches.do(lambda: made.append("first"))
-    await batches.do(lambda: made.append("second"))
-    await batches.do(lambda: made.append("third"))
+            await thread.submit(lambda: made.append("first"))
+    await thread.submit(lambda: made.append("second"))
+    await thread.submit(lambda: made.append("third"))
     assert made == ["second", "third"]
 
 
-async def test_without_memory_to_say_that_calls_were_made_it_is_said_later(
-    batches: Batches, monkeypatch: pytest.MonkeyPatch
+async def test_outcomes_that_cannot_be_reported_for_lack_of_memory_are_reported_later(
+    thread: BatchThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = asyncio.get_running_loop()
-    say, refusals = loop.call_soon_threadsafe, iter([MemoryError(), MemoryError()])
+    report, refusals = loop.call_soon_threadsafe, iter([MemoryError(), MemoryError()])
 
-    def refuse_at_first(*arguments: Any) -> asyncio.Handle:
+    def fail_at_first(*arguments: Any) -> asyncio.Handle:
         for refusal in refusals:
             raise refusal
-        return say(*arguments)
+        return report(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "call_soon_threadsafe", refuse_at_first)
-        await asyncio.wait_for(batches.do(int), 5.0)
-    await batches.do(int)
+        patch.setattr(loop, "call_soon_threadsafe", fail_at_first)
+        await asyncio.wait_for(thread.submit(int), 5.0)
+    await thread.submit(int)
 
 
-async def test_what_is_to_be_called_before_a_batch_may_fail() -> None:
+async def test_a_failing_call_before_a_batch_fails_that_batch_only() -> None:
     failures = iter([MemoryError()])
 
     def fail_once() -> None:
         for failure in failures:
             raise failure
 
-    batches = Batches("test", fail_once)
+    thread = BatchThread("test", fail_once)
     with pytest.raises(MemoryError):
-        await batches.do(int)
-    await batches.do(int)
-    await asyncio.to_thread(batches.close)
+        await thread.submit(int)
+    await thread.submit(int)
+    await asyncio.to_thread(thread.close)

@@ -13,7 +13,7 @@ import pytest
 from gcs_prefetchd.cache.file_comparison import Found
 from gcs_prefetchd.cache.file_scan import find_each, find_files, unlink_all
 from gcs_prefetchd.cache.safe_folders import Folders
-from gcs_prefetchd.cache.temp_file import publish
+from gcs_prefetchd.cache.temp_file import publish_file
 from gcs_prefetchd.shared.checksums import Stamp, read_checked, read_object_name, read_stamp
 from gcs_prefetchd.shared.objects import ObjectName
 from support.caches import content, stamp_of
@@ -33,7 +33,7 @@ def published(objects: Path, path: str, data: bytes, generation: int = 1, stamp:
     with unfinished.open("wb") as file:
         file.write(data)
         file.flush()
-        publish(file.fileno(), str(unfinished), Folders(objects), path, stamp or stamp_of(data, generation), None)
+        publish_file(file.fileno(), str(unfinished), Folders(objects), path, stamp or stamp_of(data, generation), None)
     return objects / path
 
 
@@ -110,7 +110,7 @@ def test_a_reader_that_has_a_file_open_keeps_its_bytes(objects: Path) -> None:
 def test_a_file_that_lies_under_a_hash_carries_its_name(objects: Path) -> None:
     unfinished = objects / "unfinished"
     with unfinished.open("wb") as file:
-        publish(file.fileno(), str(unfinished), Folders(objects), "pictures/%h/ab/abcd", stamp_of(b""), OBJECT)
+        publish_file(file.fileno(), str(unfinished), Folders(objects), "pictures/%h/ab/abcd", stamp_of(b""), OBJECT)
 
     assert os.getxattr(objects / "pictures/%h/ab/abcd", "user.gcs.name") == b"gs://pictures/a.jpg"
     assert read_object_name(objects / "pictures/%h/ab/abcd") == OBJECT

@@ -13,8 +13,8 @@ import pytest
 
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.io_threads import DISK_THREADS
-from gcs_prefetchd.cache.object_writer import Download
-from gcs_prefetchd.cache.temp_file import BUFFER_BYTES
+from gcs_prefetchd.cache.object_writer import BUFFER_BYTES
+from gcs_prefetchd.cache.reservation import writer_for
 from gcs_prefetchd.fetch.fetcher import Fetcher
 from gcs_prefetchd.gcs.client import Origin
 from gcs_prefetchd.gcs.credentials import Access
@@ -124,8 +124,8 @@ async def test_a_download_cancelled_at_any_moment_is_published_or_leaves_nothing
     ):
 
         async def fetch() -> None:
-            async with Download(cache, NAME) as download:
-                await download.publish(await origin.download(NAME, None, download))
+            async with writer_for(cache, NAME) as writer:
+                await writer.publish(await origin.download(NAME, None, writer))
 
         await fetch()  # whatever is opened once and kept is open now
         path = path_of(NAME.name)
@@ -161,8 +161,8 @@ async def test_a_download_cancelled_while_gcs_stalls_leaves_nothing(gcs: Serving
         before = asyncio.all_tasks()
 
         async def fetch() -> None:
-            async with Download(cache, NAME) as download:
-                await origin.download(NAME, None, download)
+            async with writer_for(cache, NAME) as writer:
+                await origin.download(NAME, None, writer)
 
         fetching = asyncio.create_task(fetch())
         await asyncio.to_thread(gcs.wait_for, lambda counts: counts.total_bytes >= 2 * BUFFER_BYTES)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gcs_prefetchd.cache.object_writer import Download
-from gcs_prefetchd.cache.temp_file import BUFFER_BYTES
+from gcs_prefetchd.cache.object_writer import BUFFER_BYTES
+from gcs_prefetchd.cache.reservation import writer_for
 from gcs_prefetchd.shared.errors import CacheWriteError
 from gcs_prefetchd.shared.objects import ObjectName
 from gcs_prefetchd.testing import ServingGCS, serving
@@ -180,14 +180,14 @@ async def test_what_a_download_has_written_counts_once_against_the_free_space(sm
     floor, large = 20 * PAGE, content(1, BUFFER_BYTES)  # of 1,200 KB
     async with opened(small_disk, 10 * BUFFER_BYTES, floor) as cache:
         kept = await put(cache, "kept.jpg", b"kept")
-        async with Download(cache, ObjectName(BUCKET, "large.jpg")) as download:
-            await download.begin(version_of("large.jpg", large))
-            await download.write(large)
+        async with writer_for(cache, ObjectName(BUCKET, "large.jpg")) as writer:
+            await writer.begin(version_of("large.jpg", large))
+            await writer.write(large)
             await put(cache, "small.jpg", b"small")
             assert shutil.disk_usage(small_disk).free >= floor
-            await download.begin(version_of("large.jpg", large))  # from the first byte again
-            await download.write(large)
-            await download.publish(version_of("large.jpg", large))
+            await writer.begin(version_of("large.jpg", large))  # from the first byte again
+            await writer.write(large)
+            await writer.publish(version_of("large.jpg", large))
         assert cache.stamp(kept) is not None
         assert cache.evictions == cache.landed_bytes == 0
         assert await cache.check() == []
@@ -196,9 +196,9 @@ async def test_what_a_download_has_written_counts_once_against_the_free_space(sm
 async def test_a_download_that_ends_early_leaves_nothing_counted_as_written(small_disk: Path) -> None:
     data = content(1, BUFFER_BYTES)
     async with opened(small_disk, 10 * BUFFER_BYTES, PAGE) as cache:
-        async with Download(cache, ObjectName(BUCKET, "large.jpg")) as download:
-            await download.begin(version_of("large.jpg", data))
-            await download.write(data)
+        async with writer_for(cache, ObjectName(BUCKET, "large.jpg")) as writer:
+            await writer.begin(version_of("large.jpg", data))
+            await writer.write(data)
             assert cache.landed_bytes == len(data)
         assert (cache.landed_bytes, cache.reserved_bytes) == (0, 0)
         assert cache.directory.leftovers() == []

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from gcs_prefetchd.cache.disk_index import Index
-from gcs_prefetchd.cache.temp_file import BUFFER_BYTES
+from gcs_prefetchd.cache.object_writer import BUFFER_BYTES
 from gcs_prefetchd.testing import ServingGCS, serving
 from support.caches import content
 from support.daemons import BUCKET, DATA_ROOT, put_items

@@ -17,7 +17,7 @@ import pytest
 
 from gcs_prefetchd.cache.cache import Cache, Room
 from gcs_prefetchd.cache.directory import CacheDirectory
-from gcs_prefetchd.cache.object_writer import Download
+from gcs_prefetchd.cache.reservation import writer_for
 from gcs_prefetchd.fetch.adaptive_concurrency import Limit
 from gcs_prefetchd.fetch.download_slots import Slots
 from gcs_prefetchd.fetch.rate_limit import Governor
@@ -75,11 +75,11 @@ def path_of(name: str) -> str:
 async def put(cache: Cache, name: str, data: bytes, generation: int = 1, room: Room | None = None) -> str:
     """Publish an object, without a GCS to fetch it from; returns its path in the cache."""
     version = version_of(name, data, generation)
-    async with Download(cache, version.name, room) as download:
-        await download.begin(version)
+    async with writer_for(cache, version.name, room) as writer:
+        await writer.begin(version)
         for start in range(0, len(data), 65_536):
-            await download.write(data[start : start + 65_536])
-        await download.publish(version)
+            await writer.write(data[start : start + 65_536])
+        await writer.publish(version)
     return path_of(name)
 
 

@@ -383,7 +383,7 @@ class Cache:
     async def _unlink_files(self, stamps: dict[str, Stamp | None]) -> None:
         stuck: dict[str, str] = {}
         try:
-            await self.disk.in_turn(lambda: stuck.update(unlink_all(self.folders, stamps)))
+            await self.disk.files.submit(lambda: stuck.update(unlink_all(self.folders, stamps)))
         except OSError as exc:
             log.warning("%d cached files: cannot be unlinked: %s", len(stamps), exc.strerror)
             stuck = dict.fromkeys(stamps, str(exc.strerror))

@@ -8,7 +8,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from gcs_prefetchd.cache.batch_thread import Batches
+from gcs_prefetchd.cache.batch_thread import BatchThread
 from gcs_prefetchd.shared.errors import CacheWriteError
 
 __all__ = ["DISK_THREADS", "Disk", "free_bytes"]
@@ -20,23 +20,19 @@ T = TypeVar("T")
 
 
 class Disk:
-    """Threads that read, one that makes and removes files, one that has the index. No thread begins before its first call.
+    """Threads that read, the thread `files` that creates and removes files, and one for the index; each starts when first used.
 
-    `begin` is called before each batch of what makes and removes files, by the thread that does.
+    `files` calls `begin` before each batch.
     """
 
     def __init__(self, begin: Callable[[], None]) -> None:
         self._any = ThreadPoolExecutor(DISK_THREADS, "disk")
-        self._files = Batches("files", begin)
+        self.files = BatchThread("files", begin)
         self._index = ThreadPoolExecutor(1, "index")
 
     async def call(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking call in one of the threads that read."""
         return await _run(self._any, functools.partial(call, *args, **kwargs))
-
-    def in_turn(self, call: Callable[[], object]) -> asyncio.Future[None]:
-        """Have a short call made that creates or removes files, after all those that came before it."""
-        return self._files.do(call)
 
     async def on_index(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking call in the index's own thread: SQLite ties a connection to the thread that made it."""
@@ -45,7 +41,7 @@ class Disk:
     async def close(self) -> None:
         """End the threads, once all that was begun has ended."""
         # Not here: a thread that is stuck in the disk must not stop the loop, and with it the deadline for stopping.
-        for end in (self._files.close, self._any.shutdown, self._index.shutdown):
+        for end in (self.files.close, self._any.shutdown, self._index.shutdown):
             await asyncio.to_thread(end)
 
 

@@ -1,63 +1,75 @@
-"""An object's place in the cache while it comes: its room, its path, and the moment in which it is there."""
+"""The space and the path that the daemon reserves for one object on its way into the cache."""
 
 from gcs_prefetchd.cache.cache import Cache, Room
+from gcs_prefetchd.cache.object_writer import ObjectWriter
+from gcs_prefetchd.cache.temp_file import TempFile
 from gcs_prefetchd.shared.checksums import Stamp
 from gcs_prefetchd.shared.errors import CacheFullError, CacheWriteError
 from gcs_prefetchd.shared.objects import ObjectName
 from gcs_prefetchd.shared.paths import cache_path
 
-__all__ = ["Place"]
+__all__ = ["Reservation", "writer_for"]
 
 
-class Place:
-    """Ends in `admit` or in `give_up`. `room` says what may be dropped for it."""
+class Reservation:
+    """Every reservation ends in `commit` or in `release`. `room` chooses what to evict for it (by default, the cache does).
+
+    The daemon's `Space` of an `ObjectWriter`, in the daemon itself or in one of its fetch processes.
+    """
 
     def __init__(self, cache: Cache, name: ObjectName, room: Room | None = None) -> None:
         self.path = cache_path(name.bucket, name.name)
         self.temporary = cache.directory.temporary()
+        self.is_committed = False
         self._cache = cache
         self._name = name
         self._room = room
-        self._reserved_bytes = self._landed_bytes = 0
-        self._expected = False
-        self.is_admitted = False
+        self._reserved_bytes = self._written_bytes = 0
+        self._has_path = False
 
     async def reserve(self, size_bytes: int) -> None:
-        """Have so much room in all. Raises CacheFullError or CacheWriteError, that name the object."""
+        """Reserve this many bytes in all. Raises CacheFullError or CacheWriteError, which name the object."""
         if size_bytes == self._reserved_bytes:
             return
-        self._release()
+        self._release_bytes()
         try:
             await self._cache.reserve(size_bytes, self._room)
         except (CacheFullError, CacheWriteError) as exc:
             raise type(exc)(f"cache {self._name.uri}: {exc}") from exc
         self._reserved_bytes = size_bytes
 
-    def land(self, size_bytes: int) -> None:
-        """So many of the bytes are on the disk now."""
-        self._cache.landed_bytes += size_bytes - self._landed_bytes
-        self._landed_bytes = size_bytes
+    def set_written(self, size_bytes: int) -> None:
+        """Record how many of the reserved bytes are on the disk now."""
+        self._cache.landed_bytes += size_bytes - self._written_bytes
+        self._written_bytes = size_bytes
 
-    async def expect(self) -> None:
-        """Returns when the file may be published."""
+    async def claim_path(self) -> None:
+        """Return when a file may be published at the path."""
         await self._cache.expect(self.path)
-        self._expected = True
+        self._has_path = True
 
-    def admit(self, stamp: Stamp) -> None:
-        """It has been. In one step, for the bytes are either reserved or in the cache, and never counted twice."""
-        self._release()
-        self._expected = False
-        self.is_admitted = True
+    def commit(self, stamp: Stamp) -> None:
+        """The file is published. In one step: its bytes are either reserved or cached, and never counted twice."""
+        self._release_bytes()
+        self._has_path = False
+        self.is_committed = True
         self._cache.admit(self.path, stamp)
 
-    def give_up(self) -> None:
-        """It will not be."""
-        if self._expected:
+    def release(self) -> None:
+        """The file will not be published: release the reserved bytes and the path."""
+        if self._has_path:
             self._cache.give_up(self.path)
-            self._expected = False
-        self._release()
+            self._has_path = False
+        self._release_bytes()
 
-    def _release(self) -> None:
-        self.land(0)
+    def _release_bytes(self) -> None:
+        self.set_written(0)
         self._cache.release(self._reserved_bytes)
         self._reserved_bytes = 0
+
+
+def writer_for(cache: Cache, name: ObjectName, room: Room | None = None) -> ObjectWriter:
+    """The daemon's own writer of an object: the cache accounts for it, and the cache's file thread writes it."""
+    reservation = Reservation(cache, name, room)
+    file = TempFile(cache.directory, cache.folders, reservation.temporary, name, reservation.path)
+    return ObjectWriter(file, reservation, cache.disk.files, hold=cache.hold)

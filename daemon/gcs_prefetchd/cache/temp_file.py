@@ -1,28 +1,25 @@
-"""The file of one object on its way into the cache: bytes in `tmp/`, then stamped and renamed."""
+"""The temporary file of one object: written in `tmp/`, then stamped and renamed to its final name."""
 
 import contextlib
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.cache.safe_folders import Folders
 from gcs_prefetchd.shared.checksums import Stamp, write_object_name, write_stamp
 from gcs_prefetchd.shared.errors import CacheWriteError
-from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
+from gcs_prefetchd.shared.objects import ObjectName
 from gcs_prefetchd.shared.paths import name_of
 
-__all__ = ["FileSink", "UnfinishedFile", "publish"]
+__all__ = ["TempFile", "publish_file"]
 
-MOST_CHUNKS = 1024  # the kernel's IOV_MAX
-BUFFER_BYTES = 1 << 20  # below this an object is written in one go, in the same call that publishes it
+MAX_CHUNKS = 1024  # the kernel's IOV_MAX
 
 
-class UnfinishedFile:
-    """`temporary` is one of `directory.temporary`, made by the first `append`; `objects/path` is where it will lie.
+class TempFile:
+    """`temporary` is a path from `directory.temporary`, created by the first `write`; `objects/path` is its final name.
 
-    All of it blocks, in one thread at a time. Ends in `finish` or in `discard`. They raise OSError.
+    Every method blocks; call them from one thread at a time, and finish with `publish` or `discard`. They raise OSError.
     """
 
     def __init__(self, directory: CacheDirectory, folders: Folders, temporary: str, name: ObjectName, path: str) -> None:
@@ -34,95 +31,49 @@ class UnfinishedFile:
         self._path = path
         self._file: int | None = None
 
-    def append(self, chunks: Sequence[bytes]) -> None:
+    def write(self, chunks: Sequence[bytes]) -> None:
         """Write the next bytes."""
         if self._file is None:
             self._file = self._directory.open_temporary(self._temporary)
         _write_all(self._file, chunks)
 
     def truncate(self) -> None:
-        """Begin at byte 0."""
+        """Start again at byte 0."""
         if self._file is not None:
             os.ftruncate(self._file, 0)
             os.lseek(self._file, 0, os.SEEK_SET)
 
-    def finish(self, chunks: Sequence[bytes], stamp: Stamp) -> None:
-        """Write the last bytes and give the file, whole and checked, its stamp and its final name."""
-        self.append(chunks)
+    def publish(self, chunks: Sequence[bytes], stamp: Stamp) -> None:
+        """Write the last bytes of the object, which was checked, and give the file its stamp and its final name."""
+        self.write(chunks)
         assert self._file is not None
         hashed_name = self._name if name_of(self._path) is None else None
-        publish(self._file, self._temporary, self._folders, self._path, stamp, hashed_name)
+        publish_file(self._file, self._temporary, self._folders, self._path, stamp, hashed_name)
         self.published = stamp
         self._close()
 
     def discard(self) -> None:
-        """Leave nothing of it, unless it was published."""
+        """Remove the file, unless it was published."""
         self._close()
         if self.published is None:
             self._directory.discard_temporary(self._temporary)
 
-    def refusal(self, exc: OSError) -> CacheWriteError:
-        """What is raised where the disk refuses, in a line that names the object."""
+    def write_error(self, exc: OSError) -> CacheWriteError:
+        """The error to raise if the disk fails: one line that names the object."""
         return CacheWriteError(f"cache {self._name.uri}: {exc.strerror} ({self._directory.path})")
 
     def _close(self) -> None:
-        file, self._file = self._file, None  # closed once, whatever happens: its number may be another file's by then
+        file, self._file = self._file, None  # close it only once: its number may soon be another file's
         if file is not None:
-            with contextlib.suppress(OSError):  # bytes that have not reached the disk are a miss to whoever reads them
+            with contextlib.suppress(OSError):  # readers treat a file as a miss if its bytes did not reach the disk
                 os.close(file)
 
 
-class FileSink(ABC):
-    """A sink of `Downloader.download` that writes into a file. Raises CacheWriteError where the disk refuses."""
-
-    def __init__(self, file: UnfinishedFile) -> None:
-        self._file = file
-        self._chunks: list[bytes] = []
-        self._buffered = self._landed_bytes = 0
-        self._is_on_disk = False  # some of it is, or is on its way there
-
-    async def begin(self, version: ObjectVersion) -> None:
-        """An attempt starts at byte 0."""
-        self._chunks.clear()
-        self._buffered = self._landed_bytes = 0
-        if self._is_on_disk:
-            await self._on_disk(self._file.truncate)
-            self._landed(0)
-
-    async def write(self, chunk: bytes) -> None:
-        """The next bytes."""
-        self._chunks.append(chunk)
-        self._buffered += len(chunk)
-        if self._buffered >= BUFFER_BYTES:
-            chunks, self._chunks, size_bytes, self._buffered = self._chunks, [], self._buffered, 0
-            await self._on_disk(partial(self._file.append, chunks))
-            self._landed_bytes += size_bytes
-            self._landed(self._landed_bytes)
-
-    async def _finish(self, stamp: Stamp) -> None:
-        await self._on_disk(partial(self._file.finish, self._chunks, stamp))
-
-    async def _on_disk(self, call: Callable[[], None]) -> None:
-        self._is_on_disk = True
-        try:
-            await self._make(call)
-        except OSError as exc:
-            raise self._file.refusal(exc) from exc
-
-    @abstractmethod
-    async def _make(self, call: Callable[[], None]) -> None:
-        """Make a call that blocks, after those before it."""
-
-    @abstractmethod
-    def _landed(self, size_bytes: int) -> None:
-        """So many of the bytes are on the disk now."""
-
-
-def publish(file: int, temporary: str, folders: Folders, path: str, stamp: Stamp, hashed_name: ObjectName | None) -> None:
-    """Stamp a whole and checked file, open as `file`, and give it its final name, `objects/path`. Raises OSError."""
+def publish_file(file: int, temporary: str, folders: Folders, path: str, stamp: Stamp, hashed_name: ObjectName | None) -> None:
+    """Stamp a complete and checked file, open as `file`, and rename it to `objects/path`. Raises OSError."""
     folders.check(path)
     write_stamp(file, stamp, path)
-    if hashed_name is not None:  # the path does not tell whose it is
+    if hashed_name is not None:  # the path does not contain the object's name
         write_object_name(file, hashed_name)
     final = f"{folders.objects}/{path}"
     try:
@@ -133,10 +84,10 @@ def publish(file: int, temporary: str, folders: Folders, path: str, stamp: Stamp
 
 
 def _write_all(file: int, chunks: Sequence[bytes]) -> None:
-    """Write the chunks, as a rule by one system call: each time a thread comes back from one it stands in line for the GIL."""
+    """Write the chunks, usually by one system call: after each call, a thread waits for the GIL again."""
     left: list[bytes | memoryview] = list(chunks)
     while left:
-        written = os.writev(file, left[:MOST_CHUNKS])
+        written = os.writev(file, left[:MAX_CHUNKS])
         while left and written >= len(left[0]):
             written -= len(left.pop(0))
         if left:

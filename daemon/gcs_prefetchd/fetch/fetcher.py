@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 
 from gcs_prefetchd.cache.cache import Cache, Room
-from gcs_prefetchd.cache.object_writer import Download
+from gcs_prefetchd.cache.reservation import writer_for
 from gcs_prefetchd.fetch.download_slots import Slots, Ticket, Turn
 from gcs_prefetchd.fetch.process_download import bring_by
 from gcs_prefetchd.fetch.process_pool import FetchProcesses
@@ -46,7 +46,7 @@ class _Job:
 class Fetcher:
     """Downloads into the cache, as many at a time and as fast as `slots` says. `close` ends what is under way.
 
-    An object that GCS or the disk refuses raises what `Origin.download` and `Download` raise, a closed fetcher
+    An object that GCS or the disk refuses raises what `Origin.download` and `ObjectWriter` raise, a closed fetcher
     DaemonUnavailableError.
     """
 
@@ -153,10 +153,10 @@ class Fetcher:
         await self.slots.acquire(turn)
         try:
             if version is None or not await self._bring_by_process(version, room, turn):
-                async with Download(self._cache, name, room) as download:
+                async with writer_for(self._cache, name, room) as writer:
                     if version is not None:
-                        await download.begin(version)  # nothing is asked of GCS for which there is no room
-                    await download.publish(await self._origin.download(name, version, download, Ticket(self.slots, turn)))
+                        await writer.begin(version)  # nothing is asked of GCS for which there is no room
+                    await writer.publish(await self._origin.download(name, version, writer, Ticket(self.slots, turn)))
         finally:
             self.slots.release(turn)
         self.download_s.add(time.monotonic() - started_s)

@@ -10,7 +10,6 @@ cache directory's lock, so that no other daemon starts before the last file was 
 """
 
 import asyncio
-import contextlib
 import ctypes
 import os
 import signal
@@ -24,10 +23,11 @@ from pathlib import Path
 
 import uvloop
 
-from gcs_prefetchd.cache.batch_thread import Batches
+from gcs_prefetchd.cache.batch_thread import BatchThread
 from gcs_prefetchd.cache.directory import CacheDirectory
+from gcs_prefetchd.cache.object_writer import ObjectWriter
 from gcs_prefetchd.cache.safe_folders import Folders
-from gcs_prefetchd.cache.temp_file import FileSink, UnfinishedFile
+from gcs_prefetchd.cache.temp_file import TempFile
 from gcs_prefetchd.fetch.message_channel import MessageChannel
 from gcs_prefetchd.fetch.process_messages import (
     AttemptEnded,
@@ -57,7 +57,7 @@ from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 
 __all__: list[str] = []
 
-LARGE_OBJECT_BYTES = 1 << 18  # writing so many takes longer than other objects should wait
+INLINE_BELOW_BYTES = 1 << 18  # writing more takes longer than other objects should wait: responses pile up in the kernel
 TOKEN_LIFETIME_S = 30.0  # the daemon knows when a token is too old; after this long it is asked again
 FOLDER_CHECK_LIFETIME_S = 0.01  # then the folders of the cache are checked again: another program may have moved them
 _PR_SET_PDEATHSIG = 1
@@ -149,38 +149,24 @@ class _Turns:
             self._loop.call_soon(self._serve)
 
 
-class _Sink(FileSink):
-    """Writes a small object at once, and a large one in the thread `file_thread`, so that responses do not pile up in the
-    kernel meanwhile. Must end in `discard`, also after `publish`."""
+class _DaemonSpace:
+    """The `Space` of one object, which the daemon accounts for: it has reserved the bytes and claimed the path before it sends
+    `StartDownload`, and it commits or releases them when it receives the message that reports the download's end."""
 
-    def __init__(self, file: UnfinishedFile, file_thread: Batches, report_written: Callable[[int], None]) -> None:
-        super().__init__(file)
-        self._file_thread = file_thread
-        self._report_written = report_written
-        self._is_large = False
+    def __init__(self, number: int, send: Send) -> None:
+        self._number = number
+        self._send = send
 
-    async def begin(self, version: ObjectVersion) -> None:
-        """Start an attempt at byte 0."""
-        self._is_large = version.size >= LARGE_OBJECT_BYTES  # all attempts are of one generation, and so of one size
-        await super().begin(version)
+    async def reserve(self, size_bytes: int) -> None: ...
 
-    async def publish(self, stamp: Stamp) -> None:
-        """Publish the file: all bytes were received and checked."""
-        await self._finish(stamp)
+    def set_written(self, size_bytes: int) -> None:
+        self._send(BytesWritten(self._number, size_bytes))
 
-    async def discard(self) -> None:
-        """Remove what was not published."""
-        with contextlib.suppress(OSError):  # a later discard removes it, or the next daemon when it starts
-            await self._make(self._file.discard)
+    async def claim_path(self) -> None: ...
 
-    async def _make(self, call: Callable[[], None]) -> None:
-        if self._is_large:
-            await asyncio.shield(self._file_thread.do(call))
-        else:
-            call()
+    def commit(self, stamp: Stamp) -> None: ...
 
-    def _landed(self, size_bytes: int) -> None:
-        self._report_written(size_bytes)
+    def release(self) -> None: ...
 
 
 class _FetchProcess:
@@ -197,7 +183,7 @@ class _FetchProcess:
         self._traffic = Traffic()
         self._downloader: Downloader
         self._turns = _Turns()
-        self._file_thread = Batches("files")
+        self._file_thread = BatchThread("files")
         self._tasks: dict[int, asyncio.Task[Message]] = {}
 
     async def serve(self, end: socket.socket) -> None:
@@ -244,21 +230,21 @@ class _FetchProcess:
         number, send = message.number, self._channel.send
         name = ObjectName(message.bucket, message.name)
         version = ObjectVersion(name, message.generation, message.size, message.crc32c)
-        file = UnfinishedFile(self._directory, self._folders, message.temporary_path, name, message.path)
-        sink = _Sink(file, self._file_thread, lambda written_bytes: send(BytesWritten(number, written_bytes)))
+        file = TempFile(self._directory, self._folders, message.temporary_path, name, message.path)
+        space = _DaemonSpace(number, send)
+        writer = ObjectWriter(file, space, self._file_thread, inline_below_bytes=INLINE_BELOW_BYTES)
         failure: Message = DownloadCancelled(number)
         try:
-            received = await self._downloader.download(name, version, sink, _AttemptReporter(number, send))
-            assert received.crc32c is not None
-            await self._turns.next()
-            self._check_folders_again()
-            await sink.publish(Stamp(received.generation, received.size, received.crc32c))
+            async with writer:
+                received = await self._downloader.download(name, version, writer, _AttemptReporter(number, send))
+                await self._turns.next()
+                self._check_folders_again()
+                await writer.publish(received)
         except PrefetchdError as exc:
             failure = DownloadFailed(number, type(exc).__name__, str(exc))
         except asyncio.CancelledError:
             pass  # it may have been published all the same
-        await sink.discard()
-        return failure if file.published is None else DownloadPublished(number, file.published.crc32c)
+        return failure if writer.published is None else DownloadPublished(number, writer.published.crc32c)
 
     def _report_end(self, number: int, task: asyncio.Task[Message]) -> None:
         del self._tasks[number]

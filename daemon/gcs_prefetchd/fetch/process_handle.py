@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from gcs_prefetchd.cache.reservation import Place
+from gcs_prefetchd.cache.reservation import Reservation
 from gcs_prefetchd.fetch.message_channel import MessageChannel
 from gcs_prefetchd.fetch.process_messages import (
     AttemptEnded,
@@ -52,7 +52,7 @@ class _Download:
     """A download that the process was given. `result` is the published file's stamp, or the error."""
 
     version: ObjectVersion
-    place: Place
+    reservation: Reservation
     account: Account
     started_s: float
     result: asyncio.Future[Stamp]
@@ -150,8 +150,8 @@ class FetchProcess:
         self.kill()
         await asyncio.wait([self.stopped])
 
-    def download(self, version: ObjectVersion, place: Place, account: Account) -> tuple[int, asyncio.Future[Stamp]]:
-        """Start to download an object to its place; returns the number of the download and its result.
+    def download(self, version: ObjectVersion, reservation: Reservation, account: Account) -> tuple[int, asyncio.Future[Stamp]]:
+        """Start to download an object to its reserved path; returns the number of the download and its result.
 
         The result is the published file's stamp, the error that `Downloader.download` or the disk raises, or
         ProcessLostError.
@@ -161,12 +161,19 @@ class FetchProcess:
         if self.stopped.done():  # after the caller chose it: nothing would report the end of this download
             result.set_exception(ProcessLostError())
             return number, result
-        self._downloads[number] = _Download(version, place, account, time.monotonic(), result)
+        self._downloads[number] = _Download(version, reservation, account, time.monotonic(), result)
         self._traffic.in_flight += 1
         name = version.name
         self._channel.send(
             StartDownload(
-                number, place.temporary, place.path, name.bucket, name.name, version.generation, version.size, version.crc32c
+                number,
+                reservation.temporary,
+                reservation.path,
+                name.bucket,
+                name.name,
+                version.generation,
+                version.size,
+                version.crc32c,
             )
         )
         return number, result
@@ -191,7 +198,7 @@ class FetchProcess:
             case DownloadPublished():
                 self._complete(message)
             case BytesWritten():
-                self._downloads[message.number].place.land(message.written_bytes)
+                self._downloads[message.number].reservation.set_written(message.written_bytes)
             case DownloadFailed() | DownloadCancelled():
                 self._fail(message)
             case ErrorsCounted():
