@@ -23,11 +23,11 @@ from gcloud.aio.storage import Storage
 
 from comparison import Row, Target, command_line, finish
 from fast_origin import computed_origin, has_nginx
-from gcs_prefetchd.gcs.client import Origin
+from gcs_prefetchd.gcs.client import GCSClient
 from gcs_prefetchd.gcs.credentials import Access
 from gcs_prefetchd.gcs.list_pages import FIELDS
 from gcs_prefetchd.service.manifest_store import list_manifest
-from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.manifest import Manifest, load_manifest
 from gcs_prefetchd.shared.objects import DataRoot
 
@@ -51,7 +51,7 @@ async def one_page_after_another(endpoint: str) -> int:
     requests = 0
     async with aiohttp.ClientSession() as session:
         storage = Storage(session=session, api_root=endpoint, api_is_dev=True)  # type: ignore[arg-type]  # as in origin.py
-        for folder in Layout().folders():
+        for folder in ItemPatterns().folders():
             token = ""
             while True:
                 params = {"prefix": ROOT.folder + folder, "fields": FIELDS} | ({"pageToken": token} if token else {})
@@ -65,9 +65,9 @@ async def one_page_after_another(endpoint: str) -> int:
 
 async def as_the_daemon(endpoint: str) -> tuple[int, Manifest]:
     """Ours; returns its requests and the manifest."""
-    async with Origin(Access(endpoint, anonymous=True)) as origin:
-        manifest = await list_manifest(origin, ROOT, Layout())
-        return origin.traffic.requests, manifest
+    async with GCSClient(Access(endpoint, anonymous=True)) as origin:
+        manifest = await list_manifest(origin, ROOT, ItemPatterns())
+        return origin.counters.requests, manifest
 
 
 async def measured(what: str, listing: Callable[[], Awaitable[int]]) -> Listed:

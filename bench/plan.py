@@ -19,8 +19,8 @@ from gcs_prefetchd.planning.item_refs import ItemRef
 from gcs_prefetchd.planning.reader import Reader
 from gcs_prefetchd.planning.registry import Registry
 from gcs_prefetchd.shared.epoch_order import epoch_order, order_digest
-from gcs_prefetchd.shared.item_patterns import Layout
-from gcs_prefetchd.shared.manifest import Listing, Manifest, Objects
+from gcs_prefetchd.shared.item_patterns import ItemPatterns
+from gcs_prefetchd.shared.manifest import Manifest, ManifestBuilder, ObjectColumns
 from gcs_prefetchd.shared.messages import Plan
 from gcs_prefetchd.shared.objects import DataRoot
 from gcs_prefetchd.shared.paths import cache_path
@@ -38,12 +38,12 @@ T = TypeVar("T")
 
 def listing(items: int) -> Manifest:
     """So many pairs."""
-    listed, layout = Listing(ROOT, Layout()), Layout()
-    for part in range(len(layout.patterns)):
+    listed, item_patterns = ManifestBuilder(ROOT, ItemPatterns()), ItemPatterns()
+    for part in range(len(item_patterns.patterns)):
         for start in range(0, items, AT_ONCE):
-            names = [ROOT.folder + layout.part_name(f"{i:08}", part) for i in range(start, min(start + AT_ONCE, items))]
-            listed.add(Objects(names, *(np.full(len(names), value, dtype=np.int64) for value in (1, OBJECT_BYTES, 7))))
-    return listed.freeze()
+            names = [ROOT.folder + item_patterns.part_name(f"{i:08}", part) for i in range(start, min(start + AT_ONCE, items))]
+            listed.add(ObjectColumns(names, *(np.full(len(names), value, dtype=np.int64) for value in (1, OBJECT_BYTES, 7))))
+    return listed.build()
 
 
 class Node:

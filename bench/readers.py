@@ -28,7 +28,7 @@ from gcs_prefetchd.shared.checksums import read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.item_patterns import IMAGE_PATTERN, LABEL_PATTERN
 from gcs_prefetchd.shared.manifest import Ids, Manifest
-from gcs_prefetchd.shared.paths import path_of_uri
+from gcs_prefetchd.shared.paths import cache_path_of_uri
 from rig import DATA_ROOT, server
 
 __all__ = ["BATCH", "SEED", "PlainBytes", "StoredBytes", "cached", "cached_bytes", "length", "origin", "widths"]
@@ -63,7 +63,7 @@ class PlainBytes(Dataset[int]):
     """The length of an item's bytes in a folder, read in the shortest way that Python has, and checked by nobody."""
 
     def __init__(self, folder: Path) -> None:
-        self._ids = Ids.of(list_items_local(folder / "images"))
+        self._ids = Ids.from_sorted(list_items_local(folder / "images"))
         self._pairs = Pairs.below(folder, IMAGE_PATTERN, LABEL_PATTERN)
 
     def __len__(self) -> int:
@@ -124,7 +124,7 @@ class StoredBytes(Dataset[int]):
     def _hits(self, index: int, uris: Sequence[str]) -> list[bytes | None]:
         stamps = self._versions.of(uris, index)
         objects = f"{self._cache_dir}/objects"
-        return [read_checked(objects, path_of_uri(uri), stamp) for uri, stamp in zip(uris, stamps, strict=True)]
+        return [read_checked(objects, cache_path_of_uri(uri), stamp) for uri, stamp in zip(uris, stamps, strict=True)]
 
     def _connections(self) -> tuple[int, DaemonClient, ReadReporter]:
         if self._here is None or self._here[0] != os.getpid():

@@ -30,9 +30,9 @@ from gcs_prefetchd.service.daemonize import wait_for_exit
 from gcs_prefetchd.shared.checksums import Stamp, crc32c_of, write_stamp
 from gcs_prefetchd.shared.daemon_client import DaemonClient, read_daemon_file
 from gcs_prefetchd.shared.epoch_order import order_digest, plan_order
-from gcs_prefetchd.shared.item_patterns import Layout
-from gcs_prefetchd.shared.manifest import Listing, Manifest, Objects
-from gcs_prefetchd.shared.messages import Plan, pack
+from gcs_prefetchd.shared.item_patterns import ItemPatterns
+from gcs_prefetchd.shared.manifest import Manifest, ManifestBuilder, ObjectColumns
+from gcs_prefetchd.shared.messages import Plan, pack_indices
 from gcs_prefetchd.shared.objects import DataRoot
 from gcs_prefetchd.shared.paths import cache_path
 from rig import PROGRAM
@@ -76,15 +76,17 @@ def make_cache(path: Path, pairs: int, digits: int) -> Manifest:
 
 
 def _listing(pairs: int, digits: int) -> Manifest:
-    layout, sizes = Layout(), [len(image_bytes("JPEG", "RGB")), len(image_bytes("PNG", "L"))]
+    item_patterns, sizes = ItemPatterns(), [len(image_bytes("JPEG", "RGB")), len(image_bytes("PNG", "L"))]
     crcs = [crc32c_of(image_bytes("JPEG", "RGB")), crc32c_of(image_bytes("PNG", "L"))]
-    listing = Listing(ROOT, layout)
-    for part in range(len(layout.patterns)):
+    listing = ManifestBuilder(ROOT, item_patterns)
+    for part in range(len(item_patterns.patterns)):
         for start in range(0, pairs, AT_ONCE):
-            names = [ROOT.folder + layout.part_name(f"{i:0{digits}}", part) for i in range(start, min(start + AT_ONCE, pairs))]
+            names = [
+                ROOT.folder + item_patterns.part_name(f"{i:0{digits}}", part) for i in range(start, min(start + AT_ONCE, pairs))
+            ]
             columns = (np.full(len(names), value, dtype=np.int64) for value in (GENERATION, sizes[part], crcs[part]))
-            listing.add(Objects(names, *columns))
-    return listing.freeze()
+            listing.add(ObjectColumns(names, *columns))
+    return listing.build()
 
 
 def _path(manifest: Manifest, item: int, part: int) -> str:
@@ -158,7 +160,7 @@ def plan_s(client: DaemonClient, manifest: Manifest) -> float:
         position=0, rank=0, world=1, drop_last=0, start=0, digest=order_digest(order),
     )  # fmt: skip
     started_s = time.perf_counter()
-    client.send_plan(plan, pack(indices.tolist()))
+    client.send_plan(plan, pack_indices(indices.tolist()))
     while any(stream["missing_at_epoch_start"] for stream in client.stats()["streams"]):
         _give_up_after(started_s)
         time.sleep(0.05)

@@ -17,7 +17,7 @@ import numpy as np
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.epoch_order import Indices, order_digest, plan_order
 from gcs_prefetchd.shared.manifest import Manifest, load_manifest
-from gcs_prefetchd.shared.messages import Plan, ReadReport, pack
+from gcs_prefetchd.shared.messages import Plan, ReadReport, pack_indices
 from gcs_prefetchd.shared.paths import cache_path
 
 __all__ = ["BUCKET", "DATA_ROOT", "Reader", "daemon", "get_json", "make_objects", "media_gets", "server", "together"]
@@ -103,7 +103,7 @@ class Reader:
             due_s = started_s
             for epoch in range(epochs):
                 order = plan_order(self.kind, self.seed, epoch, indices)
-                client.send_plan(self._plan(manifest, epoch, order), pack(indices.tolist()))
+                client.send_plan(self._plan(manifest, epoch, order), pack_indices(indices.tolist()))
                 for position, item in enumerate(order.tolist()):
                     due_s = max(due_s + 1 / self.items_per_s, time.perf_counter() - 0.05)  # what is late is not caught up with
                     time.sleep(max(0.0, due_s - time.perf_counter()))

@@ -46,7 +46,7 @@ def test_the_least_that_must_be_said_is_enough() -> None:
     assert loaded.cache_dir == Path("/srv/cache")
     assert loaded.cache_size == 200 * 10**9
     assert loaded.http_address == ("127.0.0.1", 8484)
-    assert loaded.layout.patterns == ("images/{id}.jpg", "labels/{id}.png")
+    assert loaded.item_patterns.patterns == ("images/{id}.jpg", "labels/{id}.png")
     assert (loaded.seed, loaded.anonymous, loaded.endpoint, loaded.credentials) == (0, False, None, None)
 
 
@@ -382,7 +382,7 @@ def test_no_file_raises_anything_but_a_settings_error(tmp_path: Path, toml: str)
             assert "\n" not in str(exc)  # noqa: PT017
         else:
             assert loaded.http_address
-            assert loaded.layout.patterns
+            assert loaded.item_patterns.patterns
             assert loaded.roots
 
 

@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from gcs_prefetchd.shared.byte_sizes import exact_size, format_size, parse_size
 from gcs_prefetchd.shared.errors import InvalidNameError, SettingsError
-from gcs_prefetchd.shared.item_patterns import IMAGE_PATTERN, LABEL_PATTERN, Layout
+from gcs_prefetchd.shared.item_patterns import IMAGE_PATTERN, LABEL_PATTERN, ItemPatterns
 from gcs_prefetchd.shared.objects import DataRoot
 
 __all__ = [
@@ -125,9 +125,9 @@ class Settings(BaseSettings):
         return min(max(1, len(os.sched_getaffinity(0)) // CORES_A_FETCH_PROCESS), MOST_FETCH_PROCESSES)
 
     @property
-    def layout(self) -> Layout:
+    def item_patterns(self) -> ItemPatterns:
         """Where the parts of an item lie."""
-        return Layout((self.image_pattern, self.label_pattern))
+        return ItemPatterns((self.image_pattern, self.label_pattern))
 
     @property
     def http_address(self) -> tuple[str, int]:
@@ -201,7 +201,7 @@ class Settings(BaseSettings):
             else (value,)
         )
         try:
-            Layout(patterns)
+            ItemPatterns(patterns)
         except SettingsError as exc:
             raise ValueError(str(exc)) from None
         return value

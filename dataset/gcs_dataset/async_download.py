@@ -17,7 +17,7 @@ from typing import Any, Self
 import janus
 
 from gcs_dataset.gcs_client import emulator_endpoint
-from gcs_prefetchd.gcs.client import Access, Origin
+from gcs_prefetchd.gcs.client import Access, GCSClient
 from gcs_prefetchd.shared.objects import parse_object_uri
 
 __all__ = ["Downloads"]
@@ -107,7 +107,7 @@ def _stop(pid: int, running: _Running, thread: threading.Thread) -> None:
 
 async def _fetch_all(requests: Iterator[Uris], concurrency: int, queue: "janus.Queue[Fetched | Exception]") -> None:
     in_flight: deque[tuple[Uris, asyncio.Task[list[bytes]]]] = deque()
-    async with Origin(_access(), connections=min(2 * concurrency, MAX_CONNECTIONS), deadline_s=DEADLINE_S) as origin:
+    async with GCSClient(_access(), connections=min(2 * concurrency, MAX_CONNECTIONS), deadline_s=DEADLINE_S) as origin:
         try:
             while True:
                 for uris in islice(requests, concurrency - len(in_flight)):
@@ -123,7 +123,7 @@ async def _fetch_all(requests: Iterator[Uris], concurrency: int, queue: "janus.Q
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _read_all(origin: Origin, uris: Uris) -> list[bytes]:
+async def _read_all(origin: GCSClient, uris: Uris) -> list[bytes]:
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(origin.read(parse_object_uri(uri))) for uri in uris]

@@ -20,7 +20,7 @@ from gcs_prefetchd.shared.checksums import Stamp, read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.errors import ItemError, PrefetchdError
 from gcs_prefetchd.shared.manifest import Manifest, load_manifest
-from gcs_prefetchd.shared.paths import path_of_uri
+from gcs_prefetchd.shared.paths import cache_path_of_uri
 
 __all__ = ["CachedLoader"]
 
@@ -106,7 +106,7 @@ class CachedLoader:
             connections.daemon.close()
 
     def _from_cache(self, wanted: "_Wanted", i: int) -> Image.Image | None:
-        data = read_checked(f"{self.cache_dir}/objects", path_of_uri(wanted.uris[i]), wanted.stamps[i])
+        data = read_checked(f"{self.cache_dir}/objects", cache_path_of_uri(wanted.uris[i]), wanted.stamps[i])
         if data is None:
             return None
         try:

@@ -28,7 +28,7 @@ from gcs_dataset.planned_sampler import PlannedSampler
 from gcs_dataset.relisting import Relisting
 from gcs_dataset.stream_dataset import AsyncImageDataset
 from gcs_dataset.train_test_split import Items, Selection, consistent_train_test_split, warn_of_incomplete
-from gcs_prefetchd.shared.item_patterns import IMAGE_PATTERN, LABEL_PATTERN, Layout
+from gcs_prefetchd.shared.item_patterns import IMAGE_PATTERN, LABEL_PATTERN, ItemPatterns
 from gcs_prefetchd.shared.manifest import Manifest
 from gcs_prefetchd.shared.objects import DataRoot
 
@@ -50,13 +50,13 @@ class _Parts:
     label_pattern: str
 
     @property
-    def layout(self) -> Layout:
-        return Layout((self.image_pattern, self.label_pattern))
+    def item_patterns(self) -> ItemPatterns:
+        return ItemPatterns((self.image_pattern, self.label_pattern))
 
     def listed(self, gcs_data_root: str) -> Manifest:
         data_root = DataRoot.parse(gcs_data_root)
-        manifest = list_manifest(data_root, self.layout)
-        warn_of_incomplete(Items(manifest.ids, manifest.incomplete), self.layout, data_root.uri)
+        manifest = list_manifest(data_root, self.item_patterns)
+        warn_of_incomplete(Items(manifest.ids, manifest.incomplete), self.item_patterns, data_root.uri)
         return manifest
 
     def dataset(
@@ -86,8 +86,8 @@ def get_local_dataloaders(
 ) -> Loaders:
     """DataLoaders over a local folder. Raises ItemError where it holds no complete item."""
     parts = _Parts(label_mode, image_pattern, label_pattern)
-    items = list_pairs_local(data_root, parts.layout)
-    warn_of_incomplete(items, parts.layout, os.fspath(data_root))
+    items = list_pairs_local(data_root, parts.item_patterns)
+    warn_of_incomplete(items, parts.item_patterns, os.fspath(data_root))
     dataset = parts.dataset(data_root, items.ids, pil_loader, transform)
     return _shuffled(dataset, items.ids, batch_size, test_ratio, num_workers)
 

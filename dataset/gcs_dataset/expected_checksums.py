@@ -21,7 +21,7 @@ class Versions:
             np.asarray(array).data for array in (manifest.generation, manifest.size, manifest.crc32c)
         )
         root = f"{manifest.data_root.uri}/"
-        self._around = [(root + before, after) for before, after in (p.split("{id}") for p in manifest.layout.patterns)]
+        self._around = [(root + before, after) for before, after in (p.split("{id}") for p in manifest.item_patterns.patterns)]
 
     def of(self, uris: Sequence[str], index: int | None = None) -> list[Stamp | None]:
         """The stamp of each object; None for one that the manifest does not have, or knows no crc32c of.

@@ -6,7 +6,7 @@ from typing import Any
 from gcs_dataset.gcs_client import SOCKET_TIMEOUT_S, retrying, storage_client
 from gcs_dataset.gcs_loader import DEADLINE_S, checksum_of_base64
 from gcs_dataset.train_test_split import ids_of
-from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.manifest import Manifest, build_manifest
 from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion
 
@@ -25,9 +25,11 @@ def load_items_gcs(path: str) -> list[str]:
     return ids_of((version.name.name.removeprefix(folder.folder) for version in _list(folder, "")), folder.uri)
 
 
-def list_manifest(data_root: DataRoot, layout: Layout) -> Manifest:
+def list_manifest(data_root: DataRoot, item_patterns: ItemPatterns) -> Manifest:
     """The manifest of a data root, the same as the daemon's. Raises ObjectMissingError where there is no such bucket."""
-    return build_manifest(data_root, layout, [each for folder in layout.folders() for each in _list(data_root, folder)])
+    return build_manifest(
+        data_root, item_patterns, [each for folder in item_patterns.folders() for each in _list(data_root, folder)]
+    )
 
 
 def _list(data_root: DataRoot, folder: str) -> Iterator[ObjectVersion]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gcs_prefetchd.shared.errors import SettingsError
-from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.objects import DataRoot
 
 __all__ = ["LabelMode", "Pairs", "pillow_mode"]
@@ -18,18 +18,18 @@ class Pairs:
     """The images and labels below one data root: a folder, or `gs://bucket/prefix`."""
 
     root: str
-    layout: Layout
+    item_patterns: ItemPatterns
 
     @classmethod
     def below(cls, data_root: str | os.PathLike[str], image_pattern: str, label_pattern: str) -> "Pairs":
         """Raises InvalidNameError for a URI that is none, SettingsError for a pattern without `{id}`."""
         root = os.fspath(data_root)
         root = DataRoot.parse(root).uri if "://" in root else root.rstrip("/")
-        return cls(root, Layout((image_pattern, label_pattern)))
+        return cls(root, ItemPatterns((image_pattern, label_pattern)))
 
     def of(self, item_id: str) -> list[str]:
         """The paths or URIs of the item's image and label."""
-        return [f"{self.root}/{self.layout.part_name(item_id, part)}" for part in (0, 1)]
+        return [f"{self.root}/{self.item_patterns.part_name(item_id, part)}" for part in (0, 1)]
 
 
 def pillow_mode(label_mode: LabelMode) -> str | None:

@@ -9,7 +9,7 @@ from PIL import Image
 from gcs_dataset.decode import decode
 from gcs_dataset.train_test_split import Items, complete_items, ids_of
 from gcs_prefetchd.shared.errors import ItemError
-from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.item_patterns import ItemPatterns
 
 __all__ = ["list_items_local", "list_pairs_local", "pil_loader"]
 
@@ -34,13 +34,13 @@ def list_items_local(path: str | os.PathLike[str]) -> list[str]:
     return ids_of(_files_below(Path(path)), os.fspath(path))
 
 
-def list_pairs_local(data_root: str | os.PathLike[str], layout: Layout) -> Items:
+def list_pairs_local(data_root: str | os.PathLike[str], item_patterns: ItemPatterns) -> Items:
     """The items of a local data root that have all their parts, and what the others lack."""
     root = Path(data_root)
     # A pattern may begin in the middle of a name (`photo-{id}.jpg`), and only what precedes its last slash is a folder.
-    folders = {posixpath.dirname(start) for start in layout.folders()}
+    folders = {posixpath.dirname(start) for start in item_patterns.folders()}
     names = [posixpath.join(folder, name) for folder in folders for name in _files_below(root / folder)]
-    return complete_items(names, layout, str(root))
+    return complete_items(names, item_patterns, str(root))
 
 
 def _files_below(folder: Path) -> list[str]:

@@ -11,9 +11,9 @@ from gcs_dataset.gcs_listing import list_manifest
 from gcs_dataset.train_test_split import Items, warn_of_incomplete
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.errors import ManifestError, PrefetchdError
-from gcs_prefetchd.shared.item_patterns import IMAGE_PATTERN, LABEL_PATTERN, Layout
+from gcs_prefetchd.shared.item_patterns import IMAGE_PATTERN, LABEL_PATTERN, ItemPatterns
 from gcs_prefetchd.shared.manifest import Manifest, load_manifest
-from gcs_prefetchd.shared.messages import ManifestAnswer
+from gcs_prefetchd.shared.messages import ManifestResponse
 from gcs_prefetchd.shared.objects import DataRoot
 
 __all__ = ["daemon_manifest", "get_manifest", "load_saved_manifest", "newer_manifest"]
@@ -38,15 +38,15 @@ def get_manifest(
     part are named in a warning and left out. Raises ItemError where none is complete, ObjectMissingError where there is no
     such bucket.
     """
-    data_root, layout = DataRoot.parse(gcs_data_root), Layout((image_pattern, label_pattern))
+    data_root, item_patterns = DataRoot.parse(gcs_data_root), ItemPatterns((image_pattern, label_pattern))
     try:
         manifest = daemon_manifest(data_root, Path(cache_dir))
-        if manifest.layout != layout:
-            raise ManifestError(f"manifest of {data_root.uri}: the daemon's patterns are {manifest.layout.patterns}")
+        if manifest.item_patterns != item_patterns:
+            raise ManifestError(f"manifest of {data_root.uri}: the daemon's patterns are {manifest.item_patterns.patterns}")
     except PrefetchdError as exc:
         log.warning("%s; listing %s without the daemon", exc, data_root.uri)
-        manifest = list_manifest(data_root, layout)
-    warn_of_incomplete(Items(manifest.ids, manifest.incomplete), layout, data_root.uri)
+        manifest = list_manifest(data_root, item_patterns)
+    warn_of_incomplete(Items(manifest.ids, manifest.incomplete), item_patterns, data_root.uri)
     return manifest
 
 
@@ -81,15 +81,15 @@ def load_saved_manifest(folder: Path, held: Manifest) -> Manifest | None:
     """Map a saved manifest of the same data root and patterns; None where it cannot be read or is of others."""
     try:
         manifest = load_manifest(folder)
-        if (manifest.data_root, manifest.layout) != (held.data_root, held.layout):
-            raise ManifestError(f"manifest {folder}: is of {manifest.data_root.uri} with {manifest.layout.patterns}")
+        if (manifest.data_root, manifest.item_patterns) != (held.data_root, held.item_patterns):
+            raise ManifestError(f"manifest {folder}: is of {manifest.data_root.uri} with {manifest.item_patterns.patterns}")
     except ManifestError as exc:
         log.info("%s; %s goes on as it was listed before", exc, held.data_root.uri)
         return None
     return manifest
 
 
-def _latest(data_root: DataRoot, cache_dir: Path) -> ManifestAnswer:
+def _latest(data_root: DataRoot, cache_dir: Path) -> ManifestResponse:
     client = DaemonClient(cache_dir, NEWEST_TIMEOUT_S)
     try:
         return client.manifest(data_root.uri)

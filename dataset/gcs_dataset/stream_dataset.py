@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from gcs_dataset.decode import decode
 from gcs_dataset.image_label_pairs import LabelMode, Pairs, pillow_mode
-from gcs_prefetchd.shared.epoch_order import endless
+from gcs_prefetchd.shared.epoch_order import endless_order
 from gcs_prefetchd.shared.errors import SettingsError
 from gcs_prefetchd.shared.item_patterns import IMAGE_PATTERN, LABEL_PATTERN
 
@@ -38,7 +38,7 @@ def generate_stream(items: Sequence[str], seed: int | None = None, worker: int =
 def _draw(items: Sequence[str], seed: int, worker: int, workers: int) -> Iterator[str]:
     count = DRAWN_AT_ONCE * workers
     for start in itertools.count(0, count):
-        for index in endless(seed, start, count, len(items))[worker::workers].tolist():
+        for index in endless_order(seed, start, count, len(items))[worker::workers].tolist():
             yield items[index]
 
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from gcs_prefetchd.shared.errors import ItemError, SettingsError
-from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.manifest import Ids
 
 __all__ = ["Items", "Selection", "complete_items", "consistent_train_test_split", "ids_of", "warn_of_incomplete"]
@@ -50,30 +50,30 @@ def ids_of(names: Iterable[str], where: str) -> list[str]:
     return sorted(by_id)
 
 
-def complete_items(names: Iterable[str], layout: Layout, where: str) -> Items:
+def complete_items(names: Iterable[str], item_patterns: ItemPatterns, where: str) -> Items:
     """Sort the names (below the data root `where`) into items; those that lack a part are named and left out."""
-    parts: list[set[str]] = [set() for _ in layout.patterns]
+    parts: list[set[str]] = [set() for _ in item_patterns.patterns]
     for name in names:
-        match = layout.match(name)
+        match = item_patterns.match(name)
         if match is not None:
             parts[match[1]].add(match[0])
     complete = set.intersection(*parts)
     incomplete = tuple(
-        f"{where}/{layout.part_name(item_id, part)}"
+        f"{where}/{item_patterns.part_name(item_id, part)}"
         for item_id in sorted(set().union(*parts) - complete)
         for part, ids in enumerate(parts)
         if item_id not in ids
     )
-    return Items(Ids.of(sorted(complete)), incomplete)
+    return Items(Ids.from_sorted(sorted(complete)), incomplete)
 
 
-def warn_of_incomplete(items: Items, layout: Layout, where: str) -> None:
+def warn_of_incomplete(items: Items, item_patterns: ItemPatterns, where: str) -> None:
     """Say once which parts are missing; raises ItemError where no item is complete."""
     shown = ", ".join(items.incomplete[:SHOWN_NAMES])
     more = len(items.incomplete) - SHOWN_NAMES
     missing = shown + (f" and {more} more" if more > 0 else "")
     if not items.ids:
-        wanted = " with ".join(layout.patterns)
+        wanted = " with ".join(item_patterns.patterns)
         raise ItemError(f"{where}: holds no item ({wanted})" + (f"; missing: {missing}" if missing else ""))
     if missing:
         log.warning("%s: items without all their parts are left out; missing: %s", where, missing)

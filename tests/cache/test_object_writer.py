@@ -8,7 +8,7 @@ import pytest
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.object_writer import BUFFER_BYTES
 from gcs_prefetchd.cache.reservation import writer_for
-from gcs_prefetchd.gcs.client import Origin
+from gcs_prefetchd.gcs.client import GCSClient
 from gcs_prefetchd.gcs.credentials import Access
 from gcs_prefetchd.shared.checksums import read_checked, read_object_name, read_stamp
 from gcs_prefetchd.shared.errors import CacheFullError, CacheWriteError, ObjectMissingError, OriginUnavailableError
@@ -35,7 +35,7 @@ async def fetch(cache: Cache, gcs: GCSServer, name: str, version: ObjectVersion 
     """Bring an object from GCS into the cache; returns its path there."""
     wanted = ObjectName(BUCKET, name)
     access = Access(gcs.url, anonymous=True)
-    async with Origin(access, deadline_s=deadline_s) as origin, writer_for(cache, wanted) as writer:
+    async with GCSClient(access, deadline_s=deadline_s) as origin, writer_for(cache, wanted) as writer:
         await writer.publish(await origin.download(wanted, version, writer))
     return path_of(name)
 
@@ -77,9 +77,9 @@ async def test_after_attempts_that_failed_the_file_is_whole(fault: Cut, gcs: GCS
 async def test_a_shorter_second_attempt_leaves_no_tail_of_the_first(cache: Cache) -> None:
     long, short = content(1, 900_000), content(2, 300_000)
     async with writer_for(cache, ObjectName(BUCKET, "a.jpg")) as writer:
-        await writer.begin(version_of("a.jpg", long))
+        await writer.start(version_of("a.jpg", long))
         await writer.write(long)
-        await writer.begin(version_of("a.jpg", short))
+        await writer.start(version_of("a.jpg", short))
         assert cache.reserved_bytes == 300_000
         await writer.write(short)
         await writer.publish(version_of("a.jpg", short))
@@ -90,7 +90,7 @@ async def test_a_shorter_second_attempt_leaves_no_tail_of_the_first(cache: Cache
 async def test_an_object_that_comes_in_thousands_of_pieces_arrives_whole(cache: Cache) -> None:
     data = content(1, 250_000)
     async with writer_for(cache, ObjectName(BUCKET, "a.jpg")) as writer:
-        await writer.begin(version_of("a.jpg", data))
+        await writer.start(version_of("a.jpg", data))
         for first in range(0, len(data), 100):
             await writer.write(data[first : first + 100])
         await writer.publish(version_of("a.jpg", data))
@@ -102,9 +102,9 @@ async def test_a_second_attempt_forgets_what_the_first_had_written_to_disk(tmp_p
     long, short = content(1, 2 * BUFFER_BYTES), content(2, 300)
     async with opened(tmp_path / "cache", 10 * BUFFER_BYTES) as cache:
         async with writer_for(cache, ObjectName(BUCKET, "a.jpg")) as writer:
-            await writer.begin(version_of("a.jpg", long))
+            await writer.start(version_of("a.jpg", long))
             await writer.write(long)
-            await writer.begin(version_of("a.jpg", short))
+            await writer.start(version_of("a.jpg", short))
             await writer.write(short)
             await writer.publish(version_of("a.jpg", short))
         assert read_checked(cache.directory.objects, path_of("a.jpg")) == short
@@ -113,7 +113,7 @@ async def test_a_second_attempt_forgets_what_the_first_had_written_to_disk(tmp_p
 async def test_nothing_is_under_the_final_name_before_it_is_whole(cache: Cache) -> None:
     data = content(1, 500_000)
     async with writer_for(cache, ObjectName(BUCKET, "a.jpg")) as writer:
-        await writer.begin(version_of("a.jpg", data))
+        await writer.start(version_of("a.jpg", data))
         await writer.write(data)
         assert list(cache.directory.objects.rglob("*")) == []
         await writer.publish(version_of("a.jpg", data))
@@ -166,9 +166,9 @@ async def test_an_object_for_which_there_is_no_room_leaves_nothing(cache: Cache,
 
 async def test_room_is_set_aside_from_the_first_byte_and_given_back_once(cache: Cache) -> None:
     async with writer_for(cache, ObjectName(BUCKET, "a.jpg")) as writer:
-        await writer.begin(version_of("a.jpg", content(1, 1000)))
+        await writer.start(version_of("a.jpg", content(1, 1000)))
         assert cache.reserved_bytes == 1000
-        await writer.begin(version_of("a.jpg", content(1, 1000)))
+        await writer.start(version_of("a.jpg", content(1, 1000)))
         assert cache.reserved_bytes == 1000
     await assert_nothing_left(cache)
 

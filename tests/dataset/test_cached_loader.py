@@ -18,7 +18,7 @@ from gcs_dataset import CachedLoader, ImageDataset, to_tensors
 from gcs_dataset.expected_checksums import Versions
 from gcs_dataset.gcs_loader import GCSLoader
 from gcs_prefetchd.shared.errors import InvalidNameError, ItemError, ObjectMissingError
-from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.manifest import build_manifest, load_manifest
 from gcs_prefetchd.shared.objects import DataRoot, ObjectVersion, parse_object_uri
 from gcs_prefetchd.testing import Kind, ServingGCS
@@ -303,7 +303,7 @@ def test_without_a_daemon_half_an_item_is_read_whole_from_gcs(server: ServingGCS
 
 def test_an_object_without_a_known_checksum_may_have_any_generation(server: ServingGCS, tmp_path: Path) -> None:
     versions = [ObjectVersion(parse_object_uri(uri), 1, 5, None) for uri in (URI, LABEL)]
-    loader = CachedLoader(tmp_path, manifest=build_manifest(DataRoot.parse(ROOT), Layout(), versions))
+    loader = CachedLoader(tmp_path, manifest=build_manifest(DataRoot.parse(ROOT), ItemPatterns(), versions))
     cache_file(tmp_path, URI, image_bytes(3), generation=7)
     cache_file(tmp_path, LABEL, label_bytes(3), generation=9)
     image, _ = ImageDataset(ROOT, ["0003"], loader)[0]

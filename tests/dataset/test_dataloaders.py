@@ -26,7 +26,7 @@ from gcs_dataset import (
 from gcs_dataset.gcs_listing import list_manifest
 from gcs_prefetchd.shared.epoch_order import epoch_order, plan_order
 from gcs_prefetchd.shared.errors import ItemError, ManifestError, ObjectMissingError, SettingsError
-from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.objects import DataRoot
 from gcs_prefetchd.testing import Kind, ServingGCS
 from support.datasets import ROOT, NotingDaemon, cache_file, fill, gcs, number_of, pair_of, warnings_of, write_local
@@ -128,7 +128,7 @@ def test_cached_epochs_follow_the_seed(server: ServingGCS, tmp_path: Path) -> No
 def test_cached_loaders_take_the_daemons_manifest_and_tell_it_everything(
     server: ServingGCS, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    manifest = list_manifest(DataRoot.parse(ROOT), Layout())
+    manifest = list_manifest(DataRoot.parse(ROOT), ItemPatterns())
     for number in range(COUNT):
         for version, data in zip(manifest.versions(number), pair_of(number).values(), strict=True):
             cache_file(tmp_path / "cache", version.name.uri, data, version.generation)
@@ -175,7 +175,7 @@ def test_cached_loaders_list_for_themselves_where_the_daemon_cannot(
 ) -> None:
     with NotingDaemon(tmp_path / "cache") as daemon, caplog.at_level(logging.WARNING):
         if trouble == "other patterns":
-            manifest = list_manifest(DataRoot.parse(ROOT), Layout(("images/{id}.jpg", "images/{id}.png")))
+            manifest = list_manifest(DataRoot.parse(ROOT), ItemPatterns(("images/{id}.jpg", "images/{id}.png")))
             daemon.manifest_folder = manifest.save(tmp_path / "manifests")
         elif trouble == "damaged":
             daemon.manifest_folder = tmp_path

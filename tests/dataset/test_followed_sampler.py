@@ -24,7 +24,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from gcs_dataset import CachedLoader, FollowedSampler, PlannedSampler, follow
 from gcs_prefetchd.shared.epoch_order import order_digest
 from gcs_prefetchd.shared.errors import SettingsError
-from gcs_prefetchd.shared.messages import unpack
+from gcs_prefetchd.shared.messages import unpack_indices
 from support.datasets import ROOT, NotingDaemon, manifest_of, warnings_of
 
 ITEMS = 40
@@ -105,7 +105,7 @@ def test_a_followed_sampler_keeps_its_indices_to_the_letter(daemon: NotingDaemon
         if daemon is not None:
             plan, packed = daemon.plans[epoch]
             assert (plan.kind, plan.epoch, plan.position, plan.rank, plan.world, plan.start) == ("listed", epoch, 0, 0, 1, 0)
-            assert list(unpack(packed)) == flat(expected)
+            assert list(unpack_indices(packed)) == flat(expected)
             assert plan.digest == order_digest(np.array(flat(expected), dtype=np.uint32))
         assert values([first, *iterator]) == values(expected)
     assert daemon is None or len({plan.stream for plan, _ in daemon.plans}) == 1

@@ -7,7 +7,7 @@ import pytest
 from gcs_dataset import load_items_gcs
 from gcs_dataset.gcs_listing import list_manifest
 from gcs_prefetchd.shared.errors import AccessDeniedError, InvalidNameError, ItemError, ObjectMissingError
-from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.objects import DataRoot
 from gcs_prefetchd.testing import Kind, ServingGCS, Status
 from support.datasets import ROOT, fill, gcs
@@ -66,7 +66,7 @@ def test_a_manifest_has_the_versions_of_every_complete_item(server: ServingGCS) 
     fill(server, 3)
     server.put("pictures", "set/images/alone.jpg", b"x")
     server.put("pictures", "set/readme.txt", b"x")
-    manifest = list_manifest(DataRoot.parse(ROOT), Layout())
+    manifest = list_manifest(DataRoot.parse(ROOT), ItemPatterns())
     assert list(manifest.ids) == ["0000", "0001", "0002"]
     assert manifest.incomplete == (f"{ROOT}/labels/alone.png",)
     stored = server.get("pictures", "set/labels/0002.png")
@@ -78,5 +78,5 @@ def test_a_manifest_has_the_versions_of_every_complete_item(server: ServingGCS) 
 
 def test_two_listings_have_the_same_digest(server: ServingGCS) -> None:
     fill(server, 3)
-    first, second = (list_manifest(DataRoot.parse(ROOT), Layout()) for _ in range(2))
+    first, second = (list_manifest(DataRoot.parse(ROOT), ItemPatterns()) for _ in range(2))
     assert first.digest == second.digest

@@ -8,7 +8,7 @@ import pytest
 from gcs_dataset import list_items_local, pil_loader
 from gcs_dataset.local_loader import list_pairs_local
 from gcs_prefetchd.shared.errors import ItemError
-from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from support.datasets import number_of, write_local
 
 
@@ -65,13 +65,13 @@ def test_patterns_may_begin_in_the_middle_of_a_name(tmp_path: Path) -> None:
     for name in ["photo-1.jpg", "photo-2.jpg", "masks/mask-1.png", "masks/mask-2.png", "notes.txt"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    assert list(list_pairs_local(tmp_path, Layout(("photo-{id}.jpg", "masks/mask-{id}.png"))).ids) == ["1", "2"]
+    assert list(list_pairs_local(tmp_path, ItemPatterns(("photo-{id}.jpg", "masks/mask-{id}.png"))).ids) == ["1", "2"]
 
 
 def test_an_item_that_lacks_a_part_is_left_out_and_named(tmp_path: Path) -> None:
     write_local(tmp_path, 4)
     (tmp_path / "labels/0001.png").unlink()
     (tmp_path / "images/0002.jpg").unlink()
-    items = list_pairs_local(tmp_path, Layout())
+    items = list_pairs_local(tmp_path, ItemPatterns())
     assert list(items.ids) == ["0000", "0003"]
     assert items.incomplete == (f"{tmp_path}/labels/0001.png", f"{tmp_path}/images/0002.jpg")

@@ -19,7 +19,7 @@ from gcs_dataset.plan_registration import PlanSender, Share
 from gcs_prefetchd.shared.epoch_order import epoch_order, order_digest, plan_order
 from gcs_prefetchd.shared.errors import ManifestError, PrefetchdError, SettingsError
 from gcs_prefetchd.shared.manifest import Manifest
-from gcs_prefetchd.shared.messages import Plan, unpack
+from gcs_prefetchd.shared.messages import Plan, unpack_indices
 from support.datasets import ROOT, NotingDaemon, manifest_of
 
 
@@ -95,7 +95,7 @@ def test_the_plan_is_told_before_the_first_item(tmp_path: Path, manifest: Manife
                 start=0,
                 digest=digest,
             )
-            assert list(unpack(packed)) == list(range(0, 40, 2))
+            assert list(unpack_indices(packed)) == list(range(0, 40, 2))
             assert order.tolist() == [first, *iterator]
         assert len(daemon.plans) == 2
 

@@ -23,7 +23,7 @@ from gcs_dataset.plan_registration import PlanSender
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.epoch_order import epoch_order
 from gcs_prefetchd.shared.errors import ManifestError, SettingsError
-from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.manifest import Manifest, load_manifest
 from gcs_prefetchd.shared.objects import DataRoot
 from gcs_prefetchd.testing import Kind, ServingGCS
@@ -37,7 +37,7 @@ def put(server: ServingGCS, item: int, value: int, root: str = ROOT) -> list[int
     """Put an item, or a new one in its place: image and label both tell its value. Returns their generations."""
     data_root, generations = DataRoot.parse(root), []
     for part, kind in enumerate(("JPEG", "PNG")):
-        name = data_root.folder + Layout().part_name(f"{item:04}", part)
+        name = data_root.folder + ItemPatterns().part_name(f"{item:04}", part)
         stored = server.put(data_root.bucket, name, encoded(Image.new("L", (16, 16), value), kind))
         generations.append(stored.generation)
     return generations
@@ -46,7 +46,7 @@ def put(server: ServingGCS, item: int, value: int, root: str = ROOT) -> list[int
 def delete(server: ServingGCS, item: int, root: str = ROOT) -> None:
     data_root = DataRoot.parse(root)
     for part in (0, 1):
-        server.delete(data_root.bucket, data_root.folder + Layout().part_name(f"{item:04}", part))
+        server.delete(data_root.bucket, data_root.folder + ItemPatterns().part_name(f"{item:04}", part))
 
 
 def values(batches: Any, count: int | None = None) -> list[int]:
@@ -81,7 +81,7 @@ class Node:
         self.relist()
 
     def relist(self) -> Manifest:
-        manifest = list_manifest(DataRoot.parse(ROOT), Layout())
+        manifest = list_manifest(DataRoot.parse(ROOT), ItemPatterns())
         self.daemon.manifest_folder = manifest.save(self.cache_dir / "manifests")
         return manifest
 
@@ -167,7 +167,7 @@ def test_workers_live_on_while_nothing_changes(node: Node) -> None:
 
 
 def test_a_loader_without_a_relisting_keeps_its_listing(node: Node) -> None:
-    manifest = list_manifest(DataRoot.parse(ROOT), Layout())
+    manifest = list_manifest(DataRoot.parse(ROOT), ItemPatterns())
     loader = CachedLoader(node.cache_dir, manifest=manifest)
     dataset = ImageDataset(ROOT, manifest.ids, loader)
     planned = PlannedDataLoader(dataset, BATCH, sampler=PlannedSampler(range(COUNT)), collate_fn=len)
@@ -182,7 +182,7 @@ def test_a_loader_without_a_relisting_keeps_its_listing(node: Node) -> None:
 
 
 def of_a_rank(node: Node, rank: int, world: int) -> PlannedDataLoader:
-    manifest = list_manifest(DataRoot.parse(ROOT), Layout())
+    manifest = list_manifest(DataRoot.parse(ROOT), ItemPatterns())
     loader = CachedLoader(node.cache_dir, manifest=manifest)
     dataset = ImageDataset(ROOT, manifest.ids, loader, lambda pair: pair[1].getpixel((0, 0)), label_mode="index")
     sender = PlanSender(node.cache_dir, manifest, job=loader.job, stream=f"rank-{rank}")
@@ -243,7 +243,7 @@ def troubled(node: Node, trouble: str) -> Iterator[None]:
     elif trouble == "names no manifest":
         node.daemon.manifest_folder = node.cache_dir / "none"
     elif trouble == "has other patterns":
-        other = list_manifest(DataRoot.parse(ROOT), Layout(("labels/{id}.png", "images/{id}.jpg")))
+        other = list_manifest(DataRoot.parse(ROOT), ItemPatterns(("labels/{id}.png", "images/{id}.jpg")))
         node.daemon.manifest_folder = other.save(node.cache_dir / "manifests")
     yield
     assert node.daemon.refused == (trouble in ("fails", "does not serve the data root"))
@@ -317,7 +317,7 @@ def test_a_state_whose_listing_cannot_be_had_is_named_and_changes_nothing(node: 
         state |= {"manifest": f"../manifests/{state['manifest']}"}
     else:
         put(node.server, 0, 0, "gs://pictures/other")
-        other = list_manifest(DataRoot.parse("gs://pictures/other"), Layout())
+        other = list_manifest(DataRoot.parse("gs://pictures/other"), ItemPatterns())
         state |= {"manifest": other.save(node.cache_dir / "manifests").name}
     put(node.server, 100, 100)
     node.relist()
@@ -437,7 +437,7 @@ def test_what_changed_is_never_mixed_and_read_from_the_cache_in_the_next_epoch(
 
 
 def names_of(item: int) -> list[str]:
-    return [f"{DATA_ROOT}/{Layout().part_name(f'{item:04}', part)}" for part in (0, 1)]
+    return [f"{DATA_ROOT}/{ItemPatterns().part_name(f'{item:04}', part)}" for part in (0, 1)]
 
 
 def test_what_was_added_is_read_in_the_next_epoch_and_what_was_deleted_is_not(server: ServingGCS, cache_dir: Path) -> None:

@@ -114,7 +114,7 @@ def test_a_reader_that_is_slow_holds_the_downloads_back(server: ServingGCS) -> N
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_every_worker_has_its_own_share_of_one_pass(server: ServingGCS, context: str) -> None:
-    dataset = AsyncImageDataset(ROOT, Ids.of(IDS), numbers, passes=1)
+    dataset = AsyncImageDataset(ROOT, Ids.from_sorted(IDS), numbers, passes=1)
     loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context=context, persistent_workers=True)
     assert sorted(as_item_numbers(loader)) == list(range(20))
     assert sorted(as_item_numbers(loader)) == list(range(20))

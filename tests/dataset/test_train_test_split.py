@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gcs_dataset import consistent_train_test_split
 from gcs_dataset.train_test_split import Items, Selection, ids_of, warn_of_incomplete
 from gcs_prefetchd.shared.errors import ItemError, SettingsError
-from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.manifest import Ids, build_manifest, load_manifest
 from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion
 
@@ -52,12 +52,15 @@ def test_a_ratio_that_is_none_is_named(ratio: float) -> None:
 
 def test_ids_of_a_manifest_split_as_their_strings_do() -> None:
     ids = [f"ä{number}" for number in range(1000)]
-    plain, packed = consistent_train_test_split(sorted(ids), 0.3), consistent_train_test_split(Ids.of(sorted(ids)), 0.3)
+    plain, packed = (
+        consistent_train_test_split(sorted(ids), 0.3),
+        consistent_train_test_split(Ids.from_sorted(sorted(ids)), 0.3),
+    )
     assert all(torch.equal(a, b) for a, b in zip(plain, packed, strict=True))
 
 
 def test_a_million_ids_are_split_in_seconds() -> None:
-    ids = Ids.of(f"{number:07d}" for number in range(1_000_000))
+    ids = Ids.from_sorted(f"{number:07d}" for number in range(1_000_000))
     started_s = time.process_time()
     consistent_train_test_split(ids, 0.1)
     assert time.process_time() - started_s < 5  # 0.5 s on an idle core
@@ -80,7 +83,7 @@ def test_two_names_with_one_id_are_both_named() -> None:
 def test_missing_parts_are_reported_once_with_the_first_names(caplog: pytest.LogCaptureFixture) -> None:
     missing = tuple(f"here/labels/{number}.png" for number in range(8))
     with caplog.at_level(logging.WARNING):
-        warn_of_incomplete(Items(Ids.of(["a"]), missing), Layout(), "here")
+        warn_of_incomplete(Items(Ids.from_sorted(["a"]), missing), ItemPatterns(), "here")
     [line] = [record.getMessage() for record in caplog.records]
     assert line.startswith("here: ")
     assert "here/labels/0.png" in line
@@ -89,11 +92,11 @@ def test_missing_parts_are_reported_once_with_the_first_names(caplog: pytest.Log
 
 def test_no_item_at_all_says_what_was_looked_for() -> None:
     with pytest.raises(ItemError, match=r"here: holds no item \(images/\{id\}\.jpg with labels/\{id\}\.png\)"):
-        warn_of_incomplete(Items(Ids.of([]), ()), Layout(), "here")
+        warn_of_incomplete(Items(Ids.from_sorted([]), ()), ItemPatterns(), "here")
 
 
 def test_a_selection_is_the_items_it_names() -> None:
-    selection = Selection(Ids.of(["a", "b", "c"]), np.array([2, 0]))
+    selection = Selection(Ids.from_sorted(["a", "b", "c"]), np.array([2, 0]))
     assert list(selection) == ["c", "a"]
     assert list(selection[1:]) == ["a"]
     assert list(pickle.loads(pickle.dumps(selection))) == ["c", "a"]
@@ -102,7 +105,7 @@ def test_a_selection_is_the_items_it_names() -> None:
 def test_ids_of_a_saved_manifest_travel_as_the_path_of_their_files(tmp_path: Path) -> None:
     names = [f"{folder}/{number:05d}.{end}" for number in range(5000) for folder, end in [("images", "jpg"), ("labels", "png")]]
     versions = [ObjectVersion(ObjectName("pictures", name), 1, 1, 1) for name in names]
-    built = build_manifest(DataRoot("pictures", ""), Layout(), versions)
+    built = build_manifest(DataRoot("pictures", ""), ItemPatterns(), versions)
     mapped = load_manifest(built.save(tmp_path)).ids
     packed = pickle.dumps(mapped)
     assert len(packed) < 1000

@@ -16,7 +16,7 @@ from gcs_prefetchd.cache.io_threads import DISK_THREADS
 from gcs_prefetchd.cache.object_writer import BUFFER_BYTES
 from gcs_prefetchd.cache.reservation import writer_for
 from gcs_prefetchd.fetch.fetcher import Fetcher
-from gcs_prefetchd.gcs.client import Origin
+from gcs_prefetchd.gcs.client import GCSClient
 from gcs_prefetchd.gcs.credentials import Access
 from gcs_prefetchd.shared.checksums import read_checked
 from gcs_prefetchd.shared.errors import DaemonUnavailableError
@@ -120,7 +120,7 @@ async def test_a_download_cancelled_at_any_moment_is_published_or_leaves_nothing
     gcs.put(BUCKET, NAME.name, data)
     async with (
         opened(tmp_path / "cache", 4 * BUFFER_BYTES) as cache,
-        Origin(Access(gcs.url, anonymous=True)) as origin,
+        GCSClient(Access(gcs.url, anonymous=True)) as origin,
     ):
 
         async def fetch() -> None:
@@ -154,7 +154,7 @@ async def test_a_download_cancelled_while_gcs_stalls_leaves_nothing(gcs: Serving
     gcs.faults.add(Stall(after_bytes=2 * BUFFER_BYTES))
     async with (
         opened(tmp_path / "cache", 4 * BUFFER_BYTES) as cache,
-        Origin(Access(gcs.url, anonymous=True)) as origin,
+        GCSClient(Access(gcs.url, anonymous=True)) as origin,
         asyncio.timeout(TIMEOUT_S),
     ):
         descriptors = descriptors_in(cache.directory.path)
@@ -178,7 +178,7 @@ async def test_a_cancelled_demand_wastes_no_download_and_leaves_nothing(gcs: Ser
     data = content(1, 50_000)
     gcs.put(BUCKET, NAME.name, data)
     path = path_of(NAME.name)
-    async with Origin(Access(gcs.url, anonymous=True)) as origin:
+    async with GCSClient(Access(gcs.url, anonymous=True)) as origin:
         fetcher = Fetcher(cache, origin, slots_of(4))
         await fetcher.demand(NAME, None)
         for wait in itertools.count():
@@ -199,7 +199,7 @@ async def test_a_cancelled_demand_wastes_no_download_and_leaves_nothing(gcs: Ser
 async def test_a_cancelled_asker_leaves_the_others_their_object(gcs: ServingGCS, cache: Cache) -> None:
     gcs.put(BUCKET, NAME.name, b"x")
     gcs.faults.add(Stall())
-    async with Origin(Access(gcs.url, anonymous=True)) as origin, asyncio.timeout(TIMEOUT_S):
+    async with GCSClient(Access(gcs.url, anonymous=True)) as origin, asyncio.timeout(TIMEOUT_S):
         fetcher = Fetcher(cache, origin, slots_of(4))
         askers = [asyncio.create_task(fetcher.demand(NAME, None)) for _ in range(3)]
         await asyncio.to_thread(gcs.wait_for, lambda counts: counts.open_media > 0)
@@ -214,7 +214,7 @@ async def test_a_cancelled_asker_leaves_the_others_their_object(gcs: ServingGCS,
 async def test_closing_the_fetcher_at_any_moment_of_a_demand_leaves_nothing(gcs: ServingGCS, cache: Cache) -> None:
     data = content(1, 50_000)
     gcs.put(BUCKET, NAME.name, data)
-    async with Origin(Access(gcs.url, anonymous=True)) as origin:
+    async with GCSClient(Access(gcs.url, anonymous=True)) as origin:
         await origin.read(NAME)
         descriptors = descriptors_in(cache.directory.path)
         before = asyncio.all_tasks()

@@ -13,7 +13,7 @@ import pytest
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.service.manifest_store import load_newest_manifest, remove_old_manifests
 from gcs_prefetchd.shared.checksums import read_checked
-from gcs_prefetchd.shared.paths import path_of_uri
+from gcs_prefetchd.shared.paths import cache_path_of_uri
 from gcs_prefetchd.testing import ServingGCS
 from support.caches import content, opened, put, rows
 from support.caches import file_of as file_at
@@ -46,7 +46,7 @@ def objects(request: pytest.FixtureRequest, server: ServingGCS) -> tuple[str, st
 
 
 def file_of(daemon: DaemonProcess, uri: str) -> Path:
-    return daemon.cache_dir / "objects" / path_of_uri(uri)
+    return daemon.cache_dir / "objects" / cache_path_of_uri(uri)
 
 
 # --- Files
@@ -378,7 +378,7 @@ def test_a_listing_is_the_newest_and_stays_whatever_the_clock_said_before(tmp_pa
     newest = manifest_of(2, 10)
     newest.save(tmp_path)
     remove_old_manifests(tmp_path, newest.data_root)
-    found = load_newest_manifest(tmp_path, newest.data_root, newest.layout)
+    found = load_newest_manifest(tmp_path, newest.data_root, newest.item_patterns)
     assert found is not None
     assert found.digest == newest.digest
     assert len(list(tmp_path.iterdir())) == 8

@@ -181,11 +181,11 @@ async def test_what_a_download_has_written_counts_once_against_the_free_space(sm
     async with opened(small_disk, 10 * BUFFER_BYTES, floor) as cache:
         kept = await put(cache, "kept.jpg", b"kept")
         async with writer_for(cache, ObjectName(BUCKET, "large.jpg")) as writer:
-            await writer.begin(version_of("large.jpg", large))
+            await writer.start(version_of("large.jpg", large))
             await writer.write(large)
             await put(cache, "small.jpg", b"small")
             assert shutil.disk_usage(small_disk).free >= floor
-            await writer.begin(version_of("large.jpg", large))  # from the first byte again
+            await writer.start(version_of("large.jpg", large))  # from the first byte again
             await writer.write(large)
             await writer.publish(version_of("large.jpg", large))
         assert cache.stamp(kept) is not None
@@ -197,7 +197,7 @@ async def test_a_download_that_ends_early_leaves_nothing_counted_as_written(smal
     data = content(1, BUFFER_BYTES)
     async with opened(small_disk, 10 * BUFFER_BYTES, PAGE) as cache:
         async with writer_for(cache, ObjectName(BUCKET, "large.jpg")) as writer:
-            await writer.begin(version_of("large.jpg", data))
+            await writer.start(version_of("large.jpg", data))
             await writer.write(data)
             assert cache.landed_bytes == len(data)
         assert (cache.landed_bytes, cache.reserved_bytes) == (0, 0)

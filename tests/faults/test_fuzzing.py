@@ -20,16 +20,16 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gcs_prefetchd.gcs.client import Origin
+from gcs_prefetchd.gcs.client import GCSClient
 from gcs_prefetchd.gcs.credentials import Access
 from gcs_prefetchd.service.manifest_store import list_manifest, load_newest_manifest, remove_old_manifests
 from gcs_prefetchd.shared.checksums import ATTRIBUTE, read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.epoch_order import order_digest, plan_order
 from gcs_prefetchd.shared.errors import DaemonUnavailableError, ManifestError, PrefetchdError, ProtocolError
-from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.manifest import Manifest, build_manifest, load_manifest
-from gcs_prefetchd.shared.messages import KINDS, Plan, pack
+from gcs_prefetchd.shared.messages import PLAN_KINDS, Plan, pack_indices
 from gcs_prefetchd.shared.objects import DataRoot, ObjectName
 from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.testing import GCSServer, Kind, ServingGCS, Status, serving
@@ -221,7 +221,7 @@ whole_numbers = st.integers(0, 5) | st.sampled_from([2**31 - 1, 2**32, 2**62, 2*
 @given(st.data())
 def test_a_plan_is_taken_or_refused_by_its_field_whatever_its_numbers_are(daemon: DaemonProcess, data: st.DataObject) -> None:
     manifest = load_manifest(Path(daemon.client.manifest(DATA_ROOT).path))
-    kind, stream = data.draw(st.sampled_from(KINDS)), data.draw(st.sampled_from(["one", "other", ""]))
+    kind, stream = data.draw(st.sampled_from(PLAN_KINDS)), data.draw(st.sampled_from(["one", "other", ""]))
     seed, epoch, start, position = data.draw(st.tuples(*[whole_numbers] * 4))
     world = data.draw(whole_numbers.filter(bool))
     rank, drop_last = data.draw(st.integers(0, world - 1)), data.draw(st.integers(0, 1))
@@ -237,7 +237,7 @@ def test_a_plan_is_taken_or_refused_by_its_field_whatever_its_numbers_are(daemon
         position=position, rank=rank, world=world, drop_last=drop_last, start=start, digest=digest,
     )  # fmt: skip
     try:
-        daemon.client.send_plan(plan, pack(indices))
+        daemon.client.send_plan(plan, pack_indices(indices))
     except ProtocolError as exc:
         assert str(exc).startswith("Plan: field '")  # noqa: PT017  # some plans are good
     assert daemon.stats()
@@ -339,7 +339,7 @@ ROOT = DataRoot.parse(DATA_ROOT)
 @pytest.fixture(scope="module")
 def manifest() -> Manifest:
     parts = [f"train/{part}" for item in "abc" for part in (f"images/{item}.jpg", f"labels/{item}.png")]
-    return build_manifest(ROOT, Layout(), [version_of(name, name.encode()) for name in parts])
+    return build_manifest(ROOT, ItemPatterns(), [version_of(name, name.encode()) for name in parts])
 
 
 FILES = ["ids.npy", "ends.npy", "generation.npy", "size.npy", "crc32c.npy", "manifest.json"]
@@ -356,7 +356,7 @@ def test_a_damaged_manifest_is_named_or_says_the_same(
         loaded = load_manifest(folder)
     except ManifestError as exc:
         assert str(folder) in str(exc)  # noqa: PT017  # some damage tells nothing else
-        assert load_newest_manifest(tmp_path, ROOT, Layout()) is None
+        assert load_newest_manifest(tmp_path, ROOT, ItemPatterns()) is None
     else:
         assert [loaded.versions(item) for item in range(3)] == [manifest.versions(item) for item in range(3)]
     remove_old_manifests(tmp_path, ROOT)
@@ -387,11 +387,11 @@ pages = st.one_of(
 @example('{"items": ' + "[" * 100_000)
 def test_whatever_a_listing_answers_it_is_listed_or_an_error_names_the_data_root(page: str) -> None:
     async def check() -> None:
-        async with GCSServer() as gcs, Origin(Access(gcs.url, anonymous=True), deadline_s=0.05) as origin:
+        async with GCSServer() as gcs, GCSClient(Access(gcs.url, anonymous=True), deadline_s=0.05) as origin:
             gcs.create_bucket(BUCKET)
             gcs.faults.add(Status(200, body=page, content_type="application/json"), kind=Kind.LIST)
             try:
-                manifest = await list_manifest(origin, ROOT, Layout())
+                manifest = await list_manifest(origin, ROOT, ItemPatterns())
             except PrefetchdError as exc:
                 assert DATA_ROOT in str(exc)  # noqa: PT017  # some pages are good
                 assert len(str(exc)) < 1500  # noqa: PT017
@@ -414,7 +414,7 @@ def test_whatever_an_object_answers_it_is_the_object_or_an_error_that_names_it(b
     answer = Status(status, body=body.decode(errors="replace"), content_type="application/json")
 
     async def check() -> None:
-        async with GCSServer() as gcs, Origin(Access(gcs.url, anonymous=True), deadline_s=0.05) as origin:
+        async with GCSServer() as gcs, GCSClient(Access(gcs.url, anonymous=True), deadline_s=0.05) as origin:
             gcs.put(BUCKET, name.name, b"right")
             for kind in (Kind.MEDIA, Kind.METADATA):
                 gcs.faults.add(answer, kind=kind)
@@ -422,7 +422,7 @@ def test_whatever_an_object_answers_it_is_the_object_or_an_error_that_names_it(b
                 await origin.read(name)
             assert len(str(caught.value)) < 1500
             gcs.faults.clear()
-            async with Origin(Access(gcs.url, anonymous=True), deadline_s=10.0) as patient:
+            async with GCSClient(Access(gcs.url, anonymous=True), deadline_s=10.0) as patient:
                 assert (await patient.read(name))[1] == b"right"
 
     asyncio.run(check())

@@ -19,7 +19,7 @@ from gcs_prefetchd.service.daemonize import wait_for_exit
 from gcs_prefetchd.shared.checksums import read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient, read_daemon_file
 from gcs_prefetchd.shared.errors import DaemonUnavailableError
-from gcs_prefetchd.shared.paths import path_of_uri
+from gcs_prefetchd.shared.paths import cache_path_of_uri
 from gcs_prefetchd.testing import Kind, ServingGCS, serving
 from support.daemons import BUCKET, DATA_ROOT, check_left_behind, clean_environment, make_settings, start_arguments
 from support.faults import Tally
@@ -121,7 +121,7 @@ class Rounds:
 
     def _check(self, uri: str) -> bool:
         """Whether the object's file is here and whole; counts it where its bytes are wrong."""
-        data = read_checked(self._cache_dir / "objects", path_of_uri(uri))
+        data = read_checked(self._cache_dir / "objects", cache_path_of_uri(uri))
         self._tally.wrong_bytes += data is not None and data not in self._bytes[uri]
         return data is not None
 
@@ -130,7 +130,7 @@ class Rounds:
         media = self._server.counts.media
         self._tally.lost_objects += sum(media[uri.removeprefix("gs://")] > gets for uri, gets in self._published.items())
         for uri in self._bytes:
-            if (self._cache_dir / "objects" / path_of_uri(uri)).exists():
+            if (self._cache_dir / "objects" / cache_path_of_uri(uri)).exists():
                 if uri not in self._published:
                     self._tally.wrong_bytes += not self._check(uri)
                 if len(self._bytes[uri]) == 1:  # the others are asked for again, in their new generation

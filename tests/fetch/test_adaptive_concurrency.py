@@ -16,10 +16,10 @@ RTT_S = 0.03
 
 
 def good(seconds: float) -> Outcome:
-    return Outcome(seconds, 1000, is_good=True)
+    return Outcome(seconds, 1000, is_success=True)
 
 
-REFUSED = Outcome(is_refused=True)
+REFUSED = Outcome(is_throttled=True)
 FAILED = Outcome(1.0)
 
 
@@ -161,30 +161,30 @@ class Simulation:
             while self.in_use < self.limit.now:
                 self.in_use += 1
                 self.send(self.now_s)
-            at_s, _, sent_s, is_good = heapq.heappop(self.events)
+            at_s, _, sent_s, is_success = heapq.heappop(self.events)
             if at_s > end_s:
-                heapq.heappush(self.events, (at_s, -1, sent_s, is_good))
+                heapq.heappush(self.events, (at_s, -1, sent_s, is_success))
                 self.now_s = end_s
                 return (len(self.done) - before) / seconds
             self.now_s = at_s
             if sent_s > at_s:  # the end of a wait
                 self.send(at_s)
                 continue
-            self.limit.note(Outcome(at_s - sent_s, 1000, not is_good, is_good), self.in_use)
-            if is_good:
+            self.limit.note(Outcome(at_s - sent_s, 1000, not is_success, is_success), self.in_use)
+            if is_success:
                 self.in_use -= 1
                 self.done.append(at_s)
             else:
                 self.refusals += 1
                 at_s += self.chance.random() * 2 * self.backoff_s
-                self.push(at_s, math.inf, is_good=False)
+                self.push(at_s, math.inf, is_success=False)
 
     def send(self, now_s: float) -> None:
         seconds = self.serve(now_s)
-        self.push(now_s + (self.refusal_s if seconds is None else seconds), now_s, is_good=seconds is not None)
+        self.push(now_s + (self.refusal_s if seconds is None else seconds), now_s, is_success=seconds is not None)
 
-    def push(self, at_s: float, sent_s: float, *, is_good: bool) -> None:
-        heapq.heappush(self.events, (at_s, next(iter(self.numbers)), sent_s, is_good))
+    def push(self, at_s: float, sent_s: float, *, is_success: bool) -> None:
+        heapq.heappush(self.events, (at_s, next(iter(self.numbers)), sent_s, is_success))
 
 
 def lognormal(sigma: float) -> Callable[[float], float]:

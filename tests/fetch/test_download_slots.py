@@ -233,7 +233,7 @@ async def test_a_prefetch_waits_for_the_rate_and_goes_by_itself_when_it_may() ->
     began_s = time.monotonic()
     for _ in range(15):
         await slots.acquire(turn := Turn(demand=False))
-        Ticket(slots, turn).sent()
+        Ticket(slots, turn).request_sent()
         slots.release(turn)
     assert time.monotonic() - began_s >= 0.09  # five at once, ten at 100 a second
     assert 0.05 < slots.throttled_s < 1
@@ -288,8 +288,8 @@ async def test_a_try_more_and_bytes_that_nobody_knew_of_are_spent_when_they_come
     await slots.acquire(turn := Turn(demand=True, size_bytes=4000))
     ticket = Ticket(slots, turn)
     for received_bytes in (1000, 4000):
-        ticket.sent()
-        ticket.ended(Outcome(0.1, received_bytes, is_good=received_bytes == 4000))
+        ticket.request_sent()
+        ticket.attempt_ended(Outcome(0.1, received_bytes, is_success=received_bytes == 4000))
     slots.release(turn)
     assert slots.governor.wait_s(clock()) == pytest.approx(before_s + 0.005)
 
@@ -341,7 +341,7 @@ async def test_a_demand_gets_a_slot_above_a_limit_that_has_fallen() -> None:
     for turn in turns:
         await slots.acquire(turn)
     while slots.limit.now > 4:
-        Ticket(slots, turns[0]).ended(Outcome(is_refused=True))
+        Ticket(slots, turns[0]).attempt_ended(Outcome(is_throttled=True))
     slots.release(turns[0])
     prefetch = asyncio.create_task(slots.acquire(Turn(demand=False)))
     await settle()
@@ -359,7 +359,7 @@ async def test_a_limit_that_rises_lets_more_begin_at_once() -> None:
     assert not prefetch.done()
     ticket = Ticket(slots, Turn(demand=False))
     while slots.limit.now == 128:
-        ticket.ended(Outcome(0.03, 1000, is_good=True))
+        ticket.attempt_ended(Outcome(0.03, 1000, is_success=True))
     await asyncio.wait_for(prefetch, 1)
 
 
@@ -373,7 +373,7 @@ async def test_the_next_may_go_while_what_has_come_is_published() -> None:
     await settle()
     assert not waiting.done()
 
-    Ticket(slots, first).ended(Outcome(0.03, 100, is_refused=False, is_good=True))
+    Ticket(slots, first).attempt_ended(Outcome(0.03, 100, is_throttled=False, is_success=True))
     await waiting
     assert (slots.in_use, slots.publishing) == (1, 1)
     slots.release(first)
@@ -385,7 +385,7 @@ async def test_the_next_may_go_while_what_has_come_is_published() -> None:
 async def test_a_try_that_failed_keeps_its_slot() -> None:
     slots, turn = slots_of(1), Turn(demand=False)
     await slots.acquire(turn)
-    Ticket(slots, turn).ended(Outcome(0.03, 100, is_refused=False, is_good=False))
+    Ticket(slots, turn).attempt_ended(Outcome(0.03, 100, is_throttled=False, is_success=False))
     assert slots.free == 0
 
 
@@ -394,10 +394,10 @@ async def test_a_slow_disk_holds_requests_up_when_enough_waits_for_it() -> None:
     for _ in range(MOST_PUBLISHING):
         turn = Turn(demand=False)
         await slots.acquire(turn)
-        Ticket(slots, turn).ended(Outcome(0.03, 100, is_refused=False, is_good=True))
+        Ticket(slots, turn).attempt_ended(Outcome(0.03, 100, is_throttled=False, is_success=True))
     last = Turn(demand=False)
     await slots.acquire(last)
-    Ticket(slots, last).ended(Outcome(0.03, 100, is_refused=False, is_good=True))
+    Ticket(slots, last).attempt_ended(Outcome(0.03, 100, is_throttled=False, is_success=True))
     assert (slots.free, slots.publishing) == (0, MOST_PUBLISHING)
     slots.release(last)
     assert slots.free == 1
@@ -407,10 +407,10 @@ async def test_what_comes_twice_gives_its_slot_back_once() -> None:
     """As where a fetch process was lost before it had published what it had."""
     slots, turn = slots_of(2), Turn(demand=False)
     await slots.acquire(turn)
-    Ticket(slots, turn).ended(Outcome(0.03, 100, is_refused=False, is_good=True))
+    Ticket(slots, turn).attempt_ended(Outcome(0.03, 100, is_throttled=False, is_success=True))
     slots.again(turn)
     assert (slots.in_use, slots.publishing) == (1, 0)
-    Ticket(slots, turn).ended(Outcome(0.03, 100, is_refused=False, is_good=True))
+    Ticket(slots, turn).attempt_ended(Outcome(0.03, 100, is_throttled=False, is_success=True))
     assert (slots.in_use, slots.publishing) == (0, 1)
     slots.release(turn)
     assert (slots.in_use, slots.publishing) == (0, 0)

@@ -8,7 +8,7 @@ import pytest
 
 from gcs_prefetchd.cache.cache import Cache, Room
 from gcs_prefetchd.fetch.fetcher import Fetcher
-from gcs_prefetchd.gcs.client import Access, Origin
+from gcs_prefetchd.gcs.client import Access, GCSClient
 from gcs_prefetchd.shared.checksums import crc32c_of, read_checked
 from gcs_prefetchd.shared.errors import (
     CacheFullError,
@@ -17,7 +17,7 @@ from gcs_prefetchd.shared.errors import (
     ObjectMissingError,
     OriginUnavailableError,
 )
-from gcs_prefetchd.shared.moving_average import Spread
+from gcs_prefetchd.shared.moving_average import MovingDuration
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.testing import FlippedByte, GCSServer, Stall, Status
@@ -27,13 +27,13 @@ BUCKET = "pictures"
 
 
 @pytest.fixture
-async def origin(gcs: GCSServer) -> AsyncIterator[Origin]:
-    async with Origin(Access(gcs.url, anonymous=True), deadline_s=20.0) as opened:
+async def origin(gcs: GCSServer) -> AsyncIterator[GCSClient]:
+    async with GCSClient(Access(gcs.url, anonymous=True), deadline_s=20.0) as opened:
         yield opened
 
 
 @pytest.fixture
-async def fetcher(cache: Cache, origin: Origin) -> AsyncIterator[Fetcher]:
+async def fetcher(cache: Cache, origin: GCSClient) -> AsyncIterator[Fetcher]:
     opened = Fetcher(cache, origin, slots_of(4))
     yield opened
     await opened.close()
@@ -267,7 +267,7 @@ async def test_never_more_downloads_at_a_time_than_the_setting(gcs: GCSServer, c
     assert gcs.counts.peak_open_media == 4
 
 
-async def test_a_demand_goes_before_the_prefetches_that_wait(gcs: GCSServer, cache: Cache, origin: Origin) -> None:
+async def test_a_demand_goes_before_the_prefetches_that_wait(gcs: GCSServer, cache: Cache, origin: GCSClient) -> None:
     fetcher = Fetcher(cache, origin, slots_of(1))
     versions = [put(gcs, f"{i}.jpg", bytes([i])) for i in range(5)]
     gcs.faults.add(Stall(0), f"{BUCKET}/0.jpg")
@@ -281,7 +281,7 @@ async def test_a_demand_goes_before_the_prefetches_that_wait(gcs: GCSServer, cac
 
 
 async def test_a_demand_for_an_object_whose_prefetch_waits_brings_it_to_the_front(
-    gcs: GCSServer, cache: Cache, origin: Origin
+    gcs: GCSServer, cache: Cache, origin: GCSClient
 ) -> None:
     fetcher = Fetcher(cache, origin, slots_of(1))
     versions = [put(gcs, f"{i}.jpg", bytes([i])) for i in range(5)]
@@ -296,7 +296,7 @@ async def test_a_demand_for_an_object_whose_prefetch_waits_brings_it_to_the_fron
     assert fetcher.fetched.prefetch == 4
 
 
-async def test_failed_and_abandoned_downloads_give_their_slots_back(gcs: GCSServer, cache: Cache, origin: Origin) -> None:
+async def test_failed_and_abandoned_downloads_give_their_slots_back(gcs: GCSServer, cache: Cache, origin: GCSClient) -> None:
     fetcher = Fetcher(cache, origin, slots_of(1))
     version = put(gcs, "a.jpg", b"bytes of a")
     for _ in range(3):
@@ -357,7 +357,7 @@ async def test_a_prefetch_without_room_fails_before_gcs_is_asked_and_drops_nothi
 
 
 async def test_a_demand_gets_room_although_it_joins_a_prefetch_that_finds_none(
-    gcs: GCSServer, cache: Cache, origin: Origin
+    gcs: GCSServer, cache: Cache, origin: GCSClient
 ) -> None:
     fetcher = Fetcher(cache, origin, slots_of(1))
     kept = put(gcs, "kept.jpg", bytes(600_000))
@@ -407,9 +407,9 @@ async def test_an_object_larger_than_the_cache_is_refused_and_drops_nothing(
     assert gets(gcs, huge) == 0
 
 
-async def test_how_long_downloads_take_is_measured(gcs: GCSServer, cache: Cache, origin: Origin) -> None:
+async def test_how_long_downloads_take_is_measured(gcs: GCSServer, cache: Cache, origin: GCSClient) -> None:
     """Prefetching looks ahead as far as that says."""
-    measured = Spread(assumed_s=1000.0)
+    measured = MovingDuration(assumed_s=1000.0)
     fetcher = Fetcher(cache, origin, slots_of(4), download_s=measured)
     for i in range(3):
         await prefetch(fetcher, put(gcs, f"{i}.jpg", b"bytes"), cache.choose)
@@ -422,7 +422,7 @@ async def test_how_long_downloads_take_is_measured(gcs: GCSServer, cache: Cache,
 # The end
 
 
-async def test_close_leaves_nothing_running_and_nothing_unfinished(gcs: GCSServer, cache: Cache, origin: Origin) -> None:
+async def test_close_leaves_nothing_running_and_nothing_unfinished(gcs: GCSServer, cache: Cache, origin: GCSClient) -> None:
     """Some downloads have bytes on disk, some wait for their turn, some for GCS."""
     fetcher = Fetcher(cache, origin, slots_of(4))
     large = put(gcs, "large.jpg", bytes(500_000))
@@ -462,7 +462,7 @@ async def test_a_download_that_starts_over_leaves_one_whole_file(
 
 
 async def test_an_outage_of_gcs_removes_nothing_from_the_cache(gcs: GCSServer, cache: Cache) -> None:
-    async with Origin(Access(gcs.url, anonymous=True), deadline_s=0.2) as origin:
+    async with GCSClient(Access(gcs.url, anonymous=True), deadline_s=0.2) as origin:
         fetcher = Fetcher(cache, origin, slots_of(4))
         there, absent = put(gcs, "there.jpg", b"there"), put(gcs, "absent.jpg", b"absent")
         await prefetch(fetcher, there, cache.choose)

@@ -13,12 +13,12 @@ import pytest
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.fetch.fetcher import Fetcher
 from gcs_prefetchd.fetch.prefetcher import Prefetcher
-from gcs_prefetchd.gcs.client import Access, Origin
+from gcs_prefetchd.gcs.client import Access, GCSClient
 from gcs_prefetchd.planning.reader import Reader
 from gcs_prefetchd.planning.registry import Registry
 from gcs_prefetchd.service.manifest_store import list_manifest
 from gcs_prefetchd.shared.epoch_order import epoch_order
-from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.manifest import Manifest
 from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion
 from gcs_prefetchd.shared.paths import cache_path
@@ -101,13 +101,13 @@ async def prefetching(
     try_again_s: float = 0.05,
 ) -> AsyncIterator[Node]:
     """A node that has listed the data root. It prefetches from its first `wake` on."""
-    async with Origin(Access(gcs.url, anonymous=True), deadline_s=deadline_s) as origin:
+    async with GCSClient(Access(gcs.url, anonymous=True), deadline_s=deadline_s) as origin:
         registry, fetcher = (
             Registry(SEED, cache.limit_bytes, window_items=window, lru=lru),
             Fetcher(cache, origin, slots_of(concurrency)),
         )
         prefetcher = Prefetcher(registry, cache, fetcher, try_again_s=try_again_s)
-        manifest = await list_manifest(origin, DataRoot.parse(DATA_ROOT), Layout())
+        manifest = await list_manifest(origin, DataRoot.parse(DATA_ROOT), ItemPatterns())
         registry.set_manifest(registry.catalog.assign_numbers(manifest))
         running = asyncio.create_task(prefetcher.run())
         try:

@@ -36,7 +36,7 @@ EXAMPLES: list[Message] = [
     TokenGranted("ya29.token"),
     TokenUnavailable("no access token: 400", is_final=True),
     ProcessReady(),
-    AttemptEnded(7, 2, 0.25, 100_000, is_refused=False, is_good=True),
+    AttemptEnded(7, 2, 0.25, 100_000, is_throttled=False, is_success=True),
     BytesWritten(7, 1 << 20),
     ErrorsCounted({"503": 2, "timeout": 1}),
     DownloadPublished(7, 0),

@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from gcs_prefetchd.gcs.client import Access, Origin
+from gcs_prefetchd.gcs.client import Access, GCSClient
 from gcs_prefetchd.shared.checksums import crc32c_of
 from gcs_prefetchd.shared.errors import (
     AccessDeniedError,
@@ -71,14 +71,16 @@ PAGE_OF_SOMETHING_ELSE = Status(200, body='["items"]')
 BROKEN_PAGES = [Status(503), Reset(), Close(), Cut(10), HtmlPage(), TRUNCATED_PAGE, PAGE_WITHOUT_SIZES, PAGE_OF_SOMETHING_ELSE]
 
 
-def origin_of(gcs: GCSServer, *, deadline_s: float = 20.0, connections: int = 128, user_project: str | None = None) -> Origin:
+def origin_of(
+    gcs: GCSServer, *, deadline_s: float = 20.0, connections: int = 128, user_project: str | None = None
+) -> GCSClient:
     """An anonymous origin whose tries give up on silence after 0.2 s."""
     access = Access(gcs.url, anonymous=True, user_project=user_project)
-    return Origin(access, deadline_s=deadline_s, connections=connections, read_timeout_s=0.2)
+    return GCSClient(access, deadline_s=deadline_s, connections=connections, read_timeout_s=0.2)
 
 
 @pytest.fixture
-async def origin(gcs: GCSServer) -> AsyncIterator[Origin]:
+async def origin(gcs: GCSServer) -> AsyncIterator[GCSClient]:
     async with origin_of(gcs) as opened:
         yield opened
 
@@ -89,7 +91,7 @@ def put(gcs: GCSServer, data: bytes = DATA, name: ObjectName = NAME) -> ObjectVe
     return ObjectVersion(name, stored.generation, len(data), crc32c_of(data))
 
 
-async def listed(origin: Origin, prefix: str = "train/") -> list[ObjectVersion]:
+async def listed(origin: GCSClient, prefix: str = "train/") -> list[ObjectVersion]:
     async with contextlib.aclosing(origin.list(BUCKET, prefix)) as pages:
         versions = [version async for page in pages for version in page.versions(BUCKET)]
     return sorted(versions, key=lambda version: version.name)
@@ -102,7 +104,7 @@ def fault_id(fault: Fault) -> str:
 # Listing
 
 
-async def test_a_listing_brings_every_page_and_no_folder_placeholder(gcs: GCSServer, origin: Origin) -> None:
+async def test_a_listing_brings_every_page_and_no_folder_placeholder(gcs: GCSServer, origin: GCSClient) -> None:
     versions = [put(gcs, str(i).encode(), ObjectName(BUCKET, f"train/images/{i:05}.jpg")) for i in range(2500)]
     for placeholder in ("train/", "train/images/", "train/labels/"):
         gcs.put(BUCKET, placeholder, b"")
@@ -110,7 +112,7 @@ async def test_a_listing_brings_every_page_and_no_folder_placeholder(gcs: GCSSer
     assert await listed(origin) == versions
 
 
-async def test_a_page_is_not_asked_for_compressed(gcs: GCSServer, origin: Origin) -> None:
+async def test_a_page_is_not_asked_for_compressed(gcs: GCSServer, origin: GCSClient) -> None:
     """The session unpacks nothing, so that objects come as they are stored."""
     put(gcs)
     await listed(origin)
@@ -141,12 +143,12 @@ async def test_a_listing_that_leads_nowhere_is_an_error_and_no_loop(gcs: GCSServ
     assert gcs.counts.list[BUCKET] == len(pages)
 
 
-async def test_a_bucket_without_such_objects_lists_as_nothing(gcs: GCSServer, origin: Origin) -> None:
+async def test_a_bucket_without_such_objects_lists_as_nothing(gcs: GCSServer, origin: GCSClient) -> None:
     gcs.create_bucket(BUCKET)
     assert await listed(origin) == []
 
 
-async def test_a_listing_of_one_page_is_one_request(gcs: GCSServer, origin: Origin) -> None:
+async def test_a_listing_of_one_page_is_one_request(gcs: GCSServer, origin: GCSClient) -> None:
     versions = [put(gcs, b"", ObjectName(BUCKET, f"train/images/{i:05}.jpg")) for i in range(1000)]
     assert await listed(origin) == versions
     assert gcs.counts.list[BUCKET] == 1
@@ -156,7 +158,7 @@ async def test_a_long_listing_goes_on_beside_a_page_that_takes_long(gcs: GCSServ
     versions = [put(gcs, b"", ObjectName(BUCKET, f"train/images/{i:05}.jpg")) for i in range(20_000)]
     gcs.faults.add(Stall(), BUCKET, kind=Kind.LIST, requests=5)
     found: list[ObjectVersion] = []
-    async with Origin(Access(gcs.url, anonymous=True)) as origin:
+    async with GCSClient(Access(gcs.url, anonymous=True)) as origin:
         async for page in origin.list(BUCKET, "train/"):
             found += page.versions(BUCKET)
             if len(found) >= 10_000:
@@ -169,7 +171,7 @@ async def test_a_cancelled_listing_leaves_no_request(gcs: GCSServer) -> None:
     for i in range(5000):
         put(gcs, b"", ObjectName(BUCKET, f"train/images/{i:05}.jpg"))
     gcs.faults.add(Stall(), BUCKET, kind=Kind.LIST, requests=range(2, 100))
-    async with Origin(Access(gcs.url, anonymous=True)) as origin:
+    async with GCSClient(Access(gcs.url, anonymous=True)) as origin:
         listing = asyncio.create_task(listed(origin))
         await gcs.wait_for(lambda counts: counts.list[BUCKET] == 3)
         listing.cancel()
@@ -215,7 +217,7 @@ REFUSALS = [(refuse_with_401, CredentialsError), (refuse_with_403, AccessDeniedE
 
 @pytest.mark.parametrize(("refuse", "error"), REFUSALS)
 async def test_an_object_that_gcs_refuses_is_asked_for_once_and_named(
-    gcs: GCSServer, origin: Origin, refuse: Callable[[GCSServer], None], error: type[OriginError]
+    gcs: GCSServer, origin: GCSClient, refuse: Callable[[GCSServer], None], error: type[OriginError]
 ) -> None:
     put(gcs)
     refuse(gcs)
@@ -226,7 +228,7 @@ async def test_an_object_that_gcs_refuses_is_asked_for_once_and_named(
 
 @pytest.mark.parametrize(("refuse", "error"), REFUSALS[:2])
 async def test_a_listing_that_gcs_refuses_is_asked_for_once_and_named(
-    gcs: GCSServer, origin: Origin, refuse: Callable[[GCSServer], None], error: type[OriginError]
+    gcs: GCSServer, origin: GCSClient, refuse: Callable[[GCSServer], None], error: type[OriginError]
 ) -> None:
     put(gcs)
     refuse(gcs)
@@ -235,7 +237,7 @@ async def test_a_listing_that_gcs_refuses_is_asked_for_once_and_named(
     assert gcs.counts.total() == 1
 
 
-async def test_a_data_root_in_a_missing_bucket_is_asked_for_once_and_named(gcs: GCSServer, origin: Origin) -> None:
+async def test_a_data_root_in_a_missing_bucket_is_asked_for_once_and_named(gcs: GCSServer, origin: GCSClient) -> None:
     with pytest.raises(ObjectMissingError, match="list gs://pictures/train/: GCS says 404"):
         await listed(origin)
     assert gcs.counts.total() == 1
@@ -244,13 +246,13 @@ async def test_a_data_root_in_a_missing_bucket_is_asked_for_once_and_named(gcs: 
 # Versions
 
 
-async def test_a_download_pins_the_generation(gcs: GCSServer, origin: Origin) -> None:
+async def test_a_download_pins_the_generation(gcs: GCSServer, origin: GCSClient) -> None:
     version = put(gcs)
     assert await origin.read(NAME, version) == (version, DATA)
     assert f"generation={version.generation}" in gcs.seen[-1].raw_path
 
 
-async def test_an_object_that_was_replaced_is_said_to_have_changed(gcs: GCSServer, origin: Origin) -> None:
+async def test_an_object_that_was_replaced_is_said_to_have_changed(gcs: GCSServer, origin: GCSClient) -> None:
     version = put(gcs)
     put(gcs, b"relabelled")
     with pytest.raises(ObjectChangedError, match=NAME.uri):
@@ -258,25 +260,25 @@ async def test_an_object_that_was_replaced_is_said_to_have_changed(gcs: GCSServe
     assert gcs.counts.media[KEY] == 1
 
 
-async def test_without_a_version_the_live_one_comes_from_the_headers(gcs: GCSServer, origin: Origin) -> None:
+async def test_without_a_version_the_live_one_comes_from_the_headers(gcs: GCSServer, origin: GCSClient) -> None:
     version = put(gcs)
     assert await origin.read(NAME) == (version, DATA)
     assert gcs.counts.total() == 1
 
 
-async def test_a_flipped_byte_is_noticed_without_a_version_too(gcs: GCSServer, origin: Origin) -> None:
+async def test_a_flipped_byte_is_noticed_without_a_version_too(gcs: GCSServer, origin: GCSClient) -> None:
     version = put(gcs)
     gcs.faults.add(FlippedByte(), requests=1)
     assert await origin.read(NAME) == (version, DATA)
-    assert origin.traffic.errors == {"crc32c": 1}
+    assert origin.counters.errors == {"crc32c": 1}
 
 
-async def test_a_listing_without_hashes_leaves_the_check_to_the_answers_own_hash(gcs: GCSServer, origin: Origin) -> None:
+async def test_a_listing_without_hashes_leaves_the_check_to_the_answers_own_hash(gcs: GCSServer, origin: GCSClient) -> None:
     version = put(gcs)
     gcs.faults.add(FlippedByte(), requests=1)
     unhashed = ObjectVersion(NAME, version.generation, version.size, None)
     assert await origin.read(NAME, unhashed) == (version, DATA)
-    assert origin.traffic.errors == {"crc32c": 1}
+    assert origin.counters.errors == {"crc32c": 1}
 
 
 @pytest.mark.parametrize("fault", [MissingHash(), MalformedHash()], ids=fault_id)
@@ -296,7 +298,7 @@ async def test_without_a_hash_an_object_replaced_after_its_metadata_was_asked_co
     put(gcs)
     gcs.faults.add(MissingHash())
     gcs.faults.add(Stall(None), kind=Kind.METADATA, requests=1)
-    async with Origin(Access(gcs.url, anonymous=True), deadline_s=10.0) as origin:
+    async with GCSClient(Access(gcs.url, anonymous=True), deadline_s=10.0) as origin:
         reading = asyncio.create_task(origin.read(NAME))
         await gcs.wait_for(lambda counts: counts.metadata[KEY] == 1)
         version = put(gcs, b"relabelled")
@@ -304,16 +306,16 @@ async def test_without_a_hash_an_object_replaced_after_its_metadata_was_asked_co
         assert await reading == (version, b"relabelled")
 
 
-async def test_without_a_hash_the_bytes_are_checked_against_the_metadata(gcs: GCSServer, origin: Origin) -> None:
+async def test_without_a_hash_the_bytes_are_checked_against_the_metadata(gcs: GCSServer, origin: GCSClient) -> None:
     version = put(gcs)
     gcs.faults.add(MissingHash(), requests={1, 3})
     gcs.faults.add(FlippedByte(), requests=2)
     assert await origin.read(NAME) == (version, DATA)
-    assert origin.traffic.errors == {"crc32c": 1}
+    assert origin.counters.errors == {"crc32c": 1}
 
 
 @pytest.mark.parametrize("fault", [MissingHash(), MalformedHash()], ids=fault_id)
-async def test_a_pinned_version_needs_no_hash_in_the_answer(gcs: GCSServer, origin: Origin, fault: Fault) -> None:
+async def test_a_pinned_version_needs_no_hash_in_the_answer(gcs: GCSServer, origin: GCSClient, fault: Fault) -> None:
     version = put(gcs)
     gcs.faults.add(fault)
     assert await origin.read(NAME, version) == (version, DATA)
@@ -324,22 +326,22 @@ async def test_a_pinned_version_needs_no_hash_in_the_answer(gcs: GCSServer, orig
 
 
 @pytest.mark.parametrize("fault", BROKEN, ids=fault_id)
-async def test_after_a_fault_of_any_kind_the_right_bytes_come(gcs: GCSServer, origin: Origin, fault: Fault) -> None:
+async def test_after_a_fault_of_any_kind_the_right_bytes_come(gcs: GCSServer, origin: GCSClient, fault: Fault) -> None:
     version = put(gcs)
     gcs.faults.add(fault, requests=1)
     assert await origin.read(NAME, version) == (version, DATA)
     assert gcs.counts.media[KEY] == 2
 
 
-async def test_a_body_far_longer_than_the_object_is_not_read_to_its_end(gcs: GCSServer, origin: Origin) -> None:
+async def test_a_body_far_longer_than_the_object_is_not_read_to_its_end(gcs: GCSServer, origin: GCSClient) -> None:
     """Room was set aside for the object alone."""
     version = put(gcs)
     gcs.faults.add(LongBody(30_000_000), requests=1)
     assert await origin.read(NAME, version) == (version, DATA)
-    assert origin.traffic.received_bytes < 3_000_000
+    assert origin.counters.received_bytes < 3_000_000
 
 
-async def test_after_several_faults_in_a_row_the_right_bytes_come(gcs: GCSServer, origin: Origin) -> None:
+async def test_after_several_faults_in_a_row_the_right_bytes_come(gcs: GCSServer, origin: GCSClient) -> None:
     version = put(gcs)
     faults: list[Fault] = [Cut(700), FlippedByte(), Status(503)]
     for number, fault in enumerate(faults, start=1):
@@ -369,8 +371,8 @@ async def test_a_fault_that_never_ends_is_given_up_at_the_deadline_with_its_caus
         with pytest.raises(OriginUnavailableError, match=f"fetch {NAME.uri}: gave up after 0.5 s .*; last: .*({cause})"):
             await origin.read(NAME, version)
         assert 0.5 <= asyncio.get_running_loop().time() - began_s < 3.0
-        assert origin.traffic.errors["deadline"] == 1
-        assert origin.traffic.in_flight == 0
+        assert origin.counters.errors["deadline"] == 1
+        assert origin.counters.in_flight == 0
 
 
 async def test_nobody_at_the_other_end_is_given_up_at_the_deadline() -> None:
@@ -379,10 +381,10 @@ async def test_nobody_at_the_other_end_is_given_up_at_the_deadline() -> None:
     async with origin:
         with pytest.raises(OriginUnavailableError, match=f"fetch {NAME.uri}: .*no connection to 127.0.0.1:[0-9]+: "):
             await origin.read(NAME)
-    assert origin.traffic.errors["connection"] >= 1
+    assert origin.counters.errors["connection"] >= 1
 
 
-async def test_gcs_is_not_asked_again_before_the_retry_after_it_named(gcs: GCSServer, origin: Origin) -> None:
+async def test_gcs_is_not_asked_again_before_the_retry_after_it_named(gcs: GCSServer, origin: GCSClient) -> None:
     version = put(gcs)
     gcs.faults.add(Status(429, retry_after="1"), requests=1)
     began_s = asyncio.get_running_loop().time()
@@ -415,7 +417,7 @@ async def test_a_huge_error_body_is_not_read_whole(gcs: GCSServer) -> None:
     assert len(str(caught.value)) < 500
 
 
-async def test_a_long_error_message_is_cut(gcs: GCSServer, origin: Origin) -> None:
+async def test_a_long_error_message_is_cut(gcs: GCSServer, origin: GCSClient) -> None:
     put(gcs)
     body = json.dumps({"error": {"message": "Why?\n" * 2000}})
     for kind in (Kind.MEDIA, Kind.LIST):
@@ -431,7 +433,7 @@ async def test_a_long_error_message_is_cut(gcs: GCSServer, origin: Origin) -> No
 # Bytes and names
 
 
-async def test_an_object_with_content_encoding_gzip_arrives_as_it_is_stored(gcs: GCSServer, origin: Origin) -> None:
+async def test_an_object_with_content_encoding_gzip_arrives_as_it_is_stored(gcs: GCSServer, origin: GCSClient) -> None:
     packed = gzip.compress(DATA)
     gcs.put(BUCKET, NAME.name, packed, content_encoding="gzip")
     version, data = await origin.read(NAME)
@@ -441,7 +443,7 @@ async def test_an_object_with_content_encoding_gzip_arrives_as_it_is_stored(gcs:
 
 
 @pytest.mark.parametrize("size_bytes", [0, 1, 5_000_000])
-async def test_an_object_of_any_size_arrives_whole(gcs: GCSServer, origin: Origin, size_bytes: int) -> None:
+async def test_an_object_of_any_size_arrives_whole(gcs: GCSServer, origin: GCSClient, size_bytes: int) -> None:
     data = (DATA * (size_bytes // len(DATA) + 1))[:size_bytes]
     version = put(gcs, data)
     assert await origin.read(NAME, version) == (version, data)
@@ -465,7 +467,7 @@ async def test_an_object_of_any_size_arrives_whole(gcs: GCSServer, origin: Origi
         "x" * 1000,
     ],
 )
-async def test_an_object_of_any_name_is_listed_and_read(gcs: GCSServer, origin: Origin, name: str) -> None:
+async def test_an_object_of_any_name_is_listed_and_read(gcs: GCSServer, origin: GCSClient, name: str) -> None:
     version = put(gcs, name.encode(), ObjectName(BUCKET, name))
     assert await listed(origin, prefix=name) == [version]
     assert await origin.read(version.name, version) == (version, name.encode())
@@ -481,7 +483,7 @@ async def test_the_endpoint_comes_from_the_settings_alone(
     gcs.require_token("right")
     async with GCSServer() as elsewhere:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", elsewhere.url)
-        async with Origin(Access(gcs.url, credentials=key_file)) as origin:
+        async with GCSClient(Access(gcs.url, credentials=key_file)) as origin:
             assert await listed(origin) == [version]
             assert await origin.read(NAME) == (version, DATA)
         assert elsewhere.counts.total() == 0
@@ -514,7 +516,7 @@ async def test_the_project_that_pays_is_named_in_every_request(gcs: GCSServer) -
 
 
 async def test_a_requester_pays_bucket_without_a_project_is_refused_once_with_gcs_own_words(
-    gcs: GCSServer, origin: Origin
+    gcs: GCSServer, origin: GCSClient
 ) -> None:
     put(gcs)
     gcs.requester_pays(BUCKET)
@@ -544,21 +546,21 @@ def key_file(gcs: GCSServer, private_key: str, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def signed(gcs: GCSServer, key_file: Path) -> AsyncIterator[Origin]:
+async def signed(gcs: GCSServer, key_file: Path) -> AsyncIterator[GCSClient]:
     """An origin with a service account's key; the server demands its token."""
     gcs.require_token("first")
-    async with Origin(Access(gcs.url, credentials=key_file), deadline_s=20.0, connections=16) as opened:
+    async with GCSClient(Access(gcs.url, credentials=key_file), deadline_s=20.0, connections=16) as opened:
         yield opened
 
 
-async def test_one_token_serves_many_requests(gcs: GCSServer, signed: Origin) -> None:
+async def test_one_token_serves_many_requests(gcs: GCSServer, signed: GCSClient) -> None:
     version = put(gcs)
     assert await asyncio.gather(*(signed.read(NAME) for _ in range(20))) == [(version, DATA)] * 20
     assert await listed(signed) == [version]
     assert gcs.counts.total(Kind.TOKEN) == 1
 
 
-async def test_a_refused_token_is_renewed_once_for_all_that_were_refused(gcs: GCSServer, signed: Origin) -> None:
+async def test_a_refused_token_is_renewed_once_for_all_that_were_refused(gcs: GCSServer, signed: GCSClient) -> None:
     version = put(gcs)
     await signed.read(NAME)
     gcs.require_token("second")
@@ -577,14 +579,16 @@ class Then:
     def __init__(self, then: Callable[[], None]) -> None:
         self._then = then
 
-    async def begin(self, version: ObjectVersion) -> None:
+    async def start(self, version: ObjectVersion) -> None:
         self._then()
 
     async def write(self, chunk: bytes) -> None:
         pass
 
 
-async def test_a_token_that_runs_out_during_a_download_is_renewed_and_what_came_is_kept(gcs: GCSServer, signed: Origin) -> None:
+async def test_a_token_that_runs_out_during_a_download_is_renewed_and_what_came_is_kept(
+    gcs: GCSServer, signed: GCSClient
+) -> None:
     version = put(gcs)
     gcs.faults.add(Cut(1000), requests=1)
     sink = Then(lambda: gcs.require_token("second"))
@@ -592,7 +596,7 @@ async def test_a_token_that_runs_out_during_a_download_is_renewed_and_what_came_
     assert [seen.headers.get("Range") for seen in gcs.seen if seen.headers.get("Authorization")][1:] == ["bytes=1000-"] * 2
 
 
-async def test_a_listing_whose_token_was_refused_goes_on_with_a_new_one(gcs: GCSServer, signed: Origin) -> None:
+async def test_a_listing_whose_token_was_refused_goes_on_with_a_new_one(gcs: GCSServer, signed: GCSClient) -> None:
     version = put(gcs)
     assert await listed(signed) == [version]
     gcs.require_token("second")
@@ -601,7 +605,7 @@ async def test_a_listing_whose_token_was_refused_goes_on_with_a_new_one(gcs: GCS
     assert gcs.counts.total(Kind.TOKEN) == 2
 
 
-async def test_credentials_that_stay_refused_are_final_after_one_renewal(gcs: GCSServer, signed: Origin) -> None:
+async def test_credentials_that_stay_refused_are_final_after_one_renewal(gcs: GCSServer, signed: GCSClient) -> None:
     put(gcs)
     gcs.require_token("of somebody else", BUCKET)
     with pytest.raises(CredentialsError, match=f"fetch {NAME.uri}: GCS says 401"):
@@ -613,7 +617,7 @@ async def test_credentials_that_stay_refused_are_final_after_one_renewal(gcs: GC
 @pytest.mark.parametrize("kind", [Kind.MEDIA, Kind.METADATA])
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_no_token_and_no_question_follows_a_redirect_to_another_host(
-    gcs: GCSServer, signed: Origin, kind: Kind, status: int
+    gcs: GCSServer, signed: GCSClient, kind: Kind, status: int
 ) -> None:
     version = put(gcs)
     async with GCSServer() as elsewhere:
@@ -625,7 +629,7 @@ async def test_no_token_and_no_question_follows_a_redirect_to_another_host(
         assert list(elsewhere.seen) == []
 
 
-async def test_no_listing_comes_from_a_redirect_to_another_host(gcs: GCSServer, signed: Origin) -> None:
+async def test_no_listing_comes_from_a_redirect_to_another_host(gcs: GCSServer, signed: GCSClient) -> None:
     put(gcs)
     async with GCSServer() as elsewhere:
         elsewhere.create_bucket(BUCKET)
@@ -657,14 +661,14 @@ def json_answer(body: str, status: int = 200) -> Status:
     ],
     ids=fault_id,
 )
-async def test_a_token_endpoint_that_fails_is_asked_again(gcs: GCSServer, signed: Origin, fault: Fault) -> None:
+async def test_a_token_endpoint_that_fails_is_asked_again(gcs: GCSServer, signed: GCSClient, fault: Fault) -> None:
     version = put(gcs)
     gcs.faults.add(fault, "*", kind=Kind.TOKEN, requests={1, 2})
     assert await signed.read(NAME) == (version, DATA)
-    assert signed.traffic.errors == {"token": 2}
+    assert signed.counters.errors == {"token": 2}
 
 
-async def test_a_key_that_the_token_endpoint_refuses_is_final_at_once(gcs: GCSServer, signed: Origin) -> None:
+async def test_a_key_that_the_token_endpoint_refuses_is_final_at_once(gcs: GCSServer, signed: GCSClient) -> None:
     put(gcs)
     gcs.faults.add(Status(400, body='{"error": "invalid_grant"}'), "*", kind=Kind.TOKEN)
     for _ in range(5):
@@ -673,7 +677,9 @@ async def test_a_key_that_the_token_endpoint_refuses_is_final_at_once(gcs: GCSSe
     assert gcs.counts.total() == 1  # not one for each object that is wanted
 
 
-async def test_cancelling_one_of_two_that_wait_for_a_token_leaves_the_other_its_bytes(gcs: GCSServer, signed: Origin) -> None:
+async def test_cancelling_one_of_two_that_wait_for_a_token_leaves_the_other_its_bytes(
+    gcs: GCSServer, signed: GCSClient
+) -> None:
     version = put(gcs)
     gcs.faults.add(Stall(None), "*", kind=Kind.TOKEN, requests=1)
     leaving, staying = asyncio.create_task(signed.read(NAME)), asyncio.create_task(signed.read(NAME))
@@ -690,7 +696,7 @@ async def test_cancelling_one_of_two_that_wait_for_a_token_leaves_the_other_its_
 
 async def test_an_origin_can_be_left_while_a_token_is_awaited(gcs: GCSServer, key_file: Path) -> None:
     gcs.faults.add(Stall(None), "*", kind=Kind.TOKEN)
-    async with Origin(Access(gcs.url, credentials=key_file)) as origin:
+    async with GCSClient(Access(gcs.url, credentials=key_file)) as origin:
         reading = asyncio.create_task(origin.read(NAME))
         await gcs.wait_for(lambda counts: counts.total(Kind.TOKEN) == 1)
         reading.cancel()
@@ -700,30 +706,30 @@ async def test_an_origin_can_be_left_while_a_token_is_awaited(gcs: GCSServer, ke
 # What is counted and what is left behind
 
 
-async def test_traffic_counts_requests_bytes_and_errors_by_kind(gcs: GCSServer, origin: Origin) -> None:
+async def test_traffic_counts_requests_bytes_and_errors_by_kind(gcs: GCSServer, origin: GCSClient) -> None:
     version = put(gcs)
     faults: list[Fault] = [Status(503), FlippedByte(), Reset(0), Stall(None), HtmlPage()]
     await listed(origin)
     for fault in faults:
         gcs.faults.add(fault, requests=1)
         await origin.read(NAME, version)
-    assert origin.traffic.requests == gcs.counts.total() == 11
-    assert origin.traffic.errors == {"503": 1, "crc32c": 1, "connection": 1, "timeout": 1, "size": 1}
-    assert origin.traffic.received_bytes == 6 * len(DATA) + len(HtmlPage().body)
+    assert origin.counters.requests == gcs.counts.total() == 11
+    assert origin.counters.errors == {"503": 1, "crc32c": 1, "connection": 1, "timeout": 1, "size": 1}
+    assert origin.counters.received_bytes == 6 * len(DATA) + len(HtmlPage().body)
 
 
 async def test_in_flight_counts_what_is_under_way(gcs: GCSServer) -> None:
     put(gcs)
     gcs.faults.add(Stall(10))
-    async with Origin(Access(gcs.url, anonymous=True)) as origin:
+    async with GCSClient(Access(gcs.url, anonymous=True)) as origin:
         reads = [asyncio.create_task(origin.read(NAME)) for _ in range(3)]
         await gcs.wait_for(lambda counts: counts.open_media == 3)
-        assert origin.traffic.in_flight == 3
+        assert origin.counters.in_flight == 3
         reads[0].cancel()
         gcs.release()
         results = await asyncio.gather(*reads, return_exceptions=True)
         assert [isinstance(result, BaseException) for result in results] == [True, False, False]
-        assert origin.traffic.in_flight == 0
+        assert origin.counters.in_flight == 0
 
 
 @pytest.mark.parametrize(
@@ -745,7 +751,7 @@ async def test_no_connection_is_kept_by_a_download_that_failed(gcs: GCSServer, f
 async def test_no_connection_is_kept_by_a_download_that_was_cancelled(gcs: GCSServer, fault: Fault) -> None:
     version = put(gcs)
     gcs.faults.add(fault, requests=1)
-    async with Origin(Access(gcs.url, anonymous=True), connections=1, deadline_s=10.0) as origin:
+    async with GCSClient(Access(gcs.url, anonymous=True), connections=1, deadline_s=10.0) as origin:
         reading = asyncio.create_task(origin.read(NAME, version))
         await gcs.wait_for(lambda counts: counts.media[KEY] == 1)
         reading.cancel()
@@ -757,5 +763,5 @@ async def test_no_connection_is_kept_by_a_download_that_was_cancelled(gcs: GCSSe
 async def test_a_start_without_usable_credentials_leaves_nothing_open(tmp_path: Path) -> None:
     (tmp_path / "key.json").write_text("{")
     with pytest.raises(CredentialsError, match="not JSON"):
-        async with Origin(Access(credentials=tmp_path / "key.json")):
+        async with GCSClient(Access(credentials=tmp_path / "key.json")):
             pass

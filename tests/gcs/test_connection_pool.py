@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from gcs_prefetchd.gcs.connection_pool import Connections
-from gcs_prefetchd.gcs.http_connection import MOST_UNREAD, BrokenAnswerError
+from gcs_prefetchd.gcs.connection_pool import ConnectionPool
+from gcs_prefetchd.gcs.http_connection import MOST_UNREAD, BrokenResponseError
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 READ_TIMEOUT_S = 0.3
@@ -49,8 +49,8 @@ async def listening(serve: Serve) -> AsyncIterator[int]:
 
 
 @asynccontextmanager
-async def scripted(serve: Serve) -> AsyncIterator[Connections]:
-    """Connections to a server of one's own."""
+async def scripted(serve: Serve) -> AsyncIterator[ConnectionPool]:
+    """ConnectionPool to a server of one's own."""
     async with listening(serve) as port, connected(Server(port)) as connections:
         yield connections
 
@@ -88,8 +88,8 @@ async def serving(answer: Callable[[int], bytes | None], *, hold: asyncio.Event 
 
 
 @asynccontextmanager
-async def connected(server: Server, most: int = 4) -> AsyncIterator[Connections]:
-    connections = Connections(f"http://127.0.0.1:{server.port}", most, READ_TIMEOUT_S)
+async def connected(server: Server, most: int = 4) -> AsyncIterator[ConnectionPool]:
+    connections = ConnectionPool(f"http://127.0.0.1:{server.port}", most, READ_TIMEOUT_S)
     try:
         yield connections
     finally:
@@ -102,7 +102,7 @@ def plain(body: bytes, *headers: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-async def body_of(connections: Connections, target: str = "/x") -> bytes:
+async def body_of(connections: ConnectionPool, target: str = "/x") -> bytes:
     async with connections.get(target, {}) as answer:
         body = []
         while pieces := await answer.pieces(together=True):
@@ -185,7 +185,7 @@ async def test_a_connection_that_was_closed_while_idle_costs_no_error() -> None:
 
 async def test_a_new_connection_that_is_closed_without_an_answer_is_an_error() -> None:
     async with serving(lambda _: None) as server, connected(server) as connections:
-        with pytest.raises(BrokenAnswerError, match="lost"):
+        with pytest.raises(BrokenResponseError, match="lost"):
             await body_of(connections)
         assert server.opened == 1
 
@@ -205,7 +205,7 @@ async def test_a_new_connection_that_is_closed_without_an_answer_is_an_error() -
 )
 async def test_what_is_no_answer_is_an_error_and_its_connection_closed(answer: bytes, reason: str) -> None:
     async with serving(lambda _: answer) as server, connected(server) as connections:
-        with pytest.raises(BrokenAnswerError, match=reason):
+        with pytest.raises(BrokenResponseError, match=reason):
             await body_of(connections)
         await server.all_closed.wait()
 
@@ -218,7 +218,7 @@ async def test_a_body_that_is_cut_is_an_error_that_says_how_much_came() -> None:
 
     async with scripted(serve) as connections, connections.get("/x", {}) as answer:
         assert await answer.pieces() == [b"abcd"]
-        with pytest.raises(BrokenAnswerError, match="after 4 bytes"):
+        with pytest.raises(BrokenResponseError, match="after 4 bytes"):
             await answer.pieces()
         assert answer.received_bytes == 4
 
@@ -330,7 +330,7 @@ async def test_nobody_there_is_an_error_that_names_the_address() -> None:
 async def test_an_address_that_leads_nowhere_does_not_hide_the_one_that_answers() -> None:
     """`localhost` is ::1 as well on most machines, where nobody listens here."""
     async with serving(lambda _: plain(b"abc")) as server:
-        connections = Connections(f"http://localhost:{server.port}", 1, READ_TIMEOUT_S)
+        connections = ConnectionPool(f"http://localhost:{server.port}", 1, READ_TIMEOUT_S)
         assert await body_of(connections) == b"abc"
         await connections.close()
 
@@ -350,7 +350,7 @@ async def test_trailers_that_do_not_end_are_given_up_in_little_memory(endless: b
 
     async with scripted(serve) as connections, connections.get("/x", {}) as answer:
         assert await answer.pieces(together=True) == [b"abc"]
-        with pytest.raises(BrokenAnswerError, match="the headers do not end"):
+        with pytest.raises(BrokenResponseError, match="the headers do not end"):
             await answer.pieces()
         assert len(answer.headers) == 1
     assert sent < 10_000_000

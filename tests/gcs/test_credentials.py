@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 from gcloud.aio.auth import Token
 
-from gcs_prefetchd.gcs.credentials import Access, make_token
+from gcs_prefetchd.gcs.credentials import Access, create_token
 from gcs_prefetchd.shared.errors import CredentialsError
 
 
@@ -57,18 +57,18 @@ def named(path: Path, who: str) -> Path:
 
 async def refusal(access: Access, session: aiohttp.ClientSession) -> str:
     with pytest.raises(CredentialsError) as caught:
-        await make_token(access, session)
+        await create_token(access, session)
     text = str(caught.value)
     assert "\n" not in text
     return text
 
 
 async def test_anonymous_access_needs_no_credentials(session: aiohttp.ClientSession, tmp_path: Path) -> None:
-    assert await make_token(Access(anonymous=True, credentials=tmp_path / "missing"), session) is None
+    assert await create_token(Access(anonymous=True, credentials=tmp_path / "missing"), session) is None
 
 
 async def test_a_key_file_makes_a_token_of_its_account(session: aiohttp.ClientSession, tmp_path: Path) -> None:
-    token = await make_token(Access(credentials=write(tmp_path / "key.json", SERVICE_ACCOUNT)), session)
+    token = await create_token(Access(credentials=write(tmp_path / "key.json", SERVICE_ACCOUNT)), session)
     assert token is not None
     assert token.service_data == SERVICE_ACCOUNT
     assert token.scopes == "https://www.googleapis.com/auth/devstorage.read_only"
@@ -87,7 +87,7 @@ async def test_the_token_is_what_the_endpoint_gives_for_a_request_signed_with_th
     app.router.add_post("/token", answer)
     async with TestServer(app) as server:
         key = SERVICE_ACCOUNT | {"token_uri": str(server.make_url("/token"))}
-        token = await make_token(Access(credentials=write(tmp_path / "key.json", key)), session)
+        token = await create_token(Access(credentials=write(tmp_path / "key.json", key)), session)
         assert token is not None
         assert (await token.refresh(timeout=10)).value == "secret"
     assert asked[0].count(".") == 2
@@ -113,7 +113,7 @@ async def test_the_token_is_what_the_endpoint_gives_for_a_request_signed_with_th
     ids=lambda key: str(key["type"]),
 )
 async def test_every_kind_of_key_file_is_taken(session: aiohttp.ClientSession, tmp_path: Path, key: dict[str, object]) -> None:
-    token = await make_token(Access(credentials=write(tmp_path / "key.json", key)), session)
+    token = await create_token(Access(credentials=write(tmp_path / "key.json", key)), session)
     assert token is not None
     assert token.service_data == key
 
@@ -198,7 +198,7 @@ async def test_the_first_place_that_has_a_key_counts(
 
 
 async def account(access: Access, session: aiohttp.ClientSession) -> str:
-    token = await make_token(access, session)
+    token = await create_token(access, session)
     assert isinstance(token, Token)
     return str(token.service_data["client_email"])
 
@@ -213,13 +213,13 @@ async def test_a_file_that_the_environment_names_must_be_there(
 ASK = """
 import asyncio, os
 import aiohttp
-from gcs_prefetchd.gcs.credentials import Access, make_token
+from gcs_prefetchd.gcs.credentials import Access, create_token
 from gcs_prefetchd.shared.errors import CredentialsError
 
 async def main():
     async with aiohttp.ClientSession() as session:
         try:
-            token = await make_token(Access(), session)
+            token = await create_token(Access(), session)
             print("token", (await token.refresh(timeout=5)).value)
         except CredentialsError as exc:
             print("refused", exc)

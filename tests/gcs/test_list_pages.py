@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gcs_prefetchd.gcs.list_pages import parse_page, without_folders
-from gcs_prefetchd.gcs.responses import UnfitAnswerError
+from gcs_prefetchd.gcs.responses import UnusableResponseError
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 
 
@@ -43,7 +43,7 @@ def test_a_page_without_entries_is_empty_and_the_last(page: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("page", [[], "items", None, 7, {"items": 7}, {"items": None}])
 def test_what_is_no_listing_is_refused(page: object) -> None:
-    with pytest.raises(UnfitAnswerError, match="the page is no listing"):
+    with pytest.raises(UnusableResponseError, match="the page is no listing"):
         parse_page(page)
 
 
@@ -67,14 +67,14 @@ UNFIT: list[Any] = [
 
 @pytest.mark.parametrize("bad", UNFIT, ids=repr)
 def test_an_unfit_entry_is_named(bad: object) -> None:
-    with pytest.raises(UnfitAnswerError, match="an entry lacks name, generation or size: ") as error:
+    with pytest.raises(UnusableResponseError, match="an entry lacks name, generation or size: ") as error:
         parse_page({"items": [item("good"), bad, item("good too")]})
     assert str(bad)[:200] in str(error.value)
     assert error.value.final is None  # another try may bring a whole page
 
 
 def test_hashes_whose_lengths_make_up_for_each_other_are_refused() -> None:
-    with pytest.raises(UnfitAnswerError):
+    with pytest.raises(UnusableResponseError):
         parse_page({"items": [item("a", crc32c="AAAAA=="), item("b", crc32c="AAAAAAA==")]})
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gcs_prefetchd.gcs.list_ranges import EMPTY_PAGES_IN_A_ROW, Ask, Ranges, split_point
-from gcs_prefetchd.gcs.responses import UnfitAnswerError
+from gcs_prefetchd.gcs.list_ranges import EMPTY_PAGES_IN_A_ROW, ListingRanges, PageRequest, split_point
+from gcs_prefetchd.gcs.responses import UnusableResponseError
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8) | st.text("01ab/.", min_size=1, max_size=8)
 
@@ -24,7 +24,7 @@ class Lister:
         self.requests = 0
         self._empty_pages = empty_pages
 
-    def page(self, ask: Ask) -> tuple[Sequence[str], str]:
+    def page(self, ask: PageRequest) -> tuple[Sequence[str], str]:
         """The names of one page and the token of the next."""
         self.requests += 1
         low = bisect_left(self.names, ask.start)
@@ -40,9 +40,9 @@ class Lister:
 
 def list_all(lister: Lister, at_once: int, order: random.Random, prefix: str = "") -> tuple[list[str], int]:
     """Every name that was taken, and for how many round trips the longest chain of requests waited."""
-    ranges, round_trips = Ranges(prefix), 0
+    ranges, round_trips = ListingRanges(prefix), 0
     taken: list[str] = []
-    asked: list[tuple[int, Ask]] = []
+    asked: list[tuple[int, PageRequest]] = []
     while True:
         asked += [(round_trips + 1, ask) for ask in ranges.asks(at_once - len(asked))]
         if not asked:
@@ -81,8 +81,8 @@ def test_pages_without_a_name_lose_none(names: set[str], page_size: int, at_once
 
 def test_a_server_that_knows_no_bounds_brings_every_name_once_too() -> None:
     class Boundless(Lister):
-        def page(self, ask: Ask) -> tuple[Sequence[str], str]:
-            return super().page(Ask("", "", ask.token))
+        def page(self, ask: PageRequest) -> tuple[Sequence[str], str]:
+            return super().page(PageRequest("", "", ask.token))
 
     names = [f"{i:05}" for i in range(3000)]
     taken, _ = list_all(Boundless(names, 100), 8, random.Random(0))
@@ -157,8 +157,8 @@ def test_where_a_range_is_split(known_from: str, last: str, end: str, is_dense: 
     assert split_point(known_from, last, end, "0123456789", is_dense=is_dense) == expected
 
 
-def first_page(names: Sequence[str], token: str) -> Ranges:
-    ranges = Ranges()
+def first_page(names: Sequence[str], token: str) -> ListingRanges:
+    ranges = ListingRanges()
     (ask,) = ranges.asks(1)
     ranges.take(ask, names, token)
     return ranges
@@ -168,7 +168,7 @@ def first_page(names: Sequence[str], token: str) -> Ranges:
 def test_a_page_that_does_not_go_on_is_an_error(names: list[str], token: str) -> None:
     ranges = first_page(["a", "b"], "next")
     (ask,) = ranges.asks(1)
-    with pytest.raises(UnfitAnswerError):
+    with pytest.raises(UnusableResponseError):
         ranges.take(ask, names, token)
 
 
@@ -179,7 +179,7 @@ def test_empty_pages_that_repeat_a_token_are_an_error() -> None:
         assert ask.token in {"1", "2"}
         ranges.take(ask, [], token)
     (ask,) = ranges.asks(1)
-    with pytest.raises(UnfitAnswerError):
+    with pytest.raises(UnusableResponseError):
         ranges.take(ask, [], "1")
 
 
@@ -189,7 +189,7 @@ def test_empty_pages_without_end_are_an_error() -> None:
         (ask,) = ranges.asks(1)
         ranges.take(ask, [], str(number))
     (ask,) = ranges.asks(1)
-    with pytest.raises(UnfitAnswerError):
+    with pytest.raises(UnusableResponseError):
         ranges.take(ask, [], "one more")
 
 
@@ -206,9 +206,9 @@ def test_what_follows_a_cut_goes_on_with_the_token_and_bounds_of_before() -> Non
     lister = Lister(SHAPES["uuids"], 100)
     names = sorted(SHAPES["uuids"])
     lister.names = names
-    ranges = Ranges()
+    ranges = ListingRanges()
     bounds_of_token: dict[str, tuple[str, str]] = {}
-    asked: list[Ask] = []
+    asked: list[PageRequest] = []
     while asked := asked + list(ranges.asks(8 - len(asked))):
         ask = asked.pop(0)
         if ask.token:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gcs_prefetchd.gcs.client import Access, Origin
+from gcs_prefetchd.gcs.client import Access, GCSClient
 from gcs_prefetchd.shared.checksums import crc32c_of
 from gcs_prefetchd.shared.errors import ObjectChangedError
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
@@ -32,8 +32,8 @@ BREAK = Cut(2_000_000)
 
 
 @pytest.fixture
-async def origin(gcs: GCSServer) -> AsyncIterator[Origin]:
-    async with Origin(Access(gcs.url, anonymous=True), deadline_s=10.0, read_timeout_s=0.5) as opened:
+async def origin(gcs: GCSServer) -> AsyncIterator[GCSClient]:
+    async with GCSClient(Access(gcs.url, anonymous=True), deadline_s=10.0, read_timeout_s=0.5) as opened:
         yield opened
 
 
@@ -54,18 +54,18 @@ def starts(gcs: GCSServer) -> list[int]:
 
 
 @pytest.mark.parametrize("size_bytes", [100_000, 3_000_000])
-async def test_a_download_that_stalls_goes_on_where_it_stalled(gcs: GCSServer, origin: Origin, size_bytes: int) -> None:
+async def test_a_download_that_stalls_goes_on_where_it_stalled(gcs: GCSServer, origin: GCSClient, size_bytes: int) -> None:
     data = DATA[:size_bytes]
     version = put(gcs, data)
     meet(gcs, Stall(PIECE))
     assert await origin.read(NAME) == (version, data)
     assert starts(gcs) == [0, PIECE]
     assert f"generation={version.generation}" in gcs.seen[-1].raw_path
-    assert origin.traffic.received_bytes == size_bytes
+    assert origin.counters.received_bytes == size_bytes
 
 
 @pytest.mark.parametrize("fault", [Cut(1_000_000), Cut(1_000_000, "chunked")], ids=str)
-async def test_a_large_download_whose_connection_breaks_goes_on(gcs: GCSServer, origin: Origin, fault: Fault) -> None:
+async def test_a_large_download_whose_connection_breaks_goes_on(gcs: GCSServer, origin: GCSClient, fault: Fault) -> None:
     version = put(gcs)
     meet(gcs, fault, fault)
     assert await origin.read(NAME, version) == (version, DATA)
@@ -77,14 +77,14 @@ async def test_a_body_that_drips_goes_on_over_another_connection(gcs: GCSServer)
     data = DATA[:100_000]
     version = put(gcs, data)
     meet(gcs, Drip(1, 0.1))
-    async with Origin(Access(gcs.url, anonymous=True), deadline_s=4.0) as origin:
+    async with GCSClient(Access(gcs.url, anonymous=True), deadline_s=4.0) as origin:
         assert await origin.read(NAME, version) == (version, data)
     assert starts(gcs)[1] >= 10
-    assert origin.traffic.errors == {"timeout": 1}
+    assert origin.counters.errors == {"timeout": 1}
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
-async def test_what_came_is_kept_while_gcs_refuses_the_rest_for_now(gcs: GCSServer, origin: Origin, status: int) -> None:
+async def test_what_came_is_kept_while_gcs_refuses_the_rest_for_now(gcs: GCSServer, origin: GCSClient, status: int) -> None:
     version = put(gcs)
     meet(gcs, BREAK, Status(status), Status(status))
     assert await origin.read(NAME, version) == (version, DATA)
@@ -110,7 +110,7 @@ async def test_what_came_is_kept_while_gcs_refuses_the_rest_for_now(gcs: GCSServ
     ids=str,
 )
 async def test_an_answer_that_is_not_the_rest_has_the_download_begin_again(
-    gcs: GCSServer, origin: Origin, answer: Fault
+    gcs: GCSServer, origin: GCSClient, answer: Fault
 ) -> None:
     version = put(gcs)
     meet(gcs, BREAK, answer)
@@ -122,7 +122,7 @@ async def test_an_answer_that_is_not_the_rest_has_the_download_begin_again(
 
 @pytest.mark.parametrize("fault", [FlippedByte(), Cut(100, "close")], ids=str)
 async def test_a_body_that_ended_in_order_and_is_wrong_is_not_gone_on_with(
-    gcs: GCSServer, origin: Origin, fault: Fault
+    gcs: GCSServer, origin: GCSClient, fault: Fault
 ) -> None:
     version = put(gcs)
     meet(gcs, fault)
@@ -130,23 +130,23 @@ async def test_a_body_that_ended_in_order_and_is_wrong_is_not_gone_on_with(
     assert starts(gcs) == [0, 0]
 
 
-async def test_parts_of_two_objects_are_never_put_together(gcs: GCSServer, origin: Origin) -> None:
+async def test_parts_of_two_objects_are_never_put_together(gcs: GCSServer, origin: GCSClient) -> None:
     """Not even if both are said to be of one generation."""
     put(gcs, DATA[::-1], generation=7)
     version, data = await read_while_replaced(gcs, origin, None, generation=7)
     assert (version, data) == (ObjectVersion(NAME, 7, len(DATA), crc32c_of(DATA)), DATA)
-    assert origin.traffic.errors == {"timeout": 1, "crc32c": 1}
+    assert origin.counters.errors == {"timeout": 1, "crc32c": 1}
     assert starts(gcs) == [0, PIECE, 0]
 
 
-async def test_an_object_that_is_replaced_in_the_middle_comes_in_its_new_generation(gcs: GCSServer, origin: Origin) -> None:
+async def test_an_object_that_is_replaced_in_the_middle_comes_in_its_new_generation(gcs: GCSServer, origin: GCSClient) -> None:
     put(gcs, DATA[::-1], generation=7)
     version, data = await read_while_replaced(gcs, origin, None, generation=8)
     assert (version.generation, data) == (8, DATA)
 
 
 async def test_a_generation_that_was_asked_for_and_is_replaced_in_the_middle_is_said_to_have_changed(
-    gcs: GCSServer, origin: Origin
+    gcs: GCSServer, origin: GCSClient
 ) -> None:
     version = put(gcs, DATA[::-1], generation=7)
     with pytest.raises(ObjectChangedError, match=NAME.uri):
@@ -154,7 +154,7 @@ async def test_a_generation_that_was_asked_for_and_is_replaced_in_the_middle_is_
 
 
 async def read_while_replaced(
-    gcs: GCSServer, origin: Origin, version: ObjectVersion | None, generation: int
+    gcs: GCSServer, origin: GCSClient, version: ObjectVersion | None, generation: int
 ) -> tuple[ObjectVersion, bytes]:
     """Read the object, of which a first piece comes before it is replaced."""
     meet(gcs, Stall(PIECE))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from gcs_prefetchd.gcs.responses import answer_error, named_version
+from gcs_prefetchd.gcs.responses import error_for_status, version_from_headers
 from gcs_prefetchd.shared.checksums import crc32c_of
 from gcs_prefetchd.shared.errors import (
     AccessDeniedError,
@@ -53,7 +53,7 @@ GOOD = {
     ],
 )
 def test_a_status_is_final_or_tried_again(status: int, pinned: bool, final: type[OriginError] | None) -> None:
-    error = answer_error(status, {}, b"", pinned=pinned)
+    error = error_for_status(status, {}, b"", pinned=pinned)
     assert error.final is final
     assert error.kind == str(status)
     assert f"GCS says {status}" in str(error)
@@ -64,12 +64,12 @@ def test_a_status_is_final_or_tried_again(status: int, pinned: bool, final: type
 )
 def test_retry_after_is_passed_on(header: str | None, wait_s: float | None) -> None:
     headers = CIMultiDict({} if header is None else {"retry-after": header})
-    assert answer_error(503, headers, b"", pinned=False).retry_after_s == wait_s
+    assert error_for_status(503, headers, b"", pinned=False).retry_after_s == wait_s
 
 
 def test_the_servers_own_words_are_shown_in_one_short_line() -> None:
     body = json.dumps({"error": {"code": 400, "message": "Invalid\nbucket:\t'x' " + "y" * 5000}}).encode()
-    text = str(answer_error(400, {}, body, pinned=False))
+    text = str(error_for_status(400, {}, body, pinned=False))
     assert text.startswith("GCS says 400 (Invalid bucket: 'x' yyy")
     assert len(text) < 300
 
@@ -77,15 +77,15 @@ def test_the_servers_own_words_are_shown_in_one_short_line() -> None:
 def test_a_plain_text_is_the_servers_own_words_too() -> None:
     """So GCS answers a download. An HTML page, from a proxy between us and it, says nothing in a line."""
     headers = CIMultiDict({"Content-Type": "text/html; charset=UTF-8"})
-    assert str(answer_error(416, headers, b"Invalid\nrange", pinned=False)) == "GCS says 416 (Invalid range)"
-    assert str(answer_error(502, headers, b"\n <!doctype html><h1>Bad Gateway</h1>", pinned=False)) == "GCS says 502"
+    assert str(error_for_status(416, headers, b"Invalid\nrange", pinned=False)) == "GCS says 416 (Invalid range)"
+    assert str(error_for_status(502, headers, b"\n <!doctype html><h1>Bad Gateway</h1>", pinned=False)) == "GCS says 502"
 
 
 @pytest.mark.parametrize(
     ("status", "hint"), [(401, "not accepted"), (403, "may not read it"), (404, "no such object or bucket")]
 )
 def test_what_everybody_meets_once_is_explained(status: int, hint: str) -> None:
-    assert hint in str(answer_error(status, {}, b"<Error>whatever</Error>", pinned=False))
+    assert hint in str(error_for_status(status, {}, b"<Error>whatever</Error>", pinned=False))
 
 
 @pytest.mark.parametrize(
@@ -107,18 +107,20 @@ def test_what_everybody_meets_once_is_explained(status: int, hint: str) -> None:
     ],
 )
 def test_any_other_body_is_left_out(body: bytes) -> None:
-    assert str(answer_error(500, {}, body, pinned=False)) == "GCS says 500"
+    assert str(error_for_status(500, {}, body, pinned=False)) == "GCS says 500"
 
 
 @given(st.integers(100, 599), st.binary(max_size=200), st.sampled_from(["", "text/plain; charset=utf-8", "application/json"]))
 def test_any_answer_is_one_short_line(status: int, body: bytes, content_type: str) -> None:
-    text = str(answer_error(status, CIMultiDict({"Content-Type": content_type}), body, pinned=False))
+    text = str(error_for_status(status, CIMultiDict({"Content-Type": content_type}), body, pinned=False))
     assert text.splitlines() == [text]
     assert len(text) < 300
 
 
 def version(changes: dict[str, str | None]) -> ObjectVersion | None:
-    return named_version(NAME, CIMultiDict({name: value for name, value in (GOOD | changes).items() if value is not None}))
+    return version_from_headers(
+        NAME, CIMultiDict({name: value for name, value in (GOOD | changes).items() if value is not None})
+    )
 
 
 def test_the_headers_name_generation_size_and_crc32c() -> None:
@@ -139,7 +141,7 @@ def test_the_crc32c_is_found_in_one_header_or_in_two(hashes: list[str]) -> None:
     headers = CIMultiDict({name: value for name, value in GOOD.items() if name != "x-goog-hash"})
     for value in hashes:
         headers.add("X-Goog-Hash", value)
-    found = named_version(NAME, headers)
+    found = version_from_headers(NAME, headers)
     assert found is not None
     assert found.crc32c == CRC32C
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gcs_prefetchd.planning.eviction import EvictionPolicy, Victim
 from gcs_prefetchd.planning.next_use import ITEMS_PER_SORT_STEP, CachedItems
 from gcs_prefetchd.planning.stream import NEVER, Epoch, Stream
-from gcs_prefetchd.shared.epoch_order import Indices, endless, epoch_order
+from gcs_prefetchd.shared.epoch_order import Indices, endless_order, epoch_order
 
 KEY = "gs://pictures/train"
 
@@ -131,7 +131,7 @@ def simulate(
 
 def order_of(kind: str, items: int, seed: int, number: int) -> Epoch:
     indices = np.arange(items, dtype=np.uint32)
-    order = epoch_order(seed, number, indices) if kind == "shuffled" else endless(seed, number * items, items, items)
+    order = epoch_order(seed, number, indices) if kind == "shuffled" else endless_order(seed, number * items, items, items)
     return Epoch.of(number, order, items)
 
 

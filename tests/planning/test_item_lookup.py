@@ -4,7 +4,7 @@ import pytest
 
 from gcs_prefetchd.planning.catalog import Catalog
 from gcs_prefetchd.planning.item_lookup import MAX_REMEMBERED, ItemLookup
-from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.manifest import Manifest, build_manifest
 from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion
 from gcs_prefetchd.shared.paths import cache_path
@@ -15,7 +15,7 @@ ROOT = DataRoot.parse("gs://pictures/train")
 
 def listed(*ids: str) -> Manifest:
     names = [f"train/{part}" for item in ids for part in (f"images/{item}.jpg", f"labels/{item}.png")]
-    return build_manifest(ROOT, Layout(), (ObjectVersion(ObjectName("pictures", name), 1, 10, 7) for name in names))
+    return build_manifest(ROOT, ItemPatterns(), (ObjectVersion(ObjectName("pictures", name), 1, 10, 7) for name in names))
 
 
 def path_of(name: str) -> str:

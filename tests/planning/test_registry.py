@@ -17,7 +17,7 @@ from gcs_prefetchd.planning.window import MAX_SPARE_ITEMS, MAX_WINDOW_ITEMS
 from gcs_prefetchd.shared.epoch_order import epoch_order, plan_order
 from gcs_prefetchd.shared.errors import ProtocolError
 from gcs_prefetchd.shared.manifest import Manifest
-from gcs_prefetchd.shared.moving_average import Spread
+from gcs_prefetchd.shared.moving_average import MovingDuration
 from gcs_prefetchd.shared.objects import ObjectName
 from gcs_prefetchd.shared.paths import cache_path
 from support.plans import ROOT, indices_of, listing_of, listing_of_many, plan_of
@@ -563,7 +563,7 @@ def test_a_window_that_is_set_is_as_long_as_it_is_set(registry: Registry) -> Non
 
 
 def test_a_window_that_is_measured_is_as_long_as_downloads_take_at_the_readers_pace(clock: Clock) -> None:
-    took = Spread(0.05)
+    took = MovingDuration(0.05)
     for _ in range(2000):
         took.add(0.05)
     registry = Registry(5, LARGE, download_s=took, clock=clock)
@@ -596,7 +596,7 @@ def test_a_small_cache_spares_fewer_items(clock: Clock) -> None:
     item_bytes = int(manifest.size.sum()) / len(manifest)
     windows = []
     for items in (10, 200, 800, 5000):
-        registry = Registry(5, int(items * item_bytes), download_s=Spread(0.0), clock=clock)
+        registry = Registry(5, int(items * item_bytes), download_s=MovingDuration(0.0), clock=clock)
         put_in_force(registry, manifest)
         windows.append(registry.window_items(send(registry, range(5000), listed=manifest)))
     assert [window - windows[0] for window in windows] == [0, 1, 7, 15]
@@ -606,7 +606,7 @@ def test_a_small_cache_spares_fewer_items(clock: Clock) -> None:
     ("took_s", "shortest", "longest"), [(0.0, MAX_SPARE_ITEMS, 100), (1e9, MAX_WINDOW_ITEMS, MAX_WINDOW_ITEMS)]
 )
 def test_a_window_is_never_shorter_or_longer_than_reason(clock: Clock, took_s: float, shortest: int, longest: int) -> None:
-    registry = Registry(5, LARGE, download_s=Spread(took_s), clock=clock)
+    registry = Registry(5, LARGE, download_s=MovingDuration(took_s), clock=clock)
     put_in_force(registry, MANIFEST)
     assert shortest <= registry.window_items(send(registry, range(10))) <= longest
 

@@ -15,9 +15,9 @@ from gcs_prefetchd.service.daemon import Daemon
 from gcs_prefetchd.shared.checksums import read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.errors import DaemonUnavailableError, ProtocolError
-from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.manifest import build_manifest, load_manifest
-from gcs_prefetchd.shared.messages import Plan, ReadReport, pack
+from gcs_prefetchd.shared.messages import Plan, ReadReport, pack_indices
 from gcs_prefetchd.testing import GCSServer
 from support.daemons import BUCKET, DATA_ROOT, make_settings, put_items, running
 from support.plans import listing_of, plan_of
@@ -58,7 +58,7 @@ async def plan_for(client: DaemonClient, order: list[int], **changes: object) ->
     answer = await asyncio.to_thread(client.manifest, DATA_ROOT)
     manifest = await asyncio.to_thread(load_manifest, Path(answer.path))
     plan, indices = plan_of(manifest, order, **({"stream": "s", "job": "job", "epoch": 3} | changes))  # type: ignore[arg-type]
-    return plan, pack(indices.tolist())
+    return plan, pack_indices(indices.tolist())
 
 
 async def test_a_demanded_object_lies_in_the_tree_when_the_answer_comes(daemon: Daemon, client: DaemonClient) -> None:
@@ -135,7 +135,9 @@ async def test_a_plan_of_a_listing_that_only_the_disk_has_is_taken(daemon: Daemo
     earlier = listing_of([*(f"{number:05}" for number in range(kept)), "gone", "lost"], DATA_ROOT)
     await asyncio.to_thread(earlier.save, daemon.directory.manifests)
     plans = [plan_of(earlier, [kept + 1, kept], stream=f"resumed/{number}") for number in range(3)]
-    await asyncio.gather(*(asyncio.to_thread(client.send_plan, plan, pack(indices.tolist())) for plan, indices in plans))
+    await asyncio.gather(
+        *(asyncio.to_thread(client.send_plan, plan, pack_indices(indices.tolist())) for plan, indices in plans)
+    )
     stats = await asyncio.to_thread(client.stats)
     assert [(s["id"], s["length"]) for s in sorted(stats["streams"], key=lambda s: s["id"])] == [
         (f"resumed/{number}", 2) for number in range(3)
@@ -151,13 +153,13 @@ async def test_a_plan_of_a_listing_on_disk_that_is_no_good_is_refused(
     other = listing_of(["a"], "gs://pictures/other" if trouble == "of another data root" else DATA_ROOT)
     if trouble == "with other patterns":
         versions = [version for item in range(len(other)) for version in other.versions(item)]
-        other = build_manifest(other.data_root, Layout(("images/{id}.jpg",)), versions)
+        other = build_manifest(other.data_root, ItemPatterns(("images/{id}.jpg",)), versions)
     folder = other.save(daemon.directory.manifests)
     if trouble == "damaged":
         (folder / "size.npy").write_bytes(b"")
     plan, indices = plan_of(other, [0], data_root=DATA_ROOT)
     with pytest.raises(ProtocolError, match=f"field 'manifest': '{other.digest}' is no listing"):
-        await asyncio.to_thread(client.send_plan, plan, pack(indices.tolist()))
+        await asyncio.to_thread(client.send_plan, plan, pack_indices(indices.tolist()))
 
 
 # Leases

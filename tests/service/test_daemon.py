@@ -19,7 +19,7 @@ from gcs_prefetchd.shared.checksums import read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient, read_daemon_file
 from gcs_prefetchd.shared.errors import ObjectMissingError
 from gcs_prefetchd.shared.objects import DataRoot, ObjectName, parse_object_uri
-from gcs_prefetchd.shared.paths import cache_path, path_of_uri
+from gcs_prefetchd.shared.paths import cache_path, cache_path_of_uri
 from gcs_prefetchd.testing import GCSServer, Kind, ServingGCS, Stall, Status, serving
 from support.daemons import BUCKET, COMMAND, DATA_ROOT, clean_environment, make_settings, put_items, running, start_arguments
 
@@ -131,7 +131,7 @@ async def test_what_a_daemon_that_was_killed_had_not_dropped_yet_is_dropped_by_t
     async with running(settings) as daemon:
         await daemon.prefetcher.settled()
         gcs.put(BUCKET, CHANGED.name, b"relabelled")
-        (await list_manifest(daemon.origin, ROOT, settings.layout)).save(daemon.directory.manifests)
+        (await list_manifest(daemon.origin, ROOT, settings.item_patterns)).save(daemon.directory.manifests)
     async with running(settings) as daemon:
         await daemon.bucket_sync.relist(ROOT)
         await daemon.prefetcher.settled()
@@ -150,7 +150,7 @@ async def test_what_is_under_way_while_the_data_root_is_listed_is_dropped_where_
     objects = put_items(gcs, 3, size_bytes=1000)
     async with running(make_settings(tmp_path / "cache", gcs.url, window_items=1, cache_size=3500)) as daemon:
         await daemon.prefetcher.settled()  # one item is here, and there is room for half of another
-        name = next(name for name in map(parse_object_uri, objects) if daemon.cache.stamp(path_of_uri(name.uri)) is None)
+        name = next(name for name in map(parse_object_uri, objects) if daemon.cache.stamp(cache_path_of_uri(name.uri)) is None)
         gcs.faults.add(Stall(after_bytes=10), f"{BUCKET}/{name.name}")
         demanded = asyncio.create_task(daemon.prefetcher.demand(name))
         await gcs.wait_for(lambda counts: counts.open_media > 0)
@@ -161,7 +161,7 @@ async def test_what_is_under_way_while_the_data_root_is_listed_is_dropped_where_
         await demanded
         await relisting
         await daemon.prefetcher.settled()
-        assert read_checked(daemon.directory.objects, path_of_uri(name.uri)) != objects[name.uri]
+        assert read_checked(daemon.directory.objects, cache_path_of_uri(name.uri)) != objects[name.uri]
 
 
 async def test_a_missing_bucket_ends_the_start_and_frees_the_directory(gcs: GCSServer, tmp_path: Path) -> None:

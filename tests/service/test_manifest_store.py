@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from gcs_prefetchd.gcs.client import Origin
+from gcs_prefetchd.gcs.client import GCSClient
 from gcs_prefetchd.gcs.credentials import Access
 from gcs_prefetchd.service.manifest_store import KEPT_PER_DATA_ROOT, list_manifest, load_newest_manifest, remove_old_manifests
 from gcs_prefetchd.shared.checksums import crc32c_of
 from gcs_prefetchd.shared.errors import ItemError, ManifestError, ObjectMissingError, OriginUnavailableError
-from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.manifest import Manifest, build_manifest, load_manifest
 from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion
 from gcs_prefetchd.testing import GCSServer, Kind, Stall, Status
@@ -25,9 +25,9 @@ ROOT = DataRoot(BUCKET, "train")
 
 
 @pytest.fixture
-async def origin(gcs: GCSServer) -> AsyncIterator[Origin]:
+async def origin(gcs: GCSServer) -> AsyncIterator[GCSClient]:
     gcs.create_bucket(BUCKET)
-    async with Origin(Access(gcs.url, anonymous=True), deadline_s=5.0) as opened:
+    async with GCSClient(Access(gcs.url, anonymous=True), deadline_s=5.0) as opened:
         yield opened
 
 
@@ -40,18 +40,18 @@ def put_pairs(gcs: GCSServer, count: int) -> None:
     put(gcs, *(f"train/images/{i}.jpg" for i in range(count)), *(f"train/labels/{i}.png" for i in range(count)))
 
 
-async def test_every_page_of_every_folder_is_listed(gcs: GCSServer, origin: Origin) -> None:
+async def test_every_page_of_every_folder_is_listed(gcs: GCSServer, origin: GCSClient) -> None:
     put_pairs(gcs, 2345)
-    manifest = await list_manifest(origin, ROOT, Layout())
+    manifest = await list_manifest(origin, ROOT, ItemPatterns())
 
     assert 6 <= gcs.counts.list[BUCKET] <= 3 * 6
     assert list(manifest.ids) == sorted(str(i) for i in range(2345))
     assert manifest.incomplete == ()
 
 
-async def test_each_part_has_its_generation_size_and_crc32c(gcs: GCSServer, origin: Origin) -> None:
+async def test_each_part_has_its_generation_size_and_crc32c(gcs: GCSServer, origin: GCSClient) -> None:
     put_pairs(gcs, 3)
-    manifest = await list_manifest(origin, ROOT, Layout())
+    manifest = await list_manifest(origin, ROOT, ItemPatterns())
 
     name = ObjectName(BUCKET, "train/labels/1.png")
     stored = gcs.get(BUCKET, name.name)
@@ -60,38 +60,38 @@ async def test_each_part_has_its_generation_size_and_crc32c(gcs: GCSServer, orig
     assert manifest.version(1, 1) == ObjectVersion(name, stored.generation, len(data), crc32c_of(data))
 
 
-async def test_a_data_root_may_be_a_whole_bucket(gcs: GCSServer, origin: Origin) -> None:
+async def test_a_data_root_may_be_a_whole_bucket(gcs: GCSServer, origin: GCSClient) -> None:
     put(gcs, "images/a.jpg", "labels/a.png", "train/images/b.jpg", "train/labels/b.png")
-    assert list((await list_manifest(origin, DataRoot(BUCKET, ""), Layout())).ids) == ["a"]
+    assert list((await list_manifest(origin, DataRoot(BUCKET, ""), ItemPatterns())).ids) == ["a"]
 
 
-async def test_folders_whose_names_begin_alike_do_not_mix(gcs: GCSServer, origin: Origin) -> None:
+async def test_folders_whose_names_begin_alike_do_not_mix(gcs: GCSServer, origin: GCSClient) -> None:
     put(gcs, "train/images/a.jpg", "train/labels/a.png", "train2/images/b.jpg", "train2/labels/b.png", "train/images2/c.jpg")
-    manifest = await list_manifest(origin, ROOT, Layout())
+    manifest = await list_manifest(origin, ROOT, ItemPatterns())
     assert list(manifest.ids) == ["a"]
     assert manifest.incomplete == ()
 
 
-async def test_folder_placeholders_and_foreign_objects_are_passed_over(gcs: GCSServer, origin: Origin) -> None:
+async def test_folder_placeholders_and_foreign_objects_are_passed_over(gcs: GCSServer, origin: GCSClient) -> None:
     put(gcs, "train/images/", "train/images/notes.txt", "train/labels/", "train/images/a.jpg", "train/labels/a.png")
-    assert list((await list_manifest(origin, ROOT, Layout())).ids) == ["a"]
+    assert list((await list_manifest(origin, ROOT, ItemPatterns())).ids) == ["a"]
 
 
-async def test_other_patterns_list_other_folders(gcs: GCSServer, origin: Origin) -> None:
+async def test_other_patterns_list_other_folders(gcs: GCSServer, origin: GCSClient) -> None:
     put(gcs, "train/a/x.jpg", "train/a.mask.png", "train/b/x.jpg")
-    manifest = await list_manifest(origin, ROOT, Layout(("{id}/x.jpg", "{id}.mask.png")))
+    manifest = await list_manifest(origin, ROOT, ItemPatterns(("{id}/x.jpg", "{id}.mask.png")))
     assert list(manifest.ids) == ["a"]
     assert manifest.incomplete == ("gs://pictures/train/b.mask.png",)
     assert gcs.counts.list[BUCKET] == 1
 
 
 async def test_what_incomplete_items_lack_is_named_in_one_warning(
-    gcs: GCSServer, origin: Origin, caplog: pytest.LogCaptureFixture
+    gcs: GCSServer, origin: GCSClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     put_pairs(gcs, 2)
     put(gcs, "train/images/alone.jpg", "train/labels/lonely.png")
     with caplog.at_level(logging.WARNING):
-        manifest = await list_manifest(origin, ROOT, Layout())
+        manifest = await list_manifest(origin, ROOT, ItemPatterns())
 
     assert list(manifest.ids) == ["0", "1"]
     (warning,) = caplog.messages
@@ -101,11 +101,11 @@ async def test_what_incomplete_items_lack_is_named_in_one_warning(
 
 
 async def test_of_many_missing_objects_a_few_are_named_and_all_are_counted(
-    gcs: GCSServer, origin: Origin, caplog: pytest.LogCaptureFixture
+    gcs: GCSServer, origin: GCSClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     put_pairs(gcs, 1)
     put(gcs, *(f"train/images/x{i:03}.jpg" for i in range(500)))
-    await list_manifest(origin, ROOT, Layout())
+    await list_manifest(origin, ROOT, ItemPatterns())
 
     (warning,) = caplog.messages
     assert "500 objects" in warning
@@ -115,32 +115,32 @@ async def test_of_many_missing_objects_a_few_are_named_and_all_are_counted(
 
 @pytest.mark.parametrize("names", [(), ("train/images/a.jpg",), ("train/images/a.jpg", "train/labels/b.png"), ("other.jpg",)])
 async def test_a_data_root_without_one_complete_item_is_an_error_that_names_it_and_the_patterns(
-    names: tuple[str, ...], gcs: GCSServer, origin: Origin
+    names: tuple[str, ...], gcs: GCSServer, origin: GCSClient
 ) -> None:
     put(gcs, *names)
     with pytest.raises(ItemError) as error:
-        await list_manifest(origin, ROOT, Layout())
+        await list_manifest(origin, ROOT, ItemPatterns())
     text = str(error.value)
     assert text.startswith("gs://pictures/train: no item has all of images/{id}.jpg, labels/{id}.png")
     assert "is the prefix right" in text
     assert "\n" not in text
 
 
-async def test_a_bucket_that_does_not_exist_is_named(origin: Origin) -> None:
+async def test_a_bucket_that_does_not_exist_is_named(origin: GCSClient) -> None:
     with pytest.raises(ObjectMissingError, match="gs://absent-bucket/train/"):
-        await list_manifest(origin, DataRoot("absent-bucket", "train"), Layout())
+        await list_manifest(origin, DataRoot("absent-bucket", "train"), ItemPatterns())
 
 
-async def test_a_small_listing_is_one_request_for_each_folder(gcs: GCSServer, origin: Origin) -> None:
+async def test_a_small_listing_is_one_request_for_each_folder(gcs: GCSServer, origin: GCSClient) -> None:
     put_pairs(gcs, 1000)
-    assert len(await list_manifest(origin, ROOT, Layout())) == 1000
+    assert len(await list_manifest(origin, ROOT, ItemPatterns())) == 1000
     assert gcs.counts.list[BUCKET] == 2
 
 
-async def test_a_page_that_fails_is_asked_for_again_and_nothing_is_listed_twice(gcs: GCSServer, origin: Origin) -> None:
+async def test_a_page_that_fails_is_asked_for_again_and_nothing_is_listed_twice(gcs: GCSServer, origin: GCSClient) -> None:
     put_pairs(gcs, 4500)
     gcs.faults.add(Status(503), BUCKET, kind=Kind.LIST, requests={2, 4, 7})
-    manifest = await list_manifest(origin, ROOT, Layout())
+    manifest = await list_manifest(origin, ROOT, ItemPatterns())
     assert len(manifest) == 4500
     assert manifest.incomplete == ()
 
@@ -148,18 +148,18 @@ async def test_a_page_that_fails_is_asked_for_again_and_nothing_is_listed_twice(
 async def test_a_listing_that_cannot_end_is_an_error_and_no_half_manifest(gcs: GCSServer) -> None:
     put_pairs(gcs, 1500)
     gcs.faults.add(Status(503), BUCKET, kind=Kind.LIST, requests=range(3, 1000))
-    async with Origin(Access(gcs.url, anonymous=True), deadline_s=0.5) as origin:
+    async with GCSClient(Access(gcs.url, anonymous=True), deadline_s=0.5) as origin:
         with pytest.raises(OriginUnavailableError, match="gs://pictures/train/"):
-            await list_manifest(origin, ROOT, Layout())
+            await list_manifest(origin, ROOT, ItemPatterns())
 
 
-async def test_when_one_folder_cannot_be_listed_nothing_more_is_asked_for_the_other(gcs: GCSServer, origin: Origin) -> None:
+async def test_when_one_folder_cannot_be_listed_nothing_more_is_asked_for_the_other(gcs: GCSServer, origin: GCSClient) -> None:
     put_pairs(gcs, 1500)
     before = asyncio.all_tasks()
     gcs.faults.add(Stall(), BUCKET, kind=Kind.LIST, requests=1)
     gcs.faults.add(Status(404), BUCKET, kind=Kind.LIST, requests=2)
     with pytest.raises(ObjectMissingError):
-        await list_manifest(origin, ROOT, Layout())
+        await list_manifest(origin, ROOT, ItemPatterns())
 
     for task in asyncio.all_tasks() - before:
         assert "collect" not in repr(task.get_coro())
@@ -171,13 +171,14 @@ async def test_when_one_folder_cannot_be_listed_nothing_more_is_asked_for_the_ot
 # Manifests on disk
 
 
-def saved(manifests: Path, number: int, root: DataRoot = ROOT, layout: Layout | None = None) -> Manifest:
+def saved(manifests: Path, number: int, root: DataRoot = ROOT, item_patterns: ItemPatterns | None = None) -> Manifest:
     """A manifest whose one image is of this generation, saved so many seconds after 1970."""
-    layout = layout or Layout()
+    item_patterns = item_patterns or ItemPatterns()
     objects = [
-        ObjectVersion(ObjectName(root.bucket, f"{root.folder}{layout.part_name('a', part)}"), number, 1, 1) for part in (0, 1)
+        ObjectVersion(ObjectName(root.bucket, f"{root.folder}{item_patterns.part_name('a', part)}"), number, 1, 1)
+        for part in (0, 1)
     ]
-    manifest = build_manifest(root, layout, objects)
+    manifest = build_manifest(root, item_patterns, objects)
     folder = manifest.save(manifests)
     os.utime(folder, (number, number))
     return manifest
@@ -186,7 +187,7 @@ def saved(manifests: Path, number: int, root: DataRoot = ROOT, layout: Layout | 
 def test_the_newest_manifest_is_the_one_saved_last(tmp_path: Path) -> None:
     for number in (1, 3, 2):
         saved(tmp_path, number)
-    newest = load_newest_manifest(tmp_path, ROOT, Layout())
+    newest = load_newest_manifest(tmp_path, ROOT, ItemPatterns())
     assert newest is not None
     assert newest.version(0, 0).generation == 3
 
@@ -194,15 +195,15 @@ def test_the_newest_manifest_is_the_one_saved_last(tmp_path: Path) -> None:
 def test_manifests_of_other_data_roots_and_layouts_are_passed_over(tmp_path: Path) -> None:
     saved(tmp_path, 1)
     saved(tmp_path, 2, DataRoot(BUCKET, "validation"))
-    saved(tmp_path, 3, layout=Layout(("{id}.jpg", "{id}.png")))
-    newest = load_newest_manifest(tmp_path, ROOT, Layout())
+    saved(tmp_path, 3, item_patterns=ItemPatterns(("{id}.jpg", "{id}.png")))
+    newest = load_newest_manifest(tmp_path, ROOT, ItemPatterns())
     assert newest is not None
     assert newest.version(0, 0).generation == 1
-    assert load_newest_manifest(tmp_path, DataRoot(BUCKET, "test"), Layout()) is None
+    assert load_newest_manifest(tmp_path, DataRoot(BUCKET, "test"), ItemPatterns()) is None
 
 
 def test_no_manifest_is_none(tmp_path: Path) -> None:
-    assert load_newest_manifest(tmp_path, ROOT, Layout()) is None
+    assert load_newest_manifest(tmp_path, ROOT, ItemPatterns()) is None
 
 
 def test_damaged_and_unfinished_manifests_are_passed_over(tmp_path: Path) -> None:
@@ -215,7 +216,7 @@ def test_damaged_and_unfinished_manifests_are_passed_over(tmp_path: Path) -> Non
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").touch()
 
-    newest = load_newest_manifest(tmp_path, ROOT, Layout())
+    newest = load_newest_manifest(tmp_path, ROOT, ItemPatterns())
     assert newest is not None
     assert newest.digest == good.digest
 
@@ -236,7 +237,7 @@ def test_a_listing_that_comes_again_is_the_newest(tmp_path: Path) -> None:
     first = saved(tmp_path, 1)
     saved(tmp_path, 2)
     first.save(tmp_path)
-    newest = load_newest_manifest(tmp_path, ROOT, Layout())
+    newest = load_newest_manifest(tmp_path, ROOT, ItemPatterns())
     assert newest is not None
     assert newest.digest == first.digest
 

@@ -23,7 +23,7 @@ import pytest
 
 from gcs_prefetchd.shared.daemon_client import FIRST_PAUSE_S, LONGEST_PAUSE_S, DaemonClient, read_daemon_file, short_address
 from gcs_prefetchd.shared.errors import DaemonUnavailableError, ProtocolError
-from gcs_prefetchd.shared.messages import ManifestAnswer, Plan, ReadReport, Status, pack
+from gcs_prefetchd.shared.messages import ManifestResponse, Plan, ReadReport, Status, pack_indices
 
 STATUS = Status(42, "instance", "1.0", ["gs://pictures/train"], ["train-1"])
 PLAN = Plan("job", "job/0", "gs://pictures/train", "d", "shuffled", 7, 1, 2, 0, 1, 0, 0, "0")
@@ -163,7 +163,7 @@ CALLS: dict[str, Callable[[DaemonClient], object]] = {
     "fetch": lambda client: client.fetch(["gs://pictures/train/images/1.jpg"]),
     "cached_objects": lambda client: client.cached_objects(),
     "report_reads": lambda client: client.report_reads(ReadReport("job", "reporter", 1, 1, 0, 0, 0.0, [])),
-    "send_plan": lambda client: client.send_plan(PLAN, pack([1])),
+    "send_plan": lambda client: client.send_plan(PLAN, pack_indices([1])),
     "stop": lambda client: client.stop(),
 }
 READING = ("status", "stats", "manifest", "fetch", "cached_objects")
@@ -174,15 +174,15 @@ def test_every_request_reaches_the_daemon_and_its_answer_comes_back(tmp_path: Pa
     with serving(tmp_path, good) as server:
         assert client.status() == STATUS
         assert client.stats() == {"reads": {"hits": 1}}
-        assert client.manifest("gs://a-b/ü &?") == ManifestAnswer("d", "/manifests/gs://a-b/ü &?", 3)
+        assert client.manifest("gs://a-b/ü &?") == ManifestResponse("d", "/manifests/gs://a-b/ü &?", 3)
         assert client.fetch(["gs://pictures/1", "gs://pictures/2"]) == ["", ""]
         assert client.cached_objects("gs://pictures/ü&") == ["gs://pictures/ü&1", "gs://pictures/ü&2"]
         client.report_reads(report)
-        client.send_plan(PLAN, pack([1, 2]))
+        client.send_plan(PLAN, pack_indices([1, 2]))
         client.stop()
     *_, reads, planned, stop = server.requests
     assert ReadReport.from_json(reads.body) == report
-    assert Plan.from_body(planned.body) == (PLAN, pack([1, 2]))
+    assert Plan.from_body(planned.body) == (PLAN, pack_indices([1, 2]))
     assert (stop.method, stop.target) == ("POST", "/v1/stop")
     assert len(server.connections) == 1
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DistributedSampler
 
-from gcs_prefetchd.shared.epoch_order import Indices, endless, epoch_order, order_digest, plan_order, share_length
+from gcs_prefetchd.shared.epoch_order import Indices, endless_order, epoch_order, order_digest, plan_order, share_length
 
 LARGEST = 2**63 - 1
 
@@ -47,7 +47,7 @@ def test_an_epochs_order_never_changes(seed: int, epoch: int, order: list[int]) 
     ],
 )
 def test_the_endless_stream_never_changes(seed: int, start: int, items: int, drawn: list[int]) -> None:
-    assert endless(seed, start, len(drawn), items).tolist() == drawn
+    assert endless_order(seed, start, len(drawn), items).tolist() == drawn
 
 
 def test_the_digests_never_change() -> None:
@@ -103,10 +103,10 @@ def test_the_order_of_a_subset_is_that_of_the_whole_with_the_others_left_out(
 def test_the_endless_stream_is_the_same_in_whatever_chunks_it_is_read(
     seed: int, start: int, items: int, chunks: list[int]
 ) -> None:
-    at_once = endless(seed, start, sum(chunks), items).tolist()
+    at_once = endless_order(seed, start, sum(chunks), items).tolist()
     in_chunks: list[int] = []
     for count in chunks:
-        in_chunks += endless(seed, start + len(in_chunks), count, items).tolist()
+        in_chunks += endless_order(seed, start + len(in_chunks), count, items).tolist()
     assert in_chunks == at_once
     assert all(0 <= item < items for item in at_once)
 
@@ -114,7 +114,7 @@ def test_the_endless_stream_is_the_same_in_whatever_chunks_it_is_read(
 def test_asking_for_an_order_leaves_the_indices_as_they_were() -> None:
     given_indices = indices(100)
     epoch_order(1, 2, given_indices)
-    endless(1, 0, 100, 10)
+    endless_order(1, 0, 100, 10)
     assert given_indices.tolist() == list(range(100))
 
 
@@ -148,7 +148,7 @@ def test_neighbours_in_one_epoch_are_none_in_the_next(seed: int) -> None:
 @pytest.mark.parametrize("items", [3, 10, 1000])
 def test_the_endless_stream_draws_every_item_equally_often(items: int) -> None:
     draws = 200_000
-    counts = np.bincount(endless(5, 0, draws, items), minlength=items)
+    counts = np.bincount(endless_order(5, 0, draws, items), minlength=items)
     chi_square = float(((counts - draws / items) ** 2 / (draws / items)).sum())
     assert abs(chi_square - (items - 1)) < 6 * (2 * (items - 1)) ** 0.5 + 6
 
@@ -281,7 +281,7 @@ def test_a_share_is_a_copy_or_the_indices_themselves(plan: tuple[str, int, int, 
 
 def test_an_endless_streams_epochs_are_its_blocks() -> None:
     drawn = np.concatenate([plan_order("endless", 7, epoch, 100 + indices(10)) for epoch in range(3)])
-    assert drawn.tolist() == (100 + endless(7, 0, 30, 10)).tolist()
+    assert drawn.tolist() == (100 + endless_order(7, 0, 30, 10)).tolist()
 
 
 @pytest.mark.parametrize("kind", ["shuffled", "endless", "listed"])

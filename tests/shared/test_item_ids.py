@@ -4,17 +4,17 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gcs_prefetchd.shared.item_ids import TAKEN_AT_ONCE, Bytes, Ids, Numbers, sort_texts, take_texts
+from gcs_prefetchd.shared.item_ids import TAKEN_AT_ONCE, ByteArray, Ids, Int64Array, select_texts, sort_texts
 
 # Few characters, NUL among them, and lengths around those that are compared at a time.
 texts = st.lists(st.text("\0ab", max_size=24).map(str.encode) | st.binary(max_size=30), max_size=30)
 
 
-def joined(some: list[bytes]) -> tuple[Bytes, Numbers]:
+def joined(some: list[bytes]) -> tuple[ByteArray, Int64Array]:
     return np.frombuffer(b"".join(some), dtype=np.uint8), np.cumsum([len(one) for one in some], dtype=np.int64)
 
 
-def split(text: Bytes, ends: Numbers) -> list[bytes]:
+def split(text: ByteArray, ends: Int64Array) -> list[bytes]:
     return [text[start:end].tobytes() for start, end in zip([0, *ends][: len(ends)], ends, strict=True)]
 
 
@@ -31,16 +31,16 @@ def test_texts_are_sorted_as_bytes_and_equal_ones_stay_in_order(some: list[bytes
 @given(texts.filter(bool), st.data())
 def test_the_texts_of_some_rows_are_taken(some: list[bytes], data: st.DataObject) -> None:
     rows = data.draw(st.lists(st.integers(0, len(some) - 1), max_size=40))
-    assert split(*take_texts(*joined(some), np.array(rows, dtype=np.int64))) == [some[row] for row in rows]
+    assert split(*select_texts(*joined(some), np.array(rows, dtype=np.int64))) == [some[row] for row in rows]
 
 
 def test_more_texts_than_are_taken_at_once_are_taken() -> None:
     some = [str(i).encode() for i in range(TAKEN_AT_ONCE * 2 + 5)]
     rows = np.arange(len(some))[::-1]
-    assert split(*take_texts(*joined(some), rows)) == some[::-1]
+    assert split(*select_texts(*joined(some), rows)) == some[::-1]
 
 
 @given(st.sets(st.text(max_size=10)), st.sets(st.text(max_size=10)))
 def test_what_two_lists_have_in_common(one: set[str], other: set[str]) -> None:
-    here, there = Ids.of(sorted(one)).common_with(Ids.of(sorted(other)))
+    here, there = Ids.from_sorted(sorted(one)).common_with(Ids.from_sorted(sorted(other)))
     assert [sorted(one)[row] for row in here] == [sorted(other)[row] for row in there] == sorted(one & other)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gcs_prefetchd.shared.errors import ManifestError, SettingsError
-from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.manifest import Ids, Manifest, build_manifest, load_manifest
 from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion
 
@@ -30,14 +30,14 @@ def version(name: str, generation: int = 1, size: int = 10, crc32c: int | None =
 def items(*ids: str) -> list[ObjectVersion]:
     """Image and label of each id, every one of another generation, size and crc32c."""
     return [
-        version(Layout().part_name(one, part), 1000 + 10 * i + part, 20 + i + part, (i << 20) + part)
+        version(ItemPatterns().part_name(one, part), 1000 + 10 * i + part, 20 + i + part, (i << 20) + part)
         for i, one in enumerate(sorted(ids))
         for part in (0, 1)
     ]
 
 
 def build(*objects: ObjectVersion) -> Manifest:
-    return build_manifest(ROOT, Layout(), objects)
+    return build_manifest(ROOT, ItemPatterns(), objects)
 
 
 def test_the_order_of_the_listing_makes_no_difference() -> None:
@@ -102,15 +102,15 @@ def test_the_digest_tells_every_difference() -> None:
 )
 def test_the_digest_of_ids_is_that_of_these_ids_alone(some: list[str], others: list[str]) -> None:
     """Whatever their objects are: a checkpoint is as good for other generations of the same items."""
-    assert (Ids.of(sorted(some)).digest == Ids.of(sorted(others)).digest) == (set(some) == set(others))
-    assert Ids.of(["a", "b"]).digest == "b976190f71513127d9fd0577293fc00b"  # stands in checkpoints
+    assert (Ids.from_sorted(sorted(some)).digest == Ids.from_sorted(sorted(others)).digest) == (set(some) == set(others))
+    assert Ids.from_sorted(["a", "b"]).digest == "b976190f71513127d9fd0577293fc00b"  # stands in checkpoints
 
 
 def test_a_data_root_without_prefix_has_a_manifest_too() -> None:
     root = DataRoot.parse("gs://pictures")
     name = ObjectName("pictures", "images/a.jpg")
     objects = [ObjectVersion(name, 1, 2, 3), ObjectVersion(ObjectName("pictures", "labels/a.png"), 1, 2, 3)]
-    manifest = build_manifest(root, Layout(), objects)
+    manifest = build_manifest(root, ItemPatterns(), objects)
     assert manifest.find(name) == (0, 0)
     assert manifest.part_name(0, 1).uri == "gs://pictures/labels/a.png"
 
@@ -125,7 +125,7 @@ def test_a_saved_manifest_comes_back_as_it_was(tmp_path: Path, ids: set[str]) ->
     assert_equal(loaded, built)
     assert loaded.incomplete == built.incomplete
     assert loaded.digest == built.digest
-    assert (loaded.data_root, loaded.layout) == (built.data_root, built.layout)
+    assert (loaded.data_root, loaded.item_patterns) == (built.data_root, built.item_patterns)
 
 
 def test_a_loaded_manifest_is_mapped_and_not_read(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_one_flipped_byte_never_changes_what_an_item_is(tmp_path: Path, file: st
         pass
     else:
         assert_equal(loaded, built)
-        assert (loaded.data_root, loaded.layout) == (built.data_root, built.layout)
+        assert (loaded.data_root, loaded.item_patterns) == (built.data_root, built.item_patterns)
     finally:
         shutil.rmtree(folder)
 
@@ -307,7 +307,7 @@ def test_find_knows_every_part_and_nothing_else() -> None:
 @given(st.sets(ids_text, max_size=20))
 def test_ids_behave_as_the_list_they_stand_for(ids: set[str]) -> None:
     expected = sorted(ids)
-    actual = Ids.of(expected)
+    actual = Ids.from_sorted(expected)
     assert len(actual) == len(expected)
     assert list(actual) == expected
     assert list(reversed(actual)) == expected[::-1]
@@ -323,20 +323,20 @@ def test_ids_behave_as_the_list_they_stand_for(ids: set[str]) -> None:
 @pytest.mark.parametrize("index", [3, -4, 2**40])
 def test_an_index_beyond_the_ids_is_an_error(index: int) -> None:
     with pytest.raises(IndexError, match=str(index)):
-        Ids.of(["a", "b", "c"])[index]
+        Ids.from_sorted(["a", "b", "c"])[index]
 
 
 @pytest.mark.parametrize("item_id", ["", "a", "bb", "z", "ü"])
 def test_an_unknown_id_is_not_found(item_id: str) -> None:
-    assert Ids.of(["b", "c", "y"]).find(item_id) is None
+    assert Ids.from_sorted(["b", "c", "y"]).find(item_id) is None
 
 
 def test_ids_equal_only_the_same_ids() -> None:
-    assert Ids.of(["a", "bc"]) == Ids.of(["a", "bc"])
-    assert Ids.of(["a", "bc"]) != Ids.of(["ab", "c"])
-    assert Ids.of(["a"]) != ["a"]
+    assert Ids.from_sorted(["a", "bc"]) == Ids.from_sorted(["a", "bc"])
+    assert Ids.from_sorted(["a", "bc"]) != Ids.from_sorted(["ab", "c"])
+    assert Ids.from_sorted(["a"]) != ["a"]
     with pytest.raises(TypeError):
-        hash(Ids.of(["a"]))
+        hash(Ids.from_sorted(["a"]))
 
 
 def test_mapped_ids_travel_to_another_process_by_name_and_others_whole(tmp_path: Path) -> None:
@@ -352,27 +352,27 @@ def test_mapped_ids_travel_to_another_process_by_name_and_others_whole(tmp_path:
 @pytest.mark.parametrize("pattern", ["images/*.jpg", "", "images/{}.jpg", "{id}/{id}.jpg", "images/{ID}.jpg"])
 def test_a_pattern_must_hold_the_id_once(pattern: str) -> None:
     with pytest.raises(SettingsError, match=r"must hold \{id\} once") as caught:
-        Layout((pattern, "labels/{id}.png"))
+        ItemPatterns((pattern, "labels/{id}.png"))
     assert repr(pattern) in str(caught.value)
 
 
 def test_image_and_label_need_different_patterns() -> None:
     with pytest.raises(SettingsError, match="both the image and the label"):
-        Layout(("all/{id}.png", "all/{id}.png"))
+        ItemPatterns(("all/{id}.png", "all/{id}.png"))
 
 
 @given(ids_text, st.sampled_from([("images/{id}.jpg", "labels/{id}.png"), ("{id}.jpg", "{id}.png"), ("a/{id}/x", "b/{id}")]))
 def test_a_part_name_matches_the_id_it_was_made_from(item_id: str, patterns: tuple[str, ...]) -> None:
-    layout = Layout(patterns)
+    item_patterns = ItemPatterns(patterns)
     for part in range(len(patterns)):
-        assert layout.match(layout.part_name(item_id, part)) == (item_id, part)
+        assert item_patterns.match(item_patterns.part_name(item_id, part)) == (item_id, part)
 
 
 def test_labels_may_lie_beside_their_images_under_a_longer_name() -> None:
     """`7_mask.png` fits `{id}.png`, too."""
     objects = [version(name) for name in ("7.png", "7_mask.png", "8.png", "8_mask.png")]
     for patterns in (("{id}.png", "{id}_mask.png"), ("{id}_mask.png", "{id}.png")):
-        manifest = build_manifest(ROOT, Layout(patterns), objects)
+        manifest = build_manifest(ROOT, ItemPatterns(patterns), objects)
         assert list(manifest.ids) == ["7", "8"]
         assert manifest.incomplete == ()
 
@@ -388,10 +388,10 @@ def test_labels_may_lie_beside_their_images_under_a_longer_name() -> None:
     ],
 )
 def test_listing_the_folders_lists_every_part_once(patterns: tuple[str, ...], folders: list[str]) -> None:
-    layout = Layout(patterns)
-    assert layout.folders() == folders
+    item_patterns = ItemPatterns(patterns)
+    assert item_patterns.folders() == folders
     for part in range(len(patterns)):
-        name = layout.part_name("x", part)
+        name = item_patterns.part_name("x", part)
         assert sum(name.startswith(folder) for folder in folders) == 1
 
 

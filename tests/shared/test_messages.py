@@ -11,23 +11,21 @@ from hypothesis import strategies as st
 
 from gcs_prefetchd.shared.errors import ProtocolError
 from gcs_prefetchd.shared.messages import (
-    KINDS as KINDS_OF_PLANS,
-)
-from gcs_prefetchd.shared.messages import (
     LONGEST_TEXT,
     MAX_OBJECTS_PER_MESSAGE,
-    FetchAnswer,
+    PLAN_KINDS,
     FetchRequest,
-    ManifestAnswer,
+    FetchResponse,
+    ManifestResponse,
     Plan,
     ReadReport,
     Status,
-    pack,
-    unpack,
+    pack_indices,
+    unpack_indices,
 )
 
-Message = Status | ManifestAnswer | FetchRequest | FetchAnswer | ReadReport | Plan
-KINDS: tuple[type[Message], ...] = get_args(Message)
+Message = Status | ManifestResponse | FetchRequest | FetchResponse | ReadReport | Plan
+MESSAGE_TYPES: tuple[type[Message], ...] = get_args(Message)
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 numbers = st.integers(0, 2**63 - 1)
@@ -42,7 +40,7 @@ plans = st.builds(
     lambda values, rank, others: Plan(**(values | {"rank": rank, "world": rank + others})),
     st.fixed_dictionaries(
         {field.name: VALUES[str(field.type)] for field in fields(Plan)}
-        | {"kind": st.sampled_from(KINDS_OF_PLANS), "drop_last": st.sampled_from([0, 1])}
+        | {"kind": st.sampled_from(PLAN_KINDS), "drop_last": st.sampled_from([0, 1])}
     ),
     st.integers(0, 2**62),
     st.integers(1, 2**62),
@@ -50,15 +48,17 @@ plans = st.builds(
 messages = st.one_of(
     [plans]
     + [
-        st.builds(kind, **{field.name: VALUES[str(field.type)] for field in fields(kind)}) for kind in KINDS if kind is not Plan
+        st.builds(kind, **{field.name: VALUES[str(field.type)] for field in fields(kind)})
+        for kind in MESSAGE_TYPES
+        if kind is not Plan
     ],
 )
 PLAN = Plan("job", "job/0", "gs://pictures/train", "d", "shuffled", 7, 2, 3, 1, 4, 0, 16, "0" * 16)
 EXAMPLES: tuple[Message, ...] = (
     Status(1, "a", "1.0", ["gs://pictures/train"], ["train-1"]),
-    ManifestAnswer("d", "/cache/manifests/d", 512),
+    ManifestResponse("d", "/cache/manifests/d", 512),
     FetchRequest(["gs://pictures/train/images/1.jpg"]),
-    FetchAnswer([""]),
+    FetchResponse([""]),
     ReadReport("job", "reporter", 7, 1, 2, 3, 0.5, ["gs://pictures/train/images/1.jpg"]),
     PLAN,
 )
@@ -78,7 +78,7 @@ def test_every_message_reads_back_as_it_was(message: Message) -> None:
 
 
 def test_every_kind_of_message_has_an_example() -> None:
-    assert {type(one) for one in EXAMPLES} == set(KINDS)
+    assert {type(one) for one in EXAMPLES} == set(MESSAGE_TYPES)
 
 
 @pytest.mark.parametrize(("message", "field", "kind"), FIELDS, ids=str)
@@ -102,7 +102,7 @@ def test_a_field_that_cannot_be_used_is_named(message: Message, field: str, valu
 
 
 @pytest.mark.parametrize("text", ["", "{", "nul", b"\xff\xfe\x00", "'a'", "{}{}", "[" * 100_000, '{"a":' * 100_000, "9" * 5000])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MESSAGE_TYPES)
 def test_what_is_no_json_is_refused(kind: type[Message], text: str | bytes) -> None:
     with pytest.raises(ProtocolError, match=f"^{kind.__name__}: not JSON"):
         kind.from_json(text)
@@ -141,7 +141,7 @@ json_values = st.recursive(
 )
 
 
-@given(st.sampled_from(KINDS), st.data())
+@given(st.sampled_from(MESSAGE_TYPES), st.data())
 def test_no_message_raises_anything_but_a_protocol_error(kind: type[Message], data: st.DataObject) -> None:
     names = [field.name for field in fields(kind)]
     content = data.draw(st.dictionaries(st.sampled_from(names), json_values, max_size=len(names)))
@@ -153,7 +153,7 @@ def test_no_message_raises_anything_but_a_protocol_error(kind: type[Message], da
         assert asdict(message) == {name: content[name] for name in names}
 
 
-@given(st.sampled_from(KINDS), st.binary(max_size=200) | st.text(max_size=200))
+@given(st.sampled_from(MESSAGE_TYPES), st.binary(max_size=200) | st.text(max_size=200))
 @example(FetchRequest, b'{"objects": [' + b"[" * 50_000)
 def test_no_bytes_raise_anything_but_a_protocol_error(kind: type[Message], text: bytes | str) -> None:
     with pytest.raises(ProtocolError):
@@ -165,20 +165,20 @@ indices = st.lists(st.integers(0, 2**32 - 1), max_size=50)
 
 @given(indices)
 def test_packed_indices_read_back_as_they_were(values: list[int]) -> None:
-    assert list(unpack(pack(values))) == values
-    assert pack(array("I", values)) == pack(values)
-    assert len(pack(values)) == 4 * len(values)
+    assert list(unpack_indices(pack_indices(values))) == values
+    assert pack_indices(array("I", values)) == pack_indices(values)
+    assert len(pack_indices(values)) == 4 * len(values)
 
 
 def test_indices_are_little_endian() -> None:
-    assert pack([1, 0x01020304]) == b"\x01\0\0\0\x04\x03\x02\x01"
-    assert list(unpack(b"\x01\0\0\0")) == [1]
+    assert pack_indices([1, 0x01020304]) == b"\x01\0\0\0\x04\x03\x02\x01"
+    assert list(unpack_indices(b"\x01\0\0\0")) == [1]
 
 
 @pytest.mark.parametrize("values", [[-1], [2**32]])
 def test_an_index_that_does_not_fit_is_an_error(values: list[int]) -> None:
     with pytest.raises(OverflowError):
-        pack(values)
+        pack_indices(values)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_plan_that_cannot_be_is_refused_by_its_field(field: str, value: object
 @given(plans, indices)
 def test_a_plan_travels_with_its_indices(plan: Plan, values: list[int]) -> None:
     """Whatever the indices: a newline among their bytes ends no header."""
-    assert Plan.from_body(plan.to_body(pack([*values, 0x0A0A0A0A]))) == (plan, pack([*values, 0x0A0A0A0A]))
+    assert Plan.from_body(plan.to_body(pack_indices([*values, 0x0A0A0A0A]))) == (plan, pack_indices([*values, 0x0A0A0A0A]))
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"\n", b"{}\n", b"{}\nabcd", b"\n\0\0\0\0", b"[]\n"])
@@ -216,7 +216,7 @@ def test_a_body_that_is_no_plan_is_refused(body: bytes) -> None:
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 5])
 def test_a_cut_plan_is_refused(cut: int) -> None:
-    body = PLAN.to_body(pack([1, 2, 3]))
+    body = PLAN.to_body(pack_indices([1, 2, 3]))
     with pytest.raises(ProtocolError, match="packed 32-bit indices"):
         Plan.from_body(body[:-cut])
 

@@ -4,18 +4,18 @@ import math
 
 import pytest
 
-from gcs_prefetchd.shared.moving_average import ASSUMED_DOWNLOAD_S, ASSUMED_PER_S, SLOWEST_PER_S, Rate, Spread
+from gcs_prefetchd.shared.moving_average import ASSUMED_DOWNLOAD_S, ASSUMED_PER_S, SLOWEST_PER_S, MovingDuration, MovingRate
 
 
-def rate_of(per_s: float, seconds: float, step_s: float = 0.1) -> Rate:
-    rate = Rate()
+def rate_of(per_s: float, seconds: float, step_s: float = 0.1) -> MovingRate:
+    rate = MovingRate()
     for step in range(round(seconds / step_s) + 1):
         rate.add(round(per_s * step_s), step * step_s)
     return rate
 
 
 def test_before_a_second_count_a_rate_is_assumed() -> None:
-    rate = Rate()
+    rate = MovingRate()
     assert rate.per_s(0.0) == ASSUMED_PER_S
     rate.add(5, 1.0)
     assert rate.per_s(1.0) == rate.per_s(50.0) == ASSUMED_PER_S
@@ -52,7 +52,7 @@ def test_asking_for_the_rate_does_not_change_it() -> None:
 
 
 def test_counts_within_the_same_moment_and_a_clock_that_stands_are_no_error() -> None:
-    rate = Rate()
+    rate = MovingRate()
     for _ in range(5):
         rate.add(3, 7.0)
     assert math.isfinite(rate.per_s(7.0))
@@ -60,13 +60,13 @@ def test_counts_within_the_same_moment_and_a_clock_that_stands_are_no_error() ->
 
 
 def test_a_spread_starts_from_what_is_assumed() -> None:
-    spread = Spread()
+    spread = MovingDuration()
     assert (spread.mean_s, spread.deviation_s) == (ASSUMED_DOWNLOAD_S, ASSUMED_DOWNLOAD_S)
 
 
 @pytest.mark.parametrize("low_s", [0.02, 0.2, 2.0])
 def test_mean_and_deviation_become_those_of_what_was_measured(low_s: float) -> None:
-    spread = Spread()
+    spread = MovingDuration()
     for step in range(1000):
         spread.add(low_s if step % 2 else 3 * low_s)
     assert spread.mean_s == pytest.approx(2 * low_s, rel=0.05)
@@ -74,7 +74,7 @@ def test_mean_and_deviation_become_those_of_what_was_measured(low_s: float) -> N
 
 
 def test_what_always_takes_the_same_has_no_deviation() -> None:
-    spread = Spread()
+    spread = MovingDuration()
     for _ in range(2000):
         spread.add(0.05)
     assert spread.mean_s == pytest.approx(0.05)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gcs_prefetchd.shared.errors import InvalidNameError
 from gcs_prefetchd.shared.objects import MAX_NAME_BYTES, DataRoot, ObjectName, parse_object_uri, validate_bucket
-from gcs_prefetchd.shared.paths import _ORDINARY, _path_by_the_rules, cache_path, name_of, path_of_uri
+from gcs_prefetchd.shared.paths import _ORDINARY, _path_by_the_rules, cache_path, cache_path_of_uri, object_at_path
 
 BUCKET = "pictures"
 
@@ -86,9 +86,9 @@ def test_any_names_can_lie_on_a_disk_together(tmp_path: Path, names: list[str]) 
 def test_a_path_tells_the_name_unless_it_holds_a_hash(name: str) -> None:
     path = cache_path(BUCKET, name)
     if path.startswith(f"{BUCKET}/%h/"):
-        assert name_of(path) is None
+        assert object_at_path(path) is None
     else:
-        assert name_of(path) == ObjectName(BUCKET, name)
+        assert object_at_path(path) == ObjectName(BUCKET, name)
 
 
 @given(st.one_of(object_names, st.text()))
@@ -102,7 +102,7 @@ def test_a_path_tells_the_name_unless_it_holds_a_hash(name: str) -> None:
 @example("")
 def test_only_a_path_that_the_mapping_makes_has_a_name(path: str) -> None:
     """Whatever an administrator puts into the tree, no file is taken for an object that lies elsewhere."""
-    name = name_of(path)
+    name = object_at_path(path)
     assert name is None or cache_path(name.bucket, name.name) == path
 
 
@@ -281,10 +281,10 @@ def test_the_short_way_of_a_name_ends_where_the_rules_do(name: str) -> None:
 @given(st.one_of(st.from_regex(_ORDINARY, fullmatch=True), object_names), st.sampled_from(["pictures", "a.b.c", "0" * 63]))
 def test_the_path_of_a_uri_is_that_of_its_name(name: str, bucket: str) -> None:
     assume(len(name.encode()) <= MAX_NAME_BYTES)
-    assert path_of_uri(f"gs://{bucket}/{name}") == cache_path(bucket, name)
+    assert cache_path_of_uri(f"gs://{bucket}/{name}") == cache_path(bucket, name)
 
 
 @pytest.mark.parametrize("uri", ["images/7.jpg", "gs://pictures", "gs://ab/7.jpg", "gs://Pictures/7.jpg", "gs://1.2.3.4/7.jpg"])
 def test_a_uri_that_is_none_has_no_path(uri: str) -> None:
     with pytest.raises(InvalidNameError):
-        path_of_uri(uri)
+        cache_path_of_uri(uri)

@@ -76,7 +76,7 @@ async def put(cache: Cache, name: str, data: bytes, generation: int = 1, room: R
     """Publish an object, without a GCS to fetch it from; returns its path in the cache."""
     version = version_of(name, data, generation)
     async with writer_for(cache, version.name, room) as writer:
-        await writer.begin(version)
+        await writer.start(version)
         for start in range(0, len(data), 65_536):
             await writer.write(data[start : start + 65_536])
         await writer.publish(version)

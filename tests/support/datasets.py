@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from gcs_prefetchd.shared.checksums import Stamp, crc32c_of, write_stamp
-from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.manifest import Manifest, build_manifest
 from gcs_prefetchd.shared.messages import FetchRequest, Plan, ReadReport, Status
 from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion, parse_object_uri
@@ -72,7 +72,7 @@ def manifest_of(count: int, generation: int = 1) -> Manifest:
         for number in range(count)
         for name, data in pair_of(number).items()
     ]
-    return build_manifest(DataRoot.parse(ROOT), Layout(), versions)
+    return build_manifest(DataRoot.parse(ROOT), ItemPatterns(), versions)
 
 
 def write_local(folder: Path, count: int) -> list[str]:

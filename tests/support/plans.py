@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from gcs_prefetchd.shared.epoch_order import Indices, order_digest, plan_order
-from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.manifest import Ids, Manifest, build_manifest
 from gcs_prefetchd.shared.messages import Plan
 from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion
@@ -20,7 +20,7 @@ def listing_of(
     data_root = DataRoot.parse(root)
     versions = [
         ObjectVersion(
-            ObjectName(data_root.bucket, data_root.folder + Layout().part_name(item_id, part)),
+            ObjectName(data_root.bucket, data_root.folder + ItemPatterns().part_name(item_id, part)),
             (generations or {}).get(item_id, generation),
             size,
             1,
@@ -28,7 +28,7 @@ def listing_of(
         for item_id in ids
         for part in (0, 1)
     ]
-    return build_manifest(data_root, Layout(), versions)
+    return build_manifest(data_root, ItemPatterns(), versions)
 
 
 def listing_of_many(items: int) -> Manifest:
@@ -36,7 +36,7 @@ def listing_of_many(items: int) -> Manifest:
     digits = np.arange(items)[:, None] // 10 ** np.arange(6, -1, -1) % 10
     ids = Ids((digits + ord("0")).astype(np.uint8).reshape(-1), np.arange(7, 7 * items + 1, 7))
     column = np.ones((items, 2), dtype=np.int64)
-    return Manifest(DataRoot.parse(ROOT), Layout(), ids, column, column, column, (), "many")
+    return Manifest(DataRoot.parse(ROOT), ItemPatterns(), ids, column, column, column, (), "many")
 
 
 def indices_of(items: Iterable[int]) -> Indices:

@@ -12,7 +12,7 @@ from gcs_prefetchd.fetch.adaptive_concurrency import Limit
 from gcs_prefetchd.fetch.download_slots import Slots
 from gcs_prefetchd.fetch.fetcher import Fetcher
 from gcs_prefetchd.fetch.rate_limit import Governor
-from gcs_prefetchd.gcs.client import Access, Origin
+from gcs_prefetchd.gcs.client import Access, GCSClient
 from gcs_prefetchd.shared.checksums import crc32c_of
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 from gcs_prefetchd.testing import FlippedByte, GCSServer, Pace, Stall, Status
@@ -29,9 +29,9 @@ async def fetching(
     most: int = 128,
     max_requests_per_s: float | None = None,
     max_bytes_per_s: float | None = None,
-) -> AsyncIterator[tuple[Fetcher, Origin]]:
+) -> AsyncIterator[tuple[Fetcher, GCSClient]]:
     slots = Slots(Limit(1, most), Governor(max_requests_per_s, max_bytes_per_s, time.monotonic()))
-    async with Origin(Access(gcs.url, anonymous=True), connections=512, deadline_s=30.0, page_account=slots.page) as origin:
+    async with GCSClient(Access(gcs.url, anonymous=True), connections=512, deadline_s=30.0, before_page=slots.page) as origin:
         fetcher = Fetcher(cache, origin, slots)
         yield fetcher, origin
         await fetcher.close()
@@ -59,7 +59,7 @@ async def test_a_server_that_refuses_what_is_too_much_is_asked_for_less(gcs: GCS
     async with fetching(gcs, cache) as (fetcher, origin):
         await prefetch(fetcher, cache, versions)
         assert fetcher.slots.limit.now <= 40
-        assert origin.traffic.errors["503"] < len(versions)
+        assert origin.counters.errors["503"] < len(versions)
 
 
 async def test_a_server_that_is_never_busy_is_asked_for_more(gcs: GCSServer, cache: Cache) -> None:

@@ -29,7 +29,7 @@ from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.epoch_order import order_digest, plan_order
 from gcs_prefetchd.shared.errors import PrefetchdError
 from gcs_prefetchd.shared.manifest import load_manifest
-from gcs_prefetchd.shared.messages import Plan, ReadReport, pack
+from gcs_prefetchd.shared.messages import Plan, ReadReport, pack_indices
 from gcs_prefetchd.shared.objects import DataRoot, ObjectName
 from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.testing import Close, EmptyBody, Fault, FlippedByte, GCSServer, HtmlPage, Kind, Reset, Status
@@ -215,7 +215,7 @@ class Model(RuleBasedStateMachine):
             job=job, stream=job, data_root=DATA_ROOT, manifest=manifest.digest, kind=kind, seed=seed, epoch=0, position=0,
             rank=0, world=1, drop_last=0, start=0, digest=order_digest(order),
         )  # fmt: skip
-        self.client.send_plan(plan, pack(indices.tolist()))
+        self.client.send_plan(plan, pack_indices(indices.tolist()))
 
     @rule(job=st.sampled_from(["one", "other", "unknown"]), read=st.lists(names, max_size=4))
     def report_reads(self, job: str, read: list[str]) -> None:

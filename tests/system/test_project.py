@@ -39,7 +39,7 @@ from gcs_prefetchd.service.daemon import Daemon
 from gcs_prefetchd.settings import ENVIRONMENT_PREFIX, Settings, load_settings
 from gcs_prefetchd.shared import errors, messages
 from gcs_prefetchd.shared.checksums import ATTRIBUTE, NAME_ATTRIBUTE, Stamp, read_stamp, write_stamp
-from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.manifest import Manifest, build_manifest
 from gcs_prefetchd.shared.objects import DataRoot, ObjectVersion, parse_object_uri
 from gcs_prefetchd.shared.paths import cache_path
@@ -309,7 +309,7 @@ def manifest() -> Manifest:
     """A manifest of one item."""
     root = DataRoot.parse(DATA_ROOT)
     names = [parse_object_uri(f"{root.uri}/{name}") for name in ("images/7.jpg", "labels/7.png")]
-    return build_manifest(root, Layout(), [ObjectVersion(name, 1, 1, 1) for name in names])
+    return build_manifest(root, ItemPatterns(), [ObjectVersion(name, 1, 1, 1) for name in names])
 
 
 @pytest.fixture
@@ -319,7 +319,7 @@ def daemon(tmp_path: Path, manifest: Manifest) -> Daemon:
     built.registry.set_manifest(built.registry.catalog.assign_numbers(manifest))
     for data_root, number in built.registry.seeded.pop_due():
         built.registry.start_seeded(built.registry.seeded.prepare(data_root, number))
-    built.origin.traffic.errors["503"] += 1
+    built.origin.counters.errors["503"] += 1
     return built
 
 
@@ -392,7 +392,7 @@ def test_every_reason_to_wait_is_documented_and_no_other() -> None:
 
 def test_every_kind_of_error_is_documented() -> None:
     source = "".join(path.read_text() for path in (DAEMON / "gcs_prefetchd").rglob("*.py"))
-    kinds = set(re.findall(r"UnfitAnswerError\(\s*\"(\w+)\"", source)) | {"connection", "timeout", "deadline"}
+    kinds = set(re.findall(r"UnusableResponseError\(\s*\"(\w+)\"", source)) | {"connection", "timeout", "deadline"}
     documented = [code(row[0]) for row in table(section("http-api.md", "### Kinds of errors"))]
     assert {kind for kind in documented if not kind.isdigit()} == kinds
 
@@ -402,7 +402,7 @@ def test_every_message_is_documented_with_its_fields_and_no_other() -> None:
     documented = {}
     for name, rest in re.findall(r"^`(\w+)`\n\n((?:\|.*\n)+)", text, re.MULTILINE):
         documented[name] = [code(row[0]) for row in table(rest)]
-    classes = {name: getattr(messages, name) for name in messages.__all__ if name[0].isupper() and name != "KINDS"}
+    classes = {name: getattr(messages, name) for name in messages.__all__ if name[0].isupper() and name != "PLAN_KINDS"}
     assert documented == {name: [field.name for field in dataclasses.fields(one)] for name, one in classes.items()}
 
 

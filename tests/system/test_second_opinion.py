@@ -17,7 +17,7 @@ from gcp_storage_emulator.storage import Storage
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
-from gcs_prefetchd.gcs.client import Access, Origin
+from gcs_prefetchd.gcs.client import Access, GCSClient
 from gcs_prefetchd.service.daemon import Daemon
 from gcs_prefetchd.shared.checksums import read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient
@@ -122,7 +122,7 @@ async def test_a_demand_for_an_object_that_does_not_exist_says_so(daemon: Daemon
 @pytest.mark.parametrize("name", ["a b.jpg", "a#b?c=d&e.jpg", "100%.jpg", "straße/猫.jpg", "a//b.jpg"])
 async def test_an_object_of_any_name_is_listed_and_read(emulator: Emulator, name: str) -> None:
     await asyncio.to_thread(emulator.put, BUCKET, name, name.encode())
-    async with Origin(Access(emulator.url, anonymous=True), deadline_s=10.0) as origin:
+    async with GCSClient(Access(emulator.url, anonymous=True), deadline_s=10.0) as origin:
         (version,) = [version async for page in origin.list(BUCKET, name[:1]) for version in page.versions(BUCKET)]
         assert version.name == ObjectName(BUCKET, name)
         assert (await origin.read(version.name, version))[1] == name.encode()
@@ -130,7 +130,7 @@ async def test_an_object_of_any_name_is_listed_and_read(emulator: Emulator, name
 
 
 async def test_a_missing_bucket_is_final(emulator: Emulator) -> None:
-    async with Origin(Access(emulator.url, anonymous=True)) as origin:
+    async with GCSClient(Access(emulator.url, anonymous=True)) as origin:
         with pytest.raises(ObjectMissingError, match="list gs://no-such-bucket/"):
             [page async for page in origin.list("no-such-bucket", "")]
 

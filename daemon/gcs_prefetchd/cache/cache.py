@@ -25,10 +25,10 @@ from gcs_prefetchd.cache.io_threads import Disk, free_bytes
 from gcs_prefetchd.cache.memory_index import Contents
 from gcs_prefetchd.cache.safe_folders import Folders
 from gcs_prefetchd.shared.byte_sizes import format_size
-from gcs_prefetchd.shared.checksums import Stamp, is_whole, read_object_name
+from gcs_prefetchd.shared.checksums import Stamp, is_intact, read_object_name
 from gcs_prefetchd.shared.errors import CacheFullError, CacheWriteError
 from gcs_prefetchd.shared.objects import ObjectName
-from gcs_prefetchd.shared.paths import name_of
+from gcs_prefetchd.shared.paths import object_at_path
 
 __all__ = ["Cache", "Room"]
 
@@ -119,7 +119,7 @@ class Cache:
 
     def name_at(self, path: str) -> ObjectName | None:
         """The object that lies at a path."""
-        return name_of(path) or read_object_name(self.directory.objects / path)
+        return object_at_path(path) or read_object_name(self.directory.objects / path)
 
     def pages(self) -> Iterator[list[str]]:
         """Where the objects lie, least recently used first, as many at a time as can be dealt with on the event loop at once.
@@ -231,7 +231,7 @@ class Cache:
         """
         while (stamp := self._contents.entries.get(path)) is not None:
             with self._contents.watching(path) as is_same:
-                if await self.disk.call(is_whole, self.directory.objects, path, stamp):
+                if await self.disk.call(is_intact, self.directory.objects, path, stamp):
                     return True
                 if not is_same():
                     continue  # it was dropped meanwhile, or has been published anew

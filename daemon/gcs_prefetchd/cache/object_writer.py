@@ -85,7 +85,7 @@ class ObjectWriter:
         else:
             self._space.release()
 
-    async def begin(self, version: ObjectVersion) -> None:
+    async def start(self, version: ObjectVersion) -> None:
         """An attempt starts at byte 0."""
         # A fetch process, the only one to write inline, fetches one generation: the choice is the same for each attempt.
         self._is_inline = version.size < self._inline_below_bytes

@@ -9,7 +9,7 @@ from gcs_prefetchd.cache.safe_folders import Folders
 from gcs_prefetchd.shared.checksums import Stamp, write_object_name, write_stamp
 from gcs_prefetchd.shared.errors import CacheWriteError
 from gcs_prefetchd.shared.objects import ObjectName
-from gcs_prefetchd.shared.paths import name_of
+from gcs_prefetchd.shared.paths import object_at_path
 
 __all__ = ["TempFile", "publish_file"]
 
@@ -47,7 +47,7 @@ class TempFile:
         """Write the last bytes of the object, which was checked, and give the file its stamp and its final name."""
         self.write(chunks)
         assert self._file is not None
-        hashed_name = self._name if name_of(self._path) is None else None
+        hashed_name = self._name if object_at_path(self._path) is None else None
         publish_file(self._file, self._temporary, self._folders, self._path, stamp, hashed_name)
         self.published = stamp
         self._close()

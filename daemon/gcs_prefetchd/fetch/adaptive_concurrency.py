@@ -77,10 +77,10 @@ class Limit:
         if self._ended <= self._settling:
             return  # it was sent before the last change
         self._was_full = self._was_full or in_use >= self.now
-        if outcome.is_refused:
+        if outcome.is_throttled:
             self._refused += 1
-        elif outcome.is_good:
-            self._seconds.append(outcome.seconds)
+        elif outcome.is_success:
+            self._seconds.append(outcome.duration_s)
         if self._ended - self._settling >= self._round:
             self._end_round()
 

@@ -141,7 +141,7 @@ class Slots:
         if self.limit.now != before:
             self.last_change_s = now_s
             self._serve()
-        if outcome.is_good and self.publishing < MOST_PUBLISHING:
+        if outcome.is_success and self.publishing < MOST_PUBLISHING:
             turn.has_come = True
             self.publishing += 1
             self._give_back(turn)
@@ -221,16 +221,16 @@ class Slots:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """Tells the slots of one turn's requests: what `Origin` takes as an account."""
+    """Tells the slots of one turn's requests: what `GCSClient` takes as an observer."""
 
     slots: Slots
     turn: Turn
 
-    def sent(self) -> None:
+    def request_sent(self) -> None:
         """A request goes out."""
         self.slots.sent(self.turn)
 
-    def ended(self, outcome: Outcome) -> None:
+    def attempt_ended(self, outcome: Outcome) -> None:
         """A try has ended."""
         self.slots.ended(self.turn, outcome)
 

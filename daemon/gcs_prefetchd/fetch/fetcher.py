@@ -9,9 +9,9 @@ from gcs_prefetchd.cache.reservation import writer_for
 from gcs_prefetchd.fetch.download_slots import Slots, Ticket, Turn
 from gcs_prefetchd.fetch.process_download import bring_by
 from gcs_prefetchd.fetch.process_pool import FetchProcesses
-from gcs_prefetchd.gcs.client import Origin
+from gcs_prefetchd.gcs.client import GCSClient
 from gcs_prefetchd.shared.errors import DaemonUnavailableError, ObjectChangedError
-from gcs_prefetchd.shared.moving_average import Spread
+from gcs_prefetchd.shared.moving_average import MovingDuration
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 from gcs_prefetchd.shared.paths import cache_path
 
@@ -46,21 +46,21 @@ class _Job:
 class Fetcher:
     """Downloads into the cache, as many at a time and as fast as `slots` says. `close` ends what is under way.
 
-    An object that GCS or the disk refuses raises what `Origin.download` and `ObjectWriter` raise, a closed fetcher
+    An object that GCS or the disk refuses raises what `GCSClient.download` and `ObjectWriter` raise, a closed fetcher
     DaemonUnavailableError.
     """
 
     def __init__(
         self,
         cache: Cache,
-        origin: Origin,
+        origin: GCSClient,
         slots: Slots,
-        download_s: Spread | None = None,
+        download_s: MovingDuration | None = None,
         processes: FetchProcesses | None = None,
     ) -> None:
         self.slots = slots
         self.fetched = Fetched()
-        self.download_s = download_s or Spread()
+        self.download_s = download_s or MovingDuration()
         self._cache = cache
         self._origin = origin
         self._processes = processes
@@ -155,7 +155,7 @@ class Fetcher:
             if version is None or not await self._bring_by_process(version, room, turn):
                 async with writer_for(self._cache, name, room) as writer:
                     if version is not None:
-                        await writer.begin(version)  # nothing is asked of GCS for which there is no room
+                        await writer.start(version)  # nothing is asked of GCS for which there is no room
                     await writer.publish(await self._origin.download(name, version, writer, Ticket(self.slots, turn)))
         finally:
             self.slots.release(turn)

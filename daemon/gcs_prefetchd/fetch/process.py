@@ -46,9 +46,9 @@ from gcs_prefetchd.fetch.process_messages import (
     TokenRequest,
     TokenUnavailable,
 )
-from gcs_prefetchd.gcs.counters import Traffic
-from gcs_prefetchd.gcs.download import Downloader, Sender
-from gcs_prefetchd.gcs.responses import UnfitAnswerError
+from gcs_prefetchd.gcs.counters import RequestCounters
+from gcs_prefetchd.gcs.download import Authorizer, Downloader
+from gcs_prefetchd.gcs.responses import UnusableResponseError
 from gcs_prefetchd.gcs.retry import Outcome
 from gcs_prefetchd.shared.checksums import Stamp
 from gcs_prefetchd.shared.errors import CredentialsError, PrefetchdError
@@ -75,7 +75,7 @@ class _DaemonToken:
         self._requested: asyncio.Future[str] | None = None
 
     async def get(self) -> str:
-        """Return the token. Raises UnfitAnswerError if the daemon has none."""
+        """Return the token. Raises UnusableResponseError if the daemon has none."""
         loop = asyncio.get_running_loop()
         if self._token is not None and loop.time() < self._fresh_until_s:
             return self._token
@@ -99,7 +99,7 @@ class _DaemonToken:
             requested.set_result(response.token)
         else:
             final = CredentialsError if response.is_final else None
-            requested.set_exception(UnfitAnswerError("token", response.reason, final=final))
+            requested.set_exception(UnusableResponseError("token", response.reason, final=final))
             requested.exception()  # the download that requested it may have been cancelled
 
 
@@ -111,15 +111,17 @@ class _AttemptReporter:
         self._send = send
         self._requests = 0
 
-    def sent(self) -> None:
+    def request_sent(self) -> None:
         """Count a request."""
         self._requests += 1
 
-    def ended(self, outcome: Outcome) -> None:
+    def attempt_ended(self, outcome: Outcome) -> None:
         """Report that an attempt has ended."""
         requests, self._requests = self._requests, 0
         self._send(
-            AttemptEnded(self._number, requests, outcome.seconds, outcome.received_bytes, outcome.is_refused, outcome.is_good)
+            AttemptEnded(
+                self._number, requests, outcome.duration_s, outcome.received_bytes, outcome.is_throttled, outcome.is_success
+            )
         )
 
 
@@ -180,7 +182,7 @@ class _FetchProcess:
         self._folders: Folders
         self._folders_checked_s = 0.0
         self._token: _DaemonToken
-        self._traffic = Traffic()
+        self._counters = RequestCounters()
         self._downloader: Downloader
         self._turns = _Turns()
         self._file_thread = BatchThread("files")
@@ -210,7 +212,7 @@ class _FetchProcess:
         self._token = _DaemonToken(self._channel.send)
         self._downloader = Downloader(
             options.endpoint,
-            Sender(None if options.is_anonymous else self._token, self._traffic),
+            Authorizer(None if options.is_anonymous else self._token, self._counters),
             user_project=options.user_project,
             connections=options.connections,
             deadline_s=options.deadline_s,
@@ -248,9 +250,9 @@ class _FetchProcess:
 
     def _report_end(self, number: int, task: asyncio.Task[Message]) -> None:
         del self._tasks[number]
-        if self._traffic.errors:
-            self._channel.send(ErrorsCounted(dict(self._traffic.errors)))
-            self._traffic.errors.clear()
+        if self._counters.errors:
+            self._channel.send(ErrorsCounted(dict(self._counters.errors)))
+            self._counters.errors.clear()
         if task.cancelled():
             self._channel.send(DownloadCancelled(number))
         elif (error := task.exception()) is None:

@@ -9,7 +9,7 @@ from gcs_prefetchd.cache.file_scan import find_each
 from gcs_prefetchd.cache.reservation import Reservation
 from gcs_prefetchd.cache.safe_folders import Folders
 from gcs_prefetchd.fetch.process_handle import FetchProcess, ProcessLostError
-from gcs_prefetchd.gcs.retry import Account
+from gcs_prefetchd.gcs.retry import RequestObserver
 from gcs_prefetchd.shared.checksums import Stamp
 from gcs_prefetchd.shared.objects import ObjectVersion
 
@@ -18,10 +18,10 @@ __all__ = ["bring_by"]
 CANCEL_S = 1.0  # within which a process that is not hung says what became of a download that is not wanted any more
 
 
-async def bring_by(process: FetchProcess, cache: Cache, version: ObjectVersion, room: Room, account: Account) -> bool:
+async def bring_by(process: FetchProcess, cache: Cache, version: ObjectVersion, room: Room, observer: RequestObserver) -> bool:
     """Have the process bring this version; False where it was lost before it had.
 
-    Leaves nothing behind where it fails or is cancelled. Raises what `Origin.download` and `ObjectWriter` raise.
+    Leaves nothing behind where it fails or is cancelled. Raises what `GCSClient.download` and `ObjectWriter` raise.
     """
     reservation = Reservation(cache, version.name, room)
     try:
@@ -30,7 +30,7 @@ async def bring_by(process: FetchProcess, cache: Cache, version: ObjectVersion, 
     except BaseException:
         reservation.release()
         raise
-    number, ended = process.download(version, reservation, account)
+    number, ended = process.download(version, reservation, observer)
     try:
         reservation.commit(await ended)
     except asyncio.CancelledError:

@@ -30,10 +30,10 @@ from gcs_prefetchd.fetch.process_messages import (
     TokenRequest,
     TokenUnavailable,
 )
-from gcs_prefetchd.gcs.counters import Traffic
+from gcs_prefetchd.gcs.counters import RequestCounters
 from gcs_prefetchd.gcs.download import TokenSource
-from gcs_prefetchd.gcs.responses import UnfitAnswerError, brief
-from gcs_prefetchd.gcs.retry import Account, Outcome
+from gcs_prefetchd.gcs.responses import UnusableResponseError, one_line
+from gcs_prefetchd.gcs.retry import Outcome, RequestObserver
 from gcs_prefetchd.shared import errors
 from gcs_prefetchd.shared.checksums import Stamp
 from gcs_prefetchd.shared.objects import ObjectVersion
@@ -53,7 +53,7 @@ class _Download:
 
     version: ObjectVersion
     reservation: Reservation
-    account: Account
+    observer: RequestObserver
     started_s: float
     result: asyncio.Future[Stamp]
 
@@ -64,14 +64,14 @@ class FetchProcess:
     `ready` is done when the process accepts downloads, and cancelled if it stops before. `stopped` is its exit status.
     """
 
-    def __init__(self, options: ProcessOptions, lock: int, token: TokenSource | None, traffic: Traffic) -> None:
+    def __init__(self, options: ProcessOptions, lock: int, token: TokenSource | None, counters: RequestCounters) -> None:
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = loop.create_future()
         self.stopped: asyncio.Future[int] = loop.create_future()
         self._options = options
         self._lock = lock
         self._token = token
-        self._traffic = traffic
+        self._counters = counters
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket
         self._channel = MessageChannel(self._receive, self.kill)
@@ -150,7 +150,9 @@ class FetchProcess:
         self.kill()
         await asyncio.wait([self.stopped])
 
-    def download(self, version: ObjectVersion, reservation: Reservation, account: Account) -> tuple[int, asyncio.Future[Stamp]]:
+    def download(
+        self, version: ObjectVersion, reservation: Reservation, observer: RequestObserver
+    ) -> tuple[int, asyncio.Future[Stamp]]:
         """Start to download an object to its reserved path; returns the number of the download and its result.
 
         The result is the published file's stamp, the error that `Downloader.download` or the disk raises, or
@@ -161,8 +163,8 @@ class FetchProcess:
         if self.stopped.done():  # after the caller chose it: nothing would report the end of this download
             result.set_exception(ProcessLostError())
             return number, result
-        self._downloads[number] = _Download(version, reservation, account, time.monotonic(), result)
-        self._traffic.in_flight += 1
+        self._downloads[number] = _Download(version, reservation, observer, time.monotonic(), result)
+        self._counters.in_flight += 1
         name = version.name
         self._channel.send(
             StartDownload(
@@ -202,7 +204,7 @@ class FetchProcess:
             case DownloadFailed() | DownloadCancelled():
                 self._fail(message)
             case ErrorsCounted():
-                self._traffic.errors.update(message.counts)
+                self._counters.errors.update(message.counts)
             case TokenRequest():
                 self._request_token()
             case TokenRefused():
@@ -214,12 +216,12 @@ class FetchProcess:
                 raise TypeError(f"{message!r}: not a message of a fetch process")
 
     def _report_attempt(self, attempt: AttemptEnded) -> None:
-        self._traffic.requests += attempt.requests
-        self._traffic.received_bytes += attempt.received_bytes
-        account = self._downloads[attempt.number].account
+        self._counters.requests += attempt.requests
+        self._counters.received_bytes += attempt.received_bytes
+        observer = self._downloads[attempt.number].observer
         for _ in range(attempt.requests):
-            account.sent()
-        account.ended(Outcome(attempt.seconds, attempt.received_bytes, attempt.is_refused, attempt.is_good))
+            observer.request_sent()
+        observer.attempt_ended(Outcome(attempt.duration_s, attempt.received_bytes, attempt.is_throttled, attempt.is_success))
 
     def _complete(self, message: DownloadPublished) -> None:
         download = self._remove(message.number)
@@ -236,7 +238,7 @@ class FetchProcess:
             download.result.set_exception(getattr(errors, message.error, errors.OriginError)(message.text))
 
     def _remove(self, number: int) -> _Download:
-        self._traffic.in_flight -= 1
+        self._counters.in_flight -= 1
         return self._downloads.pop(number)
 
     def _request_token(self) -> None:
@@ -248,10 +250,10 @@ class FetchProcess:
         assert self._token is not None
         try:
             response: Message = TokenGranted(await self._token.get())
-        except UnfitAnswerError as exc:
+        except UnusableResponseError as exc:
             response = TokenUnavailable(str(exc), exc.final is not None)
         except Exception as exc:  # any error at all: the process waits for a response
-            response = TokenUnavailable(f"no access token: {brief(exc)}", is_final=False)
+            response = TokenUnavailable(f"no access token: {one_line(exc)}", is_final=False)
         self._channel.send(response)
 
     def _reap(self, pidfd: int) -> None:

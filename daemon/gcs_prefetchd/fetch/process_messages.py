@@ -96,10 +96,10 @@ class AttemptEnded:
 
     number: int
     requests: int
-    seconds: float
+    duration_s: float
     received_bytes: int
-    is_refused: bool
-    is_good: bool
+    is_throttled: bool
+    is_success: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ import time
 from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.fetch.process_handle import FetchProcess
 from gcs_prefetchd.fetch.process_messages import ProcessOptions
-from gcs_prefetchd.gcs.client import Origin
-from gcs_prefetchd.gcs.responses import brief
+from gcs_prefetchd.gcs.client import GCSClient
+from gcs_prefetchd.gcs.responses import one_line
 
 __all__ = ["FetchProcesses"]
 
@@ -26,7 +26,7 @@ class FetchProcesses:
     They inherit the lock of the cache directory, get the client's access token, and count in its `traffic`.
     """
 
-    def __init__(self, count: int, options: ProcessOptions, directory: CacheDirectory, client: Origin) -> None:
+    def __init__(self, count: int, options: ProcessOptions, directory: CacheDirectory, client: GCSClient) -> None:
         self._count = count
         self._options = options
         self._directory = directory
@@ -67,7 +67,7 @@ class FetchProcesses:
                 await process.connect()
                 reason = await self._watch(process)
             except (OSError, MemoryError) as exc:
-                reason = f"cannot be started ({brief(exc)})"
+                reason = f"cannot be started ({one_line(exc)})"
                 process.kill()
             self._processes.discard(process)
             if time.monotonic() - started_s > LONGEST_PAUSE_S:
@@ -91,4 +91,4 @@ class FetchProcesses:
         return reason or f"stopped with status {process.stopped.result()} (pid {process.pid})"
 
     def _new_process(self) -> FetchProcess:
-        return FetchProcess(self._options, self._directory.lock, self._client.token, self._client.traffic)
+        return FetchProcess(self._options, self._directory.lock, self._client.token, self._client.counters)

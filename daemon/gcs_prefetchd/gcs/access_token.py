@@ -7,7 +7,7 @@ from collections.abc import Callable
 import aiohttp
 from gcloud.aio.auth import Token
 
-from gcs_prefetchd.gcs.responses import UnfitAnswerError, brief
+from gcs_prefetchd.gcs.responses import UnusableResponseError, one_line
 from gcs_prefetchd.shared.errors import CredentialsError
 
 __all__ = ["SharedToken"]
@@ -27,13 +27,13 @@ class SharedToken:
     gcloud-aio-auth's own `Token.get` lets every waiter share a task that any of them cancels by being cancelled, and tries five
     times, up to a quarter of a minute, before it says that a key is refused. The owner closes it.
 
-    `key_token` is asked before each refresh what the key file signs with by then, so that a key can be replaced under a
-    running daemon. It may raise CredentialsError: the key that was read before is good as long as the endpoint takes it.
+    `token_from_key_file` reads the key file again before each refresh, so that a key can be replaced while the daemon runs. It
+    may raise CredentialsError: the previous key stays in use as long as the endpoint accepts it.
     """
 
-    def __init__(self, source: Token, key_token: Callable[[], Token | None]) -> None:
+    def __init__(self, source: Token, token_from_key_file: Callable[[], Token | None]) -> None:
         self._source = source
-        self._key_token = key_token
+        self._token_from_key_file = token_from_key_file
         self._value: str | None = None
         self._refusal = ""
         self._refused_until_s = 0.0
@@ -48,11 +48,11 @@ class SharedToken:
             await asyncio.gather(self._refreshing, return_exceptions=True)
 
     async def get(self) -> str:
-        """The token; raises UnfitAnswerError, with CredentialsError as what is final where the endpoint refuses."""
+        """The token; raises UnusableResponseError, with CredentialsError as what is final where the endpoint refuses."""
         now_s = asyncio.get_running_loop().time()
         if self._value is None or now_s >= self._too_old_at_s:
             if self._refusal and now_s < self._refused_until_s:
-                raise UnfitAnswerError("token", self._refusal, final=CredentialsError)
+                raise UnusableResponseError("token", self._refusal, final=CredentialsError)
             return await asyncio.shield(self._refresh())
         if now_s >= self._renew_at_s:
             self._refresh()
@@ -82,7 +82,7 @@ class SharedToken:
             reason, is_final = _judged(exc)
             text = f"no access token: {reason}{unread}"
             self._refusal, self._refused_until_s = text if is_final else "", loop.time() + REFUSED_FOR_S
-            raise UnfitAnswerError("token", text, final=CredentialsError if is_final else None) from None
+            raise UnusableResponseError("token", text, final=CredentialsError if is_final else None) from None
         self._value, self._refusal = answer.value, ""
         self._renew_at_s = loop.time() + lifetime_s * RENEW_AT
         self._too_old_at_s = loop.time() + lifetime_s * TOO_OLD_AT
@@ -91,7 +91,7 @@ class SharedToken:
     async def _read_key_again(self) -> str:
         """Have the key file's present key; returns why the one from before has to do, if it has to."""
         try:
-            current = await asyncio.to_thread(self._key_token)
+            current = await asyncio.to_thread(self._token_from_key_file)
         except CredentialsError as exc:
             return f"; {exc}"
         if current is not None:
@@ -107,7 +107,7 @@ class SharedToken:
 def _judged(exc: Exception) -> tuple[str, bool]:
     """What a failed refresh means, and whether it is for good."""
     if not isinstance(exc, aiohttp.ClientResponseError) or exc.status < 400:
-        return brief(exc), False
+        return one_line(exc), False
     words = _words(exc.message)
     # Without words a 400 is aiohttp's own, for an answer that is no HTTP.
     is_final = exc.status < 500 and exc.status not in (408, 429) and bool(words or exc.status != 400)

@@ -7,13 +7,13 @@ import aiohttp
 
 from gcs_prefetchd.gcs.download import LARGEST_ERROR_BODY
 
-__all__ = ["bounded_answers", "no_redirects"]
+__all__ = ["bounded_response_class", "refuse_redirects"]
 
 LARGEST_BODY = 16 << 20  # a page has 1,000 names of 1,024 bytes at most, each of which JSON may write as six
 TOO_LONG = f"more than the {LARGEST_BODY >> 20} MiB of the longest page came"
 
 
-def bounded_answers() -> type[aiohttp.ClientResponse]:
+def bounded_response_class() -> type[aiohttp.ClientResponse]:
     """What a session makes its answers of. Their JSON is parsed one at a time, and other work in between.
 
     A page takes 2 ms, and 20 that come together would hold up the event loop for 40.
@@ -33,7 +33,7 @@ def bounded_answers() -> type[aiohttp.ClientResponse]:
     return InTurn
 
 
-def no_redirects() -> aiohttp.TraceConfig:
+def refuse_redirects() -> aiohttp.TraceConfig:
     """Has a session refuse them: GCS redirects nothing, and a proxy's may lead to anybody's listing or token."""
 
     async def refuse(_: aiohttp.ClientSession, __: object, redirect: aiohttp.TraceRequestRedirectParams) -> None:

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 from aiohappyeyeballs import start_connection
 
 from gcs_prefetchd import __version__
-from gcs_prefetchd.gcs.http_connection import Answer, BrokenAnswerError, Connection
+from gcs_prefetchd.gcs.http_connection import BrokenResponseError, Connection, Response
 
-__all__ = ["CONNECT_TIMEOUT_S", "Connections"]
+__all__ = ["CONNECT_TIMEOUT_S", "ConnectionPool"]
 
 CONNECT_TIMEOUT_S = 10.0
 NEXT_ADDRESS_S = 0.25  # before another address of the same host is tried as well (RFC 8305)
@@ -22,10 +22,10 @@ RECEIVED_AT_ONCE = 1 << 18
 _COMMON = f"Host: {{host}}\r\nUser-Agent: gcs-prefetchd/{__version__}\r\nAccept: */*\r\nAccept-Encoding: gzip\r\n"
 
 
-class Connections:
+class ConnectionPool:
     """To the server of `root`, an http or https URL; at most `most` of them. The owner closes them.
 
-    Raised are OSError (BrokenAnswerError, ssl.SSLError and socket.gaierror are some) and TimeoutError.
+    Raised are OSError (BrokenResponseError, ssl.SSLError and socket.gaierror are some) and TimeoutError.
     """
 
     def __init__(self, root: str, most: int, read_timeout_s: float) -> None:
@@ -50,7 +50,7 @@ class Connections:
             connection.close()
         await asyncio.gather(*(connection.lost for connection in self._open))
 
-    def get(self, target: str, headers: dict[str, str]) -> AbstractAsyncContextManager[Answer]:
+    def get(self, target: str, headers: dict[str, str]) -> AbstractAsyncContextManager[Response]:
         """GET `target`, a path and query as they are sent. In the context the answer's head is here, and its body comes."""
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         request = f"GET {target} HTTP/1.1\r\n{self._common}{lines}\r\n"
@@ -58,7 +58,7 @@ class Connections:
             raise ValueError("a line break within a request's head")
         return _Get(self, request.encode("ascii"))
 
-    async def begin(self, request: bytes) -> tuple[Connection, Answer]:
+    async def begin(self, request: bytes) -> tuple[Connection, Response]:
         """A connection on which this request was sent, and the answer, whose head is here."""
         await self._room.acquire()
         connection: Connection | None = None
@@ -69,7 +69,7 @@ class Connections:
                 answer = connection.ask(request)
                 try:
                     await answer.head()
-                except BrokenAnswerError:
+                except BrokenResponseError:
                     if idle is None or answer.has_begun:
                         raise
                     continue  # it was closed while idle, or as it was taken; in the end there is a new one
@@ -80,7 +80,7 @@ class Connections:
             self._room.release()
             raise
 
-    def end(self, connection: Connection, answer: Answer) -> None:
+    def end(self, connection: Connection, answer: Response) -> None:
         """The request is done with: keep the connection, if all of its answer was received."""
         if answer.is_whole and connection.is_reusable:
             self._idle.append((connection, asyncio.get_running_loop().time()))
@@ -134,14 +134,14 @@ class Connections:
         return Connection(self._buffer, self._read_timeout_s)
 
 
-class _Get(AbstractAsyncContextManager[Answer]):
+class _Get(AbstractAsyncContextManager[Response]):
     """One request, from the wait for a connection to the end of its answer."""
 
-    def __init__(self, connections: Connections, request: bytes) -> None:
+    def __init__(self, connections: ConnectionPool, request: bytes) -> None:
         self._connections = connections
         self._request = request
 
-    async def __aenter__(self) -> Answer:
+    async def __aenter__(self) -> Response:
         self._connection, self._answer = await self._connections.begin(self._request)
         return self._answer
 

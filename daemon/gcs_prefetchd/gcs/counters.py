@@ -3,11 +3,11 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-__all__ = ["Traffic"]
+__all__ = ["RequestCounters"]
 
 
 @dataclass(slots=True)
-class Traffic:
+class RequestCounters:
     """Counts since the start: requests sent, body bytes received, failures by kind; and the downloads under way now."""
 
     requests: int = 0

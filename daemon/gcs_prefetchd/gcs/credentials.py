@@ -13,7 +13,7 @@ from gcloud.aio.auth import Token
 
 from gcs_prefetchd.shared.errors import CredentialsError
 
-__all__ = ["Access", "key_token", "make_token"]
+__all__ = ["Access", "create_token", "token_from_key_file"]
 
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
 METADATA_ANSWERS_WITHIN_S = 3.0
@@ -38,7 +38,7 @@ class Access:
     user_project: str | None = None
 
 
-async def make_token(access: Access, session: aiohttp.ClientSession) -> Token | None:
+async def create_token(access: Access, session: aiohttp.ClientSession) -> Token | None:
     """What signs our requests, or None for anonymous access; raises CredentialsError where there is nothing usable.
 
     The order is Google's own, https://cloud.google.com/docs/authentication/application-default-credentials, with one step
@@ -46,14 +46,14 @@ async def make_token(access: Access, session: aiohttp.ClientSession) -> Token | 
     """
     if access.anonymous:
         return None
-    token = key_token(access, session)
+    token = token_from_key_file(access, session)
     if token is None:
         token = Token(session=session, scopes=[SCOPE])  # type: ignore[arg-type]  # typed for requests
         await _ask_metadata_server(token, session)
     return token
 
 
-def key_token(access: Access, session: aiohttp.ClientSession) -> Token | None:
+def token_from_key_file(access: Access, session: aiohttp.ClientSession) -> Token | None:
     """What the key file, as it is now, signs with; None where there is none. Raises CredentialsError."""
     path = _key_file(access)
     if path is None:

@@ -11,13 +11,13 @@ from typing import cast
 import httptools
 from multidict import CIMultiDict
 
-__all__ = ["Answer", "BrokenAnswerError", "Connection"]
+__all__ = ["BrokenResponseError", "Connection", "Response"]
 
 LARGEST_HEAD = 65_536  # of headers, and of whatever else comes without a byte of a body: trailers, for one
 MOST_UNREAD = 1 << 20  # bytes of a body that may wait here before GCS is made to wait; twice that for a moment
 
 
-class BrokenAnswerError(ConnectionError):
+class BrokenResponseError(ConnectionError):
     """The connection was lost, or what came over it is no HTTP."""
 
 
@@ -30,10 +30,10 @@ class _Come(IntEnum):
     ALL = 3
 
 
-class Answer:
+class Response:
     """One answer, as it comes: once `head` has returned, `status` and `headers`; then the body, by `pieces`.
 
-    They raise BrokenAnswerError where the connection is lost before the end, and TimeoutError where nothing has come for
+    They raise BrokenResponseError where the connection is lost before the end, and TimeoutError where nothing has come for
     the connection's `read_timeout_s`, or not all of the head. `received_bytes` are those of the body so far.
     """
 
@@ -143,16 +143,16 @@ class Connection(asyncio.BufferedProtocol):
         self._look_every_s = read_timeout_s / 4  # so late what came of an answer that drips is handed on
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport
-        self._answer: Answer | None = None
+        self._answer: Response | None = None
         self._useless_bytes = 0  # since the head was whole, or the last byte of the body
         self._has_length = False
         self._heard_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._is_paused = False
 
-    def ask(self, request: bytes) -> Answer:
+    def ask(self, request: bytes) -> Response:
         """Send a request's head; its answer comes."""
-        self._answer = answer = Answer(self)
+        self._answer = answer = Response(self)
         self._useless_bytes, self._has_length = 0, False
         self._heard_s = self._loop.time()
         if self._timer is None:
@@ -186,12 +186,12 @@ class Connection(asyncio.BufferedProtocol):
         try:
             self._parser.feed_data(self._buffer[:nbytes])
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
-            self._fail(BrokenAnswerError(f"what came is no HTTP: {exc.__context__ or exc}"))
+            self._fail(BrokenResponseError(f"what came is no HTTP: {exc.__context__ or exc}"))
         if self._answer is not None:
             if self._answer.status:
                 self._heard_s = self._loop.time()
             if self._useless_bytes > LARGEST_HEAD:
-                self._fail(BrokenAnswerError("the headers do not end"))
+                self._fail(BrokenResponseError("the headers do not end"))
 
     def eof_received(self) -> None:
         """The other end sends no more, and so nor do we: the transport closes itself."""
@@ -207,7 +207,7 @@ class Connection(asyncio.BufferedProtocol):
             else:
                 when = f"after {answer.received_bytes} bytes of a body" if answer.status else "before an answer came"
                 how = f": {exc}" if exc is not None and str(exc) else ""
-                answer.fail(BrokenAnswerError(f"the connection was lost {when}{how}"))
+                answer.fail(BrokenResponseError(f"the connection was lost {when}{how}"))
         if not self.lost.done():
             self.lost.set_result(None)
 
@@ -215,14 +215,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._answer is None:
-            raise BrokenAnswerError("an answer that nobody asked for")
+            raise BrokenResponseError("an answer that nobody asked for")
         if not self._answer.status:  # what follows a body says nothing that is asked for, and need not end
             self._answer.headers.add(name.decode("latin-1"), value.decode("latin-1"))
 
     def on_headers_complete(self) -> None:
         answer, status = self._answer, self._parser.get_status_code()
         if answer is None:
-            raise BrokenAnswerError("an answer that nobody asked for")
+            raise BrokenResponseError("an answer that nobody asked for")
         if status < 200:
             answer.headers.clear()  # of an interim answer; the real one follows
             return

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from gcs_prefetchd.gcs.responses import UnfitAnswerError
-from gcs_prefetchd.shared.item_ids import Numbers
-from gcs_prefetchd.shared.manifest import UNKNOWN_CRC32C, Objects
+from gcs_prefetchd.gcs.responses import UnusableResponseError
+from gcs_prefetchd.shared.item_ids import Int64Array
+from gcs_prefetchd.shared.manifest import UNKNOWN_CRC32C, ObjectColumns
 
 __all__ = ["FIELDS", "parse_page", "without_folders"]
 
@@ -15,40 +15,40 @@ FIELDS = "nextPageToken,items(name,generation,size,crc32c)"
 NO_HASH = "AAAAAA=="  # in the place of one that is not named, so that the others are decoded in one go
 
 
-def parse_page(page: Any) -> tuple[Objects, str]:
-    """The page's objects and the token of the next page, "" after the last. Raises UnfitAnswerError where it is no listing."""
+def parse_page(page: Any) -> tuple[ObjectColumns, str]:
+    """Return the page's objects and the next page's token ("" after the last page). Raises UnusableResponseError."""
     try:
         items, token = page.get("items", []), str(page.get("nextPageToken") or "")
         list(items)
     except (AttributeError, TypeError):
-        raise UnfitAnswerError("listing", "the page is no listing") from None
+        raise UnusableResponseError("listing", "the page is no listing") from None
     try:
         return _columns(items), token
     except (AttributeError, KeyError, ValueError, TypeError, OverflowError):
         shown = str(next((item for item in items if not _is_fit(item)), items))[:200]
-    raise UnfitAnswerError("listing", f"an entry lacks name, generation or size: {shown}")
+    raise UnusableResponseError("listing", f"an entry lacks name, generation or size: {shown}")
 
 
-def without_folders(objects: Objects) -> Objects:
+def without_folders(objects: ObjectColumns) -> ObjectColumns:
     """The objects that are no placeholders of folders, whose names end with a slash."""
     rows = [row for row, name in enumerate(objects.names) if not name.endswith("/")]
     if len(rows) == len(objects):
         return objects
     names = [objects.names[row] for row in rows]
-    return Objects(names, objects.generation[rows], objects.size[rows], objects.crc32c[rows])
+    return ObjectColumns(names, objects.generation[rows], objects.size[rows], objects.crc32c[rows])
 
 
-def _columns(items: Any) -> Objects:
+def _columns(items: Any) -> ObjectColumns:
     names = [item["name"] for item in items]
     "".join(names).encode()  # raises where one is no str, or no Unicode
     generation = np.array([int(item["generation"]) for item in items], dtype=np.int64)
     size = np.array([int(item["size"]) for item in items], dtype=np.int64)
     if np.any(generation < 0) or np.any(size < 0):
         raise ValueError
-    return Objects(names, generation, size, _crc32c([item.get("crc32c") for item in items]))
+    return ObjectColumns(names, generation, size, _crc32c([item.get("crc32c") for item in items]))
 
 
-def _crc32c(encoded: list[str | None]) -> Numbers:
+def _crc32c(encoded: list[str | None]) -> Int64Array:
     """The hashes, each of which is base64 of four bytes: six characters and `==`."""
     text = "".join([NO_HASH if one is None else one for one in encoded])
     padding = "=" * (2 * len(encoded))

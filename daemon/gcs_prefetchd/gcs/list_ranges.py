@@ -15,10 +15,10 @@ from operator import lt
 from string import ascii_uppercase, digits
 from sys import maxunicode
 
-from gcs_prefetchd.gcs.responses import UnfitAnswerError
+from gcs_prefetchd.gcs.responses import UnusableResponseError
 from gcs_prefetchd.shared.errors import OriginError
 
-__all__ = ["Ask", "Ranges", "split_point"]
+__all__ = ["ListingRanges", "PageRequest", "split_point"]
 
 # A cut costs at most one request that brings nothing: the right half is empty, or the last page of the left one runs over
 # into the right. So cuts are bounded by pages: few for a small listing, never more than one for ten pages in the end.
@@ -34,7 +34,7 @@ EMPTY_PAGES_IN_A_ROW = 1000  # GCS may send some, each with another token
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class PageRequest:
     """One page to ask for. Every page of a range is asked for with the same bounds, as GCS wants it with a token."""
 
     start: str  # inclusive; "" for the listing's beginning
@@ -58,7 +58,7 @@ class _Range:
     tokens: set[str] = field(default_factory=set)  # since a name came
 
 
-class Ranges:
+class ListingRanges:
     """The ranges of the listing of what begins with a prefix: `asks` says what to ask for, `take` is told what came.
 
     `alphabet` is every character that its names were seen to use, and those that are likely beside them: only those are tried
@@ -70,11 +70,11 @@ class Ranges:
         self._open = [_Range("", "", _after_prefix(prefix), "")]
         self._seen = set(self._open[0].end)  # bounds have a place among the names only by characters of theirs
         self._ready = list(self._open)
-        self._under_way: dict[Ask, _Range] = {}
+        self._under_way: dict[PageRequest, _Range] = {}
         self._pages = 0
         self._cuts = 0
 
-    def asks(self, at_most: int) -> Iterator[Ask]:
+    def asks(self, at_most: int) -> Iterator[PageRequest]:
         """The pages to ask for now, so many at most. The listing is complete when there are none and none is under way."""
         for _ in range(at_most):
             if not self._ready and (cut := self._cut()) is not None:
@@ -82,14 +82,14 @@ class Ranges:
             if not self._ready:
                 return
             chosen = self._ready.pop(0)
-            ask = Ask(chosen.start, chosen.asked_end, chosen.token)
+            ask = PageRequest(chosen.start, chosen.asked_end, chosen.token)
             self._under_way[ask] = chosen
             yield ask
 
-    def take(self, ask: Ask, names: Sequence[str], token: str) -> slice:
-        """Which of the page's names are new; the others are of another range. Raises UnfitAnswerError where it leads nowhere.
+    def take(self, ask: PageRequest, names: Sequence[str], token: str) -> slice:
+        """Return which of the page's names are new; the others belong to another range.
 
-        `token` is that of the next page, "" after the last.
+        `token` is the next page's, "" after the last page. Raises UnusableResponseError if the listing makes no progress.
         """
         came = self._under_way.pop(ask)
         _check_order(came, names, token)
@@ -227,10 +227,10 @@ def _shared(one: str, other: str) -> int:
 def _check_order(came: _Range, names: Sequence[str], token: str) -> None:
     """Without this a server that repeats itself is listed for ever, and one that does not sort loses names."""
     if names and names[0] <= came.came_to:
-        raise UnfitAnswerError("listing", f"the page after {came.came_to!r} goes back to {names[0]!r}", final=OriginError)
+        raise UnusableResponseError("listing", f"the page after {came.came_to!r} goes back to {names[0]!r}", final=OriginError)
     if not all(map(lt, names, names[1:])):
-        raise UnfitAnswerError("listing", "the names of a page are not in order", final=OriginError)
+        raise UnusableResponseError("listing", "the names of a page are not in order", final=OriginError)
     if not names and token:
         if token in came.tokens or len(came.tokens) == EMPTY_PAGES_IN_A_ROW:
-            raise UnfitAnswerError("listing", "its pages go on without a name", final=OriginError)
+            raise UnusableResponseError("listing", "its pages go on without a name", final=OriginError)
         came.tokens.add(token)

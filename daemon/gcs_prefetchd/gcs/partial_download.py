@@ -4,13 +4,13 @@ from collections.abc import Mapping
 
 import google_crc32c
 
-from gcs_prefetchd.gcs.responses import UnfitAnswerError
+from gcs_prefetchd.gcs.responses import UnusableResponseError
 from gcs_prefetchd.shared.objects import ObjectVersion
 
-__all__ = ["Received"]
+__all__ = ["PartialDownload"]
 
 
-class Received:
+class PartialDownload:
     """The bytes of one generation from byte 0 on: how many, and their crc32c. Where they are is the sink's business.
 
     What is wrong is found when all have come, for the crc32c is the whole object's, and all is forgotten then: the next try
@@ -22,30 +22,30 @@ class Received:
         self.bytes = 0
         self._crc32c = 0
 
-    def begin(self, version: ObjectVersion | None) -> None:
+    def start(self, version: ObjectVersion | None) -> None:
         """Nothing has come of this version; None: it is not known of which the next byte will be."""
         self.version = version
         self.bytes = self._crc32c = 0
 
     def add(self, chunk: bytes) -> None:
-        """The next bytes; raises UnfitAnswerError where they are more than the object has."""
+        """The next bytes; raises UnusableResponseError where they are more than the object has."""
         assert self.version is not None
         size = self.version.size
         self.bytes += len(chunk)
         if self.bytes > size:
-            self.begin(None)
-            raise UnfitAnswerError("size", f"more than the {size} bytes of the object came")
+            self.start(None)
+            raise UnusableResponseError("size", f"more than the {size} bytes of the object came")
         self._crc32c = google_crc32c.extend(self._crc32c, chunk)
 
     def whole(self) -> ObjectVersion:
-        """What came, now that an answer has ended in order; raises UnfitAnswerError where that is not the object."""
+        """What came, now that an answer has ended in order; raises UnusableResponseError where that is not the object."""
         version, received, crc32c = self.version, self.bytes, self._crc32c
         assert version is not None
-        self.begin(None)
+        self.start(None)
         if received != version.size:
-            raise UnfitAnswerError("size", f"{received} of {version.size} bytes came")
+            raise UnusableResponseError("size", f"{received} of {version.size} bytes came")
         if version.crc32c is not None and crc32c != version.crc32c:
-            raise UnfitAnswerError("crc32c", f"crc32c {crc32c:08x} came for {version.crc32c:08x}")
+            raise UnusableResponseError("crc32c", f"crc32c {crc32c:08x} came for {version.crc32c:08x}")
         return ObjectVersion(version.name, version.generation, version.size, crc32c)
 
     def started(self) -> ObjectVersion | None:

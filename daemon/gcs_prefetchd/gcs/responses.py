@@ -14,7 +14,7 @@ from gcs_prefetchd.shared.errors import (
 )
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 
-__all__ = ["UnfitAnswerError", "answer_error", "brief", "described_version", "named_version"]
+__all__ = ["UnusableResponseError", "error_for_status", "one_line", "version_from_headers", "version_from_metadata"]
 
 LONGEST_REASON = 200
 _FINAL: Mapping[int, type[OriginError]] = {
@@ -26,7 +26,7 @@ _FINAL: Mapping[int, type[OriginError]] = {
 }
 
 
-class UnfitAnswerError(Exception):
+class UnusableResponseError(Exception):
     """An answer that is not what was asked for. `final` is the error to raise where another try would not help.
 
     Never reaches whoever asked for an object or a listing, so it may hold more than one string.
@@ -41,17 +41,17 @@ class UnfitAnswerError(Exception):
         self.retry_after_s = retry_after_s
 
 
-def answer_error(status: int, headers: Mapping[str, str], body: bytes, *, pinned: bool) -> UnfitAnswerError:
+def error_for_status(status: int, headers: Mapping[str, str], body: bytes, *, pinned: bool) -> UnusableResponseError:
     """What a status other than 200 means. `pinned`: a generation was asked for, so that 404 can mean that it is gone."""
     final = _FINAL.get(status)
     if status == 404 and pinned:
         final = ObjectChangedError
     reason = _HINTS.get(status, "") or _reason(headers.get("Content-Type", ""), body)
     text = f"GCS says {status}" + (f" ({reason})" if reason else "")
-    return UnfitAnswerError(str(status), text, final=final, retry_after_s=parse_retry_after(headers.get("Retry-After")))
+    return UnusableResponseError(str(status), text, final=final, retry_after_s=parse_retry_after(headers.get("Retry-After")))
 
 
-def named_version(name: ObjectName, headers: Mapping[str, str]) -> ObjectVersion | None:
+def version_from_headers(name: ObjectName, headers: Mapping[str, str]) -> ObjectVersion | None:
     """The version that a download's headers name, or None where they lack the generation, the length or the crc32c."""
     hashes = dict(part.strip().partition("=")[::2] for value in _all(headers, "x-goog-hash") for part in value.split(","))
     length = headers.get("x-goog-stored-content-length") or headers.get("Content-Length")
@@ -61,17 +61,17 @@ def named_version(name: ObjectName, headers: Mapping[str, str]) -> ObjectVersion
         return None
 
 
-def described_version(name: ObjectName, body: bytes) -> ObjectVersion:
-    """The live version, by the metadata of an object. Raises UnfitAnswerError where they lack the generation or the size."""
+def version_from_metadata(name: ObjectName, body: bytes) -> ObjectVersion:
+    """The live version, from an object's metadata. Raises UnusableResponseError if the generation or size is missing."""
     try:
         described = json.loads(body)
     except (ValueError, RecursionError):
-        raise UnfitAnswerError("metadata", "its metadata is not JSON") from None
+        raise UnusableResponseError("metadata", "its metadata is not JSON") from None
     try:
         return _version(name, described["generation"], described["size"], described.get("crc32c"))
     except (AttributeError, KeyError, ValueError, TypeError):
         shown = str(described)[:LONGEST_REASON]
-        raise UnfitAnswerError("metadata", f"its metadata lacks generation or size: {shown}") from None
+        raise UnusableResponseError("metadata", f"its metadata lacks generation or size: {shown}") from None
 
 
 def _version(name: ObjectName, generation: str, size: str, encoded: str | None) -> ObjectVersion:
@@ -109,7 +109,7 @@ def _all(headers: Mapping[str, str], name: str) -> list[str]:
     return list(getall(name, [])) if getall else [value for key, value in headers.items() if key.lower() == name]
 
 
-def brief(exc: BaseException) -> str:
+def one_line(exc: BaseException) -> str:
     """An error of another library in a line; its own text may hold a body of megabytes, or nothing."""
     text = " ".join(str(exc)[:300].split())
     return f"{type(exc).__name__}: {text}" if text else type(exc).__name__

@@ -3,7 +3,7 @@
 from gcs_prefetchd.planning.catalog import Catalog
 from gcs_prefetchd.planning.item_refs import PartRef
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
-from gcs_prefetchd.shared.paths import cache_path, name_of
+from gcs_prefetchd.shared.paths import cache_path, object_at_path
 
 __all__ = ["ItemLookup"]
 
@@ -37,7 +37,7 @@ class ItemLookup:
         part = self._remembered.get(path)
         if part is not None:
             return part
-        name = name_of(path)
+        name = object_at_path(path)
         return None if name is None else self._catalog.find_part(name)
 
     def locate_object(self, name: ObjectName, path: str) -> PartRef | None:

@@ -159,7 +159,7 @@ def _remnant(superseded: Sequence[NumberedManifest], kept: Sequence[NumberedMani
             is_listed[own] = True
 
     last = superseded[-1].manifest
-    manifest = build_manifest(last.data_root, last.layout, unlisted_versions())
+    manifest = build_manifest(last.data_root, last.item_patterns, unlisted_versions())
     if not len(manifest):
         return None
     return NumberedManifest(manifest, np.array([numbers[item_id] for item_id in manifest.ids], dtype=np.uint32))

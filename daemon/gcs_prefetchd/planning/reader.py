@@ -12,7 +12,7 @@ from gcs_prefetchd.planning.stream import NEVER, Epoch, Stream
 from gcs_prefetchd.shared.epoch_order import Indices, order_digest, plan_order
 from gcs_prefetchd.shared.errors import ProtocolError
 from gcs_prefetchd.shared.messages import Plan
-from gcs_prefetchd.shared.moving_average import Spread
+from gcs_prefetchd.shared.moving_average import MovingDuration
 
 __all__ = ["PreparedPlan", "Reader", "prepare_plan"]
 
@@ -48,12 +48,12 @@ class Reader:
     prefetched_items: int = 0
     demanded_objects: int = 0
     waits: Counter[str] = field(default_factory=Counter)
-    report_gap_s: Spread = field(default_factory=Spread)
+    report_gap_s: MovingDuration = field(default_factory=MovingDuration)
 
     @property
     def all_parts(self) -> int:
         """The bit set of all parts of an item."""
-        return (1 << len(self.numbered.manifest.layout.patterns)) - 1
+        return (1 << len(self.numbered.manifest.item_patterns.patterns)) - 1
 
     def is_item_ready(self, item: int) -> bool:
         """Whether every part of an item is cached."""

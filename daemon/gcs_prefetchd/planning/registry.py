@@ -25,7 +25,7 @@ from gcs_prefetchd.planning.window import spare_items, window_items
 from gcs_prefetchd.shared.epoch_order import Indices
 from gcs_prefetchd.shared.errors import ProtocolError
 from gcs_prefetchd.shared.messages import Plan
-from gcs_prefetchd.shared.moving_average import Spread
+from gcs_prefetchd.shared.moving_average import MovingDuration
 from gcs_prefetchd.shared.objects import ObjectName
 from gcs_prefetchd.shared.paths import cache_path
 
@@ -50,7 +50,7 @@ class Registry:
         *,
         window_items: int | None = None,
         lru: bool = False,
-        download_s: Spread | None = None,
+        download_s: MovingDuration | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock = clock
@@ -61,7 +61,7 @@ class Registry:
         self.seeded = SeededStreams(seed, self.catalog)
         # Beyond the windows; nothing is evicted for it. Not under LRU, which may evict it again before it is read.
         self.fills_free_space = window_items is None and not lru
-        self._download_s = download_s or Spread()
+        self._download_s = download_s or MovingDuration()
         self._cache_bytes = cache_bytes
         self._window_items = window_items
         self._readers: dict[str, Reader] = {}

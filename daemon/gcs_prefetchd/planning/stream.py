@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gcs_prefetchd.shared.epoch_order import Indices
-from gcs_prefetchd.shared.moving_average import Rate
+from gcs_prefetchd.shared.moving_average import MovingRate
 
 __all__ = ["NEVER", "Epoch", "Stream"]
 
@@ -71,7 +71,7 @@ class Stream:
         self.id = stream_id
         self.job = job
         self.endless = endless
-        self.rate = Rate()
+        self.rate = MovingRate()
         self.turn(epoch)
 
     def __len__(self) -> int:

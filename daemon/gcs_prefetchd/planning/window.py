@@ -1,7 +1,7 @@
 """The size of the prefetch window: how many items ahead of its reader a stream's items are kept on disk. Pure."""
 
 from gcs_prefetchd.planning.stream import Stream
-from gcs_prefetchd.shared.moving_average import Spread
+from gcs_prefetchd.shared.moving_average import MovingDuration
 
 __all__ = ["MAX_SPARE_ITEMS", "MAX_SPARE_SHARE", "MAX_WINDOW_ITEMS", "spare_items", "window_items"]
 
@@ -10,7 +10,7 @@ MAX_SPARE_SHARE = 0.01  # of what the cache holds
 MAX_WINDOW_ITEMS = 100_000
 
 
-def window_items(stream: Stream, download_s: Spread, report_gap_s: Spread, spare: int, now_s: float) -> int:
+def window_items(stream: Stream, download_s: MovingDuration, report_gap_s: MovingDuration, spare: int, now_s: float) -> int:
     """As many items as the reader reads during one download, plus `spare`."""
     # Three deviations: the reader waits for a download that takes longer, which is about one in a thousand. The reads since
     # its last report take up some of the window, too.

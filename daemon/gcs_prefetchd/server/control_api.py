@@ -16,7 +16,7 @@ from gcs_prefetchd.server.report_dedup import Reporters
 from gcs_prefetchd.server.runtime_settings import Tuning
 from gcs_prefetchd.server.statistics import Statistics
 from gcs_prefetchd.shared.errors import InvalidNameError, PrefetchdError, ProtocolError
-from gcs_prefetchd.shared.messages import FetchAnswer, FetchRequest, ManifestAnswer, Plan, ReadReport, Status
+from gcs_prefetchd.shared.messages import FetchRequest, FetchResponse, ManifestResponse, Plan, ReadReport, Status
 from gcs_prefetchd.shared.objects import DataRoot, parse_object_uri
 from gcs_prefetchd.shared.paths import cache_path
 
@@ -52,18 +52,18 @@ class Control:
         roots = [root.uri for root in self.data_roots]
         return Status(self.pid, self.instance_id, __version__, roots, self.registry.stream_ids)
 
-    def manifest(self, data_root: str) -> ManifestAnswer:
+    def manifest(self, data_root: str) -> ManifestResponse:
         """Where the latest manifest of a data root lies; raises ProtocolError where it is not served."""
         uri = DataRoot.parse(data_root).uri
         manifest = self.registry.catalog.newest_manifest(uri)
         if manifest is None:
             served = ", ".join(root.uri for root in self.data_roots)
             raise ProtocolError(f"data root {uri} is not served by this daemon; it serves {served}")
-        return ManifestAnswer(manifest.digest, str(self.cache.directory.manifests / manifest.digest), len(manifest))
+        return ManifestResponse(manifest.digest, str(self.cache.directory.manifests / manifest.digest), len(manifest))
 
-    async def fetch(self, request: FetchRequest) -> FetchAnswer:
+    async def fetch(self, request: FetchRequest) -> FetchResponse:
         """Have the objects in the cache; for each the empty string, or why it is not there."""
-        return FetchAnswer(list(await asyncio.gather(*(self._fetch(uri) for uri in request.objects))))
+        return FetchResponse(list(await asyncio.gather(*(self._fetch(uri) for uri in request.objects))))
 
     def note_reads(self, report: ReadReport) -> None:
         """Count what was read and move the streams on; once, however often the report comes."""

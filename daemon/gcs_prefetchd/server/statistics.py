@@ -18,7 +18,7 @@ from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.fetch.fetcher import Fetcher
 from gcs_prefetchd.fetch.prefetcher import Prefetcher
 from gcs_prefetchd.fetch.process_pool import FetchProcesses
-from gcs_prefetchd.gcs.counters import Traffic
+from gcs_prefetchd.gcs.counters import RequestCounters
 from gcs_prefetchd.planning.registry import Registry
 from gcs_prefetchd.planning.wait_reasons import WAIT_REASONS
 from gcs_prefetchd.shared.messages import ReadReport
@@ -58,7 +58,7 @@ class Statistics:
     registry: Registry
     fetcher: Fetcher
     prefetcher: Prefetcher
-    traffic: Traffic
+    counters: RequestCounters
     fetch_processes: FetchProcesses | None = None
     reads: Reads = field(default_factory=Reads)
     started_s: float = field(default_factory=time.monotonic)
@@ -88,10 +88,10 @@ class Statistics:
                 "waits": {why: self.prefetcher.waits[why] for why in WAIT_REASONS},
             },
             "origin": {
-                "requests": self.traffic.requests,
-                "bytes": self.traffic.received_bytes,
-                "errors": dict(self.traffic.errors),
-                "in_flight": self.traffic.in_flight,
+                "requests": self.counters.requests,
+                "bytes": self.counters.received_bytes,
+                "errors": dict(self.counters.errors),
+                "in_flight": self.counters.in_flight,
             },
             "limits": self._limits(),
             "prefetch": {

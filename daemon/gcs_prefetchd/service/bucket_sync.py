@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.fetch.fetcher import Fetcher
-from gcs_prefetchd.gcs.client import Origin
+from gcs_prefetchd.gcs.client import GCSClient
 from gcs_prefetchd.planning.registry import Registry
 from gcs_prefetchd.service.manifest_store import list_manifest, load_newest_manifest, remove_old_manifests
 from gcs_prefetchd.settings import Settings
@@ -30,7 +30,7 @@ class BucketSync:
         self,
         settings: Settings,
         directory: CacheDirectory,
-        origin: Origin,
+        origin: GCSClient,
         cache: Cache,
         registry: Registry,
         fetcher: Fetcher,
@@ -48,20 +48,20 @@ class BucketSync:
 
     async def first(self, root: DataRoot) -> float:
         """Have a manifest of the data root; returns after how many seconds it is to be listed again."""
-        saved = await asyncio.to_thread(load_newest_manifest, self._directory.manifests, root, self._settings.layout)
+        saved = await asyncio.to_thread(load_newest_manifest, self._directory.manifests, root, self._settings.item_patterns)
         if saved is not None:
             await self._put_in_force(saved)
             log.info("%s: %d items as listed before; being listed again", root.uri, len(saved))
             return 0.0
         log.info("%s: being listed", root.uri)
-        await self._take(await list_manifest(self._origin, root, self._settings.layout))
+        await self._take(await list_manifest(self._origin, root, self._settings.item_patterns))
         return self._settings.relist_s
 
     async def relist(self, root: DataRoot) -> None:
         """List a data root now, once all that is here is known; raises what `list_manifest` raises, and the last one stays."""
         await self._cache.whole()  # what has changed in the bucket must be known to be here to be dropped
         async with self._listing:
-            await self._take(await list_manifest(self._origin, root, self._settings.layout))
+            await self._take(await list_manifest(self._origin, root, self._settings.item_patterns))
             await self._drop_outdated()
 
     async def follow(self, root: DataRoot, wait_s: float) -> None:
@@ -143,7 +143,7 @@ class BucketSync:
                 manifest = await asyncio.to_thread(load_manifest, self._directory.manifests / digest)
             except ManifestError:
                 return  # whoever sent the plan is told that there is no such listing
-            if (manifest.data_root, manifest.layout) != (newest.data_root, newest.layout):
+            if (manifest.data_root, manifest.item_patterns) != (newest.data_root, newest.item_patterns):
                 return
             self._registry.add_earlier_manifest(await asyncio.to_thread(self._registry.catalog.assign_numbers, manifest))
             log.info("%s: %d items as listed in %s, for a job that goes by it", data_root, len(manifest), digest)

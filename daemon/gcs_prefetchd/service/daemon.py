@@ -23,7 +23,7 @@ from gcs_prefetchd.fetch.fetcher import Fetcher
 from gcs_prefetchd.fetch.prefetcher import Prefetcher
 from gcs_prefetchd.fetch.process_messages import ProcessOptions
 from gcs_prefetchd.fetch.process_pool import FetchProcesses
-from gcs_prefetchd.gcs.client import Origin
+from gcs_prefetchd.gcs.client import GCSClient
 from gcs_prefetchd.gcs.credentials import Access
 from gcs_prefetchd.planning.registry import Registry
 from gcs_prefetchd.server.bounded_listener import Bounds, listen
@@ -37,7 +37,7 @@ from gcs_prefetchd.settings import MAX_CONCURRENCY, Settings, check_cache_fits_d
 from gcs_prefetchd.shared.daemon_client import short_address
 from gcs_prefetchd.shared.errors import StartError
 from gcs_prefetchd.shared.malloc import return_freed_memory
-from gcs_prefetchd.shared.moving_average import Spread
+from gcs_prefetchd.shared.moving_average import MovingDuration
 from gcs_prefetchd.shared.paths import cache_path
 
 __all__ = ["Daemon", "ReadyDaemon", "serve"]
@@ -113,13 +113,13 @@ class Daemon:
             settings.cache_size,
             window_items=settings.window_items,
             lru=settings.policy == "lru",
-            download_s=(download_s := Spread()),
+            download_s=(download_s := MovingDuration()),
         )
         self.cache = Cache(self.directory, settings.cache_size, settings.min_free)
         access = Access(settings.endpoint, settings.anonymous, settings.credentials, settings.user_project)
         slots = make_slots(settings)
         # The slots bound the downloads, by a setting that may change; pages of listings come on top.
-        self.origin = Origin(access, connections=2 * MAX_CONCURRENCY, deadline_s=settings.deadline_s, page_account=slots.page)
+        self.origin = GCSClient(access, connections=2 * MAX_CONCURRENCY, deadline_s=settings.deadline_s, before_page=slots.page)
         self.fetch_processes = self._fetch_processes() if settings.fetch_process_count else None
         self.fetcher = Fetcher(self.cache, self.origin, slots, download_s, self.fetch_processes)
         self.tuning = Tuning(settings, slots)
@@ -131,7 +131,7 @@ class Daemon:
             self.registry,
             self.fetcher,
             self.prefetcher,
-            self.origin.traffic,
+            self.origin.counters,
             self.fetch_processes,
         )
         self.bucket_sync = BucketSync(settings, self.directory, self.origin, self.cache, self.registry, self.fetcher)
@@ -191,7 +191,7 @@ class Daemon:
     def _make_folders(self) -> None:
         # watchdog warns of folders that appear while it takes stock of the tree.
         for root in self.settings.roots:
-            for folder in self.settings.layout.folders():
+            for folder in self.settings.item_patterns.folders():
                 first = cache_path(root.bucket, f"{root.folder}{folder}first")
                 (self.directory.objects / first).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
 

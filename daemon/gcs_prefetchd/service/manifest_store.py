@@ -6,10 +6,10 @@ import logging
 import shutil
 from pathlib import Path
 
-from gcs_prefetchd.gcs.client import Origin
+from gcs_prefetchd.gcs.client import GCSClient
 from gcs_prefetchd.shared.errors import ItemError, ManifestError
-from gcs_prefetchd.shared.item_patterns import Layout
-from gcs_prefetchd.shared.manifest import Listing, Manifest, is_digest, is_left_behind, load_manifest
+from gcs_prefetchd.shared.item_patterns import ItemPatterns
+from gcs_prefetchd.shared.manifest import Manifest, ManifestBuilder, is_abandoned, is_digest, load_manifest
 from gcs_prefetchd.shared.objects import DataRoot
 
 __all__ = ["list_manifest", "load_newest_manifest", "remove_old_manifests"]
@@ -21,27 +21,28 @@ NAMED_AT_MOST = 5
 KEPT_PER_DATA_ROOT = 8
 
 
-async def list_manifest(origin: Origin, data_root: DataRoot, layout: Layout) -> Manifest:
-    """List every page of the data root. Raises ItemError where it holds no complete item, and what `Origin.list` raises."""
-    listing = Listing(data_root, layout)
+async def list_manifest(origin: GCSClient, data_root: DataRoot, item_patterns: ItemPatterns) -> Manifest:
+    """List every page of the data root. Raises ItemError where it holds no complete item, and what `GCSClient.list` raises."""
+    listing = ManifestBuilder(data_root, item_patterns)
 
     async def collect(folder: str) -> None:
         async with contextlib.aclosing(origin.list(data_root.bucket, data_root.folder + folder)) as pages:
             async for page in pages:
                 listing.add(page)
 
-    folders = [asyncio.create_task(collect(folder)) for folder in layout.folders()]
+    folders = [asyncio.create_task(collect(folder)) for folder in item_patterns.folders()]
     try:
         await asyncio.gather(*folders)
     finally:
         for task in folders:  # the others ask for nothing more once one has failed
             task.cancel()
         await asyncio.gather(*folders, return_exceptions=True)
-    manifest = await asyncio.to_thread(listing.freeze)
+    manifest = await asyncio.to_thread(listing.build)
     if not len(manifest):
         raise ItemError(
-            f"{data_root.uri}: no item has all of {', '.join(layout.patterns)} ({listing.looked_at} objects looked at); "
-            "is the prefix right, or do the settings image_pattern and label_pattern differ?"
+            f"{data_root.uri}: no item has all of {', '.join(item_patterns.patterns)} "
+            f"({listing.listed_objects} objects looked at); is the prefix right, or do the settings "
+            "image_pattern and label_pattern differ?"
         )
     if manifest.incomplete:
         shown = ", ".join(manifest.incomplete[:NAMED_AT_MOST]) + (", ..." if len(manifest.incomplete) > NAMED_AT_MOST else "")
@@ -49,13 +50,13 @@ async def list_manifest(origin: Origin, data_root: DataRoot, layout: Layout) -> 
     return manifest
 
 
-def load_newest_manifest(manifests: Path, data_root: DataRoot, layout: Layout) -> Manifest | None:
+def load_newest_manifest(manifests: Path, data_root: DataRoot, item_patterns: ItemPatterns) -> Manifest | None:
     """The manifest of this data root that was saved last, or None."""
     for folder in _newest_first(manifests):
         with contextlib.suppress(ManifestError):
             # What is mapped is compared with its digest, but not all those that turn out to be of others.
             found = load_manifest(folder, verify=False)
-            if found.data_root == data_root and found.layout == layout:
+            if found.data_root == data_root and found.item_patterns == item_patterns:
                 return load_manifest(folder)
     return None
 
@@ -75,7 +76,7 @@ def remove_old_manifests(manifests: Path, data_root: DataRoot) -> None:
         if is_damaged or (is_ours and kept > KEPT_PER_DATA_ROOT):
             shutil.rmtree(folder, ignore_errors=True)
     for folder in manifests.iterdir():
-        if is_left_behind(folder):
+        if is_abandoned(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
 

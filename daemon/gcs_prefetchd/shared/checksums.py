@@ -21,7 +21,7 @@ __all__ = [
     "OPEN_FLAGS",
     "Stamp",
     "crc32c_of",
-    "is_whole",
+    "is_intact",
     "read_checked",
     "read_object_name",
     "read_stamp",
@@ -101,7 +101,7 @@ def read_checked(objects: Path | str, path: str, expected: Stamp | None = None) 
         return None
 
 
-def is_whole(objects: Path | str, path: str, expected: Stamp) -> bool:
+def is_intact(objects: Path | str, path: str, expected: Stamp) -> bool:
     """Whether `read_checked` brings the bytes. One that cannot be looked at for want of descriptors or memory may be."""
     try:
         return _open_and_read(objects, path, expected) is not None

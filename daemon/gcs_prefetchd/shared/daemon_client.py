@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from gcs_prefetchd.shared.errors import DaemonUnavailableError, PrefetchdError, ProtocolError
-from gcs_prefetchd.shared.messages import FetchAnswer, FetchRequest, ManifestAnswer, Plan, ReadReport, Status
+from gcs_prefetchd.shared.messages import FetchRequest, FetchResponse, ManifestResponse, Plan, ReadReport, Status
 
 __all__ = ["DaemonClient", "Lease", "read_daemon_file", "short_address"]
 
@@ -68,15 +68,15 @@ class DaemonClient:
         """What `/stats` answers."""
         return self._read(_json_object, "GET", "/v1/stats")
 
-    def manifest(self, data_root: str) -> ManifestAnswer:
+    def manifest(self, data_root: str) -> ManifestResponse:
         """Where the data root's manifest lies; waits for the first listing."""
-        return self._read(ManifestAnswer.from_json, "GET", f"/v1/manifest?{urlencode({'data_root': data_root})}")
+        return self._read(ManifestResponse.from_json, "GET", f"/v1/manifest?{urlencode({'data_root': data_root})}")
 
     def fetch(self, uris: list[str]) -> list[str]:
         """Have the objects brought into the cache now. For each the empty string, or why it is not there."""
 
         def errors(answer: bytes) -> list[str]:
-            errors = FetchAnswer.from_json(answer).errors
+            errors = FetchResponse.from_json(answer).errors
             if len(errors) != len(uris):
                 raise ProtocolError(f"it answered for {len(errors)} of {len(uris)} objects")
             return errors

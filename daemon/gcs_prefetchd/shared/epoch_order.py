@@ -9,7 +9,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Indices", "endless", "epoch_order", "order_digest", "plan_order", "share_length"]
+__all__ = ["Indices", "endless_order", "epoch_order", "order_digest", "plan_order", "share_length"]
 
 Indices = NDArray[np.uint32]
 
@@ -75,7 +75,7 @@ def epoch_order(seed: int, epoch: int, indices: Indices) -> Indices:
     return packed.astype(np.uint32)  # the lower 32 bits
 
 
-def endless(seed: int, start: int, count: int, items: int) -> Indices:
+def endless_order(seed: int, start: int, count: int, items: int) -> Indices:
     """Positions `start` to `start + count` of the endless stream that draws from `items` items with replacement."""
     key = _key(seed, 0)
     drawn = np.empty(count, dtype=np.uint32)
@@ -98,7 +98,7 @@ def _global_order(kind: str, seed: int, epoch: int, indices: Indices) -> Indices
         return epoch_order(seed, epoch, indices)
     if kind == "endless":
         items = len(indices)
-        return indices[endless(seed, epoch * items, items, items)]
+        return indices[endless_order(seed, epoch * items, items, items)]
     raise ValueError(f"kind must be 'listed', 'shuffled' or 'endless', not {kind!r}")
 
 

@@ -10,10 +10,10 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Bytes", "Ids", "Numbers", "sort_texts", "take_texts"]
+__all__ = ["ByteArray", "Ids", "Int64Array", "select_texts", "sort_texts"]
 
-Bytes = NDArray[np.uint8]
-Numbers = NDArray[np.int64]
+ByteArray = NDArray[np.uint8]
+Int64Array = NDArray[np.int64]
 
 # Sorting compares as many bytes of each text at a time; the eighth of a word says how many of them there were.
 WORD_BYTES = 7
@@ -28,7 +28,7 @@ class Ids(Sequence[str]):
     """
 
     def __init__(
-        self, text: Bytes, ends: Numbers, folder: Path | None = None, reload: Callable[[Path], "Ids"] | None = None
+        self, text: ByteArray, ends: Int64Array, folder: Path | None = None, reload: Callable[[Path], "Ids"] | None = None
     ) -> None:
         self.text = text
         self.ends = ends
@@ -39,7 +39,7 @@ class Ids(Sequence[str]):
         self._end_of = memoryview(ends.data)
 
     @classmethod
-    def of(cls, ids: Iterable[str]) -> "Ids":
+    def from_sorted(cls, ids: Iterable[str]) -> "Ids":
         """The ids, which must be sorted."""
         encoded = [item_id.encode() for item_id in ids]
         ends = np.cumsum([len(one) for one in encoded], dtype=np.int64)
@@ -82,7 +82,7 @@ class Ids(Sequence[str]):
         index = bisect_left(range(len(self)), item_id, key=self._at)
         return index if index < len(self) and self._at(index) == item_id else None
 
-    def common_with(self, other: "Ids") -> tuple[Numbers, Numbers]:
+    def common_with(self, other: "Ids") -> tuple[Int64Array, Int64Array]:
         """The indices here and there of the ids that both have, in order."""
         if self == other:
             everything = np.arange(len(self))
@@ -104,12 +104,12 @@ class Ids(Sequence[str]):
         return Ids, (np.asarray(self.text), np.asarray(self.ends))
 
     @property
-    def arrays(self) -> dict[str, Bytes | Numbers]:
+    def arrays(self) -> dict[str, ByteArray | Int64Array]:
         """The block of text and where each id ends in it, as they are saved."""
         return {"ids": self.text, "ends": self.ends}
 
 
-def sort_texts(text: Bytes, ends: Numbers) -> tuple[Numbers, NDArray[np.bool_]]:
+def sort_texts(text: ByteArray, ends: Int64Array) -> tuple[Int64Array, NDArray[np.bool_]]:
     """Which text comes when they are sorted as bytes, and for each place in that order whether its text is a new one.
 
     Equal texts keep their order. Arrays alone, a word of every undecided text at a time: sorting a million str would hold the
@@ -137,7 +137,7 @@ def sort_texts(text: Bytes, ends: Numbers) -> tuple[Numbers, NDArray[np.bool_]]:
     return order, is_first
 
 
-def _keys(words: NDArray[np.uint64], left: Numbers) -> NDArray[np.uint64]:
+def _keys(words: NDArray[np.uint64], left: Int64Array) -> NDArray[np.uint64]:
     """What sorts as the next bytes of each text do, of which so many are left: the bytes, then their count, 8 for more."""
     masks = np.array([2**64 - 2 ** (64 - 8 * kept) for kept in range(WORD_BYTES + 1)], dtype=np.uint64)
     counts = np.minimum(left, WORD_BYTES + 1)
@@ -145,7 +145,7 @@ def _keys(words: NDArray[np.uint64], left: Numbers) -> NDArray[np.uint64]:
     return bits | counts.astype(np.uint64)
 
 
-def take_texts(text: Bytes, ends: Numbers, rows: Numbers) -> tuple[Bytes, Numbers]:
+def select_texts(text: ByteArray, ends: Int64Array, rows: Int64Array) -> tuple[ByteArray, Int64Array]:
     """The text of these rows, in their order, and where each ends in it."""
     starts = _starts(ends)
     lengths = (ends - starts)[rows]
@@ -160,5 +160,5 @@ def take_texts(text: Bytes, ends: Numbers, rows: Numbers) -> tuple[Bytes, Number
     return taken, taken_ends
 
 
-def _starts(ends: Numbers) -> Numbers:
+def _starts(ends: Int64Array) -> Int64Array:
     return np.concatenate((np.zeros(min(1, len(ends)), dtype=np.int64), ends[:-1]))

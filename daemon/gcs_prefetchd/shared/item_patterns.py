@@ -5,14 +5,14 @@ from functools import lru_cache
 
 from gcs_prefetchd.shared.errors import SettingsError
 
-__all__ = ["IMAGE_PATTERN", "LABEL_PATTERN", "Layout"]
+__all__ = ["IMAGE_PATTERN", "LABEL_PATTERN", "ItemPatterns"]
 
 IMAGE_PATTERN = "images/{id}.jpg"
 LABEL_PATTERN = "labels/{id}.png"
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ItemPatterns:
     """Where the parts of an item lie below the data root: one pattern with `{id}` for each part, images first."""
 
     patterns: tuple[str, ...] = (IMAGE_PATTERN, LABEL_PATTERN)

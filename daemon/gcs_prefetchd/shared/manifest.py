@@ -19,19 +19,19 @@ from pathlib import Path
 import numpy as np
 
 from gcs_prefetchd.shared.errors import ManifestError
-from gcs_prefetchd.shared.item_ids import Bytes, Ids, Numbers, sort_texts, take_texts
-from gcs_prefetchd.shared.item_patterns import Layout
+from gcs_prefetchd.shared.item_ids import ByteArray, Ids, Int64Array, select_texts, sort_texts
+from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion
 
 __all__ = [
     "UNKNOWN_CRC32C",
     "Ids",
-    "Listing",
     "Manifest",
-    "Objects",
+    "ManifestBuilder",
+    "ObjectColumns",
     "build_manifest",
+    "is_abandoned",
     "is_digest",
-    "is_left_behind",
     "load_manifest",
 ]
 
@@ -44,22 +44,22 @@ _OURS = secrets.token_hex(4)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Objects:
+class ObjectColumns:
     """Some objects of one bucket: their names, and a column for each thing that is known of them.
 
     `crc32c` is -1 where GCS told none.
     """
 
     names: Sequence[str]
-    generation: Numbers
-    size: Numbers
-    crc32c: Numbers
+    generation: Int64Array
+    size: Int64Array
+    crc32c: Int64Array
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, some: slice) -> "Objects":
-        return Objects(self.names[some], self.generation[some], self.size[some], self.crc32c[some])
+    def __getitem__(self, some: slice) -> "ObjectColumns":
+        return ObjectColumns(self.names[some], self.generation[some], self.size[some], self.crc32c[some])
 
     def versions(self, bucket: str) -> Iterator[ObjectVersion]:
         """Each of them."""
@@ -68,7 +68,7 @@ class Objects:
             yield ObjectVersion(ObjectName(bucket, name), generation, size, None if crc32c == UNKNOWN_CRC32C else crc32c)
 
     @classmethod
-    def of(cls, versions: Sequence[ObjectVersion]) -> "Objects":
+    def from_versions(cls, versions: Sequence[ObjectVersion]) -> "ObjectColumns":
         """The same objects in columns."""
         columns = np.array(
             [(v.generation, v.size, UNKNOWN_CRC32C if v.crc32c is None else v.crc32c) for v in versions], dtype=np.int64
@@ -85,11 +85,11 @@ class Manifest:
     """
 
     data_root: DataRoot
-    layout: Layout
+    item_patterns: ItemPatterns
     ids: Ids
-    generation: Numbers
-    size: Numbers
-    crc32c: Numbers
+    generation: Int64Array
+    size: Int64Array
+    crc32c: Int64Array
     incomplete: tuple[str, ...]
     digest: str
 
@@ -98,7 +98,7 @@ class Manifest:
 
     def versions(self, item: int) -> list[ObjectVersion]:
         """The item's parts, in the layout's order."""
-        return [self.version(item, part) for part in range(len(self.layout.patterns))]
+        return [self.version(item, part) for part in range(len(self.item_patterns.patterns))]
 
     def version(self, item: int, part: int) -> ObjectVersion:
         """One part of an item, as it was when the data root was listed."""
@@ -112,14 +112,14 @@ class Manifest:
 
     def part_name(self, item: int, part: int) -> ObjectName:
         """The object that holds this part."""
-        name = self.data_root.folder + self.layout.part_name(self.ids[item], part)
+        name = self.data_root.folder + self.item_patterns.part_name(self.ids[item], part)
         return ObjectName(self.data_root.bucket, name)
 
     def find(self, name: ObjectName) -> tuple[int, int] | None:
         """The item and part that an object is, or None where it is none of this manifest's."""
         if name not in self.data_root:
             return None
-        match = self.layout.match(name.name[len(self.data_root.folder) :])
+        match = self.item_patterns.match(name.name[len(self.data_root.folder) :])
         if match is None:
             return None
         item = self.ids.find(match[0])
@@ -139,7 +139,7 @@ class Manifest:
         unfinished = manifests / f"{self.digest}.{os.getpid()}.{_OURS}{UNFINISHED}"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        about = {"data_root": self.data_root.uri, "patterns": self.layout.patterns, "incomplete": self.incomplete}
+        about = {"data_root": self.data_root.uri, "patterns": self.item_patterns.patterns, "incomplete": self.incomplete}
         try:
             for name, array in self._arrays().items():
                 np.save(unfinished / f"{name}.npy", array)
@@ -152,7 +152,7 @@ class Manifest:
         _make_newest(folder)
         return folder
 
-    def _arrays(self) -> dict[str, Bytes | Numbers]:
+    def _arrays(self) -> dict[str, ByteArray | Int64Array]:
         return {
             "ids": self.ids.text,
             "ends": self.ids.ends,
@@ -162,24 +162,24 @@ class Manifest:
         }
 
 
-class Listing:
+class ManifestBuilder:
     """The objects of a data root as they are listed, a page at a time and in any order, in columns of numbers and bytes.
 
-    A page keeps the loop for well under a millisecond; `freeze` takes seconds for millions of objects, nearly all of them in
+    A page keeps the loop for well under a millisecond; `build` takes seconds for millions of objects, nearly all of them in
     arrays, so that a thread can do it beside the loop.
     """
 
-    def __init__(self, data_root: DataRoot, layout: Layout) -> None:
-        self.looked_at = 0  # objects, those included that are part of no item
+    def __init__(self, data_root: DataRoot, item_patterns: ItemPatterns) -> None:
+        self.listed_objects = 0  # objects, those included that are part of no item
         self._data_root = data_root
-        self._layout = layout
+        self._item_patterns = item_patterns
         self._ids: list[bytes] = []
-        self._columns: list[Numbers] = []  # for each page: length of the id, part, generation, size, crc32c
+        self._columns: list[Int64Array] = []  # for each page: length of the id, part, generation, size, crc32c
 
-    def add(self, objects: Objects) -> None:
+    def add(self, objects: ObjectColumns) -> None:
         """Take some objects. Those that no pattern matches are passed over; of one that is listed twice the last counts."""
-        self.looked_at += len(objects)
-        start, match = len(self._data_root.folder), self._layout.match
+        self.listed_objects += len(objects)
+        start, match = len(self._data_root.folder), self._item_patterns.match
         matches = [match(name[start:]) for name in objects.names]
         rows = [row for row, one in enumerate(matches) if one is not None]
         ids = [one[0].encode() for one in matches if one is not None]
@@ -188,7 +188,7 @@ class Listing:
         self._ids.append(b"".join(ids))
         self._columns.append(np.array([list(map(len, ids)), parts, *columns], dtype=np.int64))
 
-    def freeze(self) -> Manifest:
+    def build(self) -> Manifest:
         """The manifest of the complete items; what the others lack is named in it."""
         text = np.frombuffer(b"".join(self._ids), dtype=np.uint8)
         columns = np.concatenate([np.empty((5, 0), dtype=np.int64), *self._columns], axis=1)
@@ -198,28 +198,28 @@ class Listing:
         item_of = np.empty(len(order), dtype=np.int64)
         item_of[order] = np.cumsum(is_first) - 1
         # Where each part of each item stands in the columns, or -1.
-        rows = np.full((int(is_first.sum()), len(self._layout.patterns)), -1, dtype=np.int64)
+        rows = np.full((int(is_first.sum()), len(self._item_patterns.patterns)), -1, dtype=np.int64)
         rows[item_of, parts] = np.arange(len(order))
         is_complete = (rows >= 0).all(axis=1)
         lacking = self._lacking(text, ends, rows[~is_complete])
         rows = rows[is_complete]
-        ids = Ids(*take_texts(text, ends, rows[:, 0]))
+        ids = Ids(*select_texts(text, ends, rows[:, 0]))
         generation, size, crc32c = (column[rows] for column in columns[2:])
-        digest = _digest(self._data_root, self._layout, [ids.text, ids.ends, generation, size, crc32c])
-        return Manifest(self._data_root, self._layout, ids, generation, size, crc32c, lacking, digest)
+        digest = _digest(self._data_root, self._item_patterns, [ids.text, ids.ends, generation, size, crc32c])
+        return Manifest(self._data_root, self._item_patterns, ids, generation, size, crc32c, lacking, digest)
 
-    def _lacking(self, text: Bytes, ends: Numbers, rows: Numbers) -> tuple[str, ...]:
-        ids = Ids(*take_texts(text, ends, rows.max(axis=1, initial=0)))
-        root, layout = self._data_root.uri, self._layout
-        return tuple(f"{root}/{layout.part_name(ids[int(item)], int(part))}" for item, part in np.argwhere(rows < 0))
+    def _lacking(self, text: ByteArray, ends: Int64Array, rows: Int64Array) -> tuple[str, ...]:
+        ids = Ids(*select_texts(text, ends, rows.max(axis=1, initial=0)))
+        root, item_patterns = self._data_root.uri, self._item_patterns
+        return tuple(f"{root}/{item_patterns.part_name(ids[int(item)], int(part))}" for item, part in np.argwhere(rows < 0))
 
 
-def build_manifest(data_root: DataRoot, layout: Layout, objects: Iterable[ObjectVersion]) -> Manifest:
+def build_manifest(data_root: DataRoot, item_patterns: ItemPatterns, objects: Iterable[ObjectVersion]) -> Manifest:
     """Freeze a listing. Objects that no pattern matches are passed over; items that lack a part are named and left out."""
-    listing, remaining = Listing(data_root, layout), iter(objects)
+    listing, remaining = ManifestBuilder(data_root, item_patterns), iter(objects)
     while some := list(islice(remaining, BUILT_AT_ONCE)):
-        listing.add(Objects.of(some))
-    return listing.freeze()
+        listing.add(ObjectColumns.from_versions(some))
+    return listing.build()
 
 
 def load_manifest(folder: Path, *, verify: bool = True) -> Manifest:
@@ -230,21 +230,23 @@ def load_manifest(folder: Path, *, verify: bool = True) -> Manifest:
     try:
         about = json.loads((folder / "manifest.json").read_text())
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _KINDS}
-        data_root, layout = DataRoot.parse(about["data_root"]), Layout(tuple(about["patterns"]))
+        data_root, item_patterns = DataRoot.parse(about["data_root"]), ItemPatterns(tuple(about["patterns"]))
         incomplete = tuple(about["incomplete"])
     except Exception as exc:  # damaged bytes bring out anything in the parsers of JSON and of numpy's headers
         raise ManifestError(f"manifest {folder}: cannot be read ({type(exc).__name__}: {exc})") from exc
     wrong = ManifestError(f"manifest {folder}: its content is not what its name says")
     if {name: str(array.dtype) for name, array in arrays.items()} != _KINDS:
         raise wrong
-    shape = (len(arrays["ends"]), len(layout.patterns))
+    shape = (len(arrays["ends"]), len(item_patterns.patterns))
     if arrays["ids"].ndim != 1 or arrays["ends"].ndim != 1 or any(arrays[name].shape != shape for name in _OF_PARTS):
         raise ManifestError(f"manifest {folder}: its arrays differ in length")
     # About 0.1 s for a million items, against a wrong generation that would make every reader of it fail.
-    if verify and _digest(data_root, layout, list(arrays.values())) != folder.name:
+    if verify and _digest(data_root, item_patterns, list(arrays.values())) != folder.name:
         raise wrong
     ids = Ids(arrays["ids"], arrays["ends"], folder, _map_ids)
-    return Manifest(data_root, layout, ids, arrays["generation"], arrays["size"], arrays["crc32c"], incomplete, folder.name)
+    return Manifest(
+        data_root, item_patterns, ids, arrays["generation"], arrays["size"], arrays["crc32c"], incomplete, folder.name
+    )
 
 
 def _map_ids(folder: Path) -> Ids:
@@ -263,7 +265,7 @@ def is_digest(name: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{32}", name) is not None
 
 
-def is_left_behind(unfinished: Path) -> bool:
+def is_abandoned(unfinished: Path) -> bool:
     """Whether the folder is a manifest that was never finished by a process which is gone."""
     digest, _, writer = unfinished.name.removesuffix(UNFINISHED).partition(".")
     pid, _, life = writer.partition(".")
@@ -284,8 +286,8 @@ _OF_PARTS = ("generation", "size", "crc32c")
 _KINDS = {"ids": "uint8", "ends": "int64", **dict.fromkeys(_OF_PARTS, "int64")}
 
 
-def _digest(data_root: DataRoot, layout: Layout, arrays: Sequence[Bytes | Numbers]) -> str:
-    digest = hashlib.blake2b(json.dumps([data_root.uri, layout.patterns]).encode(), digest_size=16)
+def _digest(data_root: DataRoot, item_patterns: ItemPatterns, arrays: Sequence[ByteArray | Int64Array]) -> str:
+    digest = hashlib.blake2b(json.dumps([data_root.uri, item_patterns.patterns]).encode(), digest_size=16)
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -13,11 +13,21 @@ from typing import Any, Self
 
 from gcs_prefetchd.shared.errors import ProtocolError
 
-__all__ = ["KINDS", "FetchAnswer", "FetchRequest", "ManifestAnswer", "Plan", "ReadReport", "Status", "pack", "unpack"]
+__all__ = [
+    "PLAN_KINDS",
+    "FetchRequest",
+    "FetchResponse",
+    "ManifestResponse",
+    "Plan",
+    "ReadReport",
+    "Status",
+    "pack_indices",
+    "unpack_indices",
+]
 
 MAX_OBJECTS_PER_MESSAGE = 10_000
 LONGEST_TEXT = 8192  # of a path or a name, of which the daemon keeps some for as long as it lives
-KINDS = ("listed", "shuffled", "endless")  # of a plan: how its indices become an epoch's order (`order.plan_order`)
+PLAN_KINDS = ("listed", "shuffled", "endless")  # of a plan: how its indices become an epoch's order (`order.plan_order`)
 
 
 class _Message:
@@ -89,7 +99,7 @@ class Status(_Message):
 
 
 @dataclass(frozen=True, slots=True)
-class ManifestAnswer(_Message):
+class ManifestResponse(_Message):
     """Where the manifest of a data root lies, and how many items it has."""
 
     digest: "str"
@@ -105,7 +115,7 @@ class FetchRequest(_Message):
 
 
 @dataclass(frozen=True, slots=True)
-class FetchAnswer(_Message):
+class FetchResponse(_Message):
     """For each object asked for: the empty string once its file is in the cache, else why it is not."""
 
     errors: "list[str]"
@@ -159,8 +169,8 @@ class Plan(_Message):
     digest: "str"
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ProtocolError(f"Plan: field 'kind' must be one of {', '.join(KINDS)}, not {self.kind[:40]!r}")
+        if self.kind not in PLAN_KINDS:
+            raise ProtocolError(f"Plan: field 'kind' must be one of {', '.join(PLAN_KINDS)}, not {self.kind[:40]!r}")
         if self.world < 1:
             raise ProtocolError(f"Plan: field 'world' must be at least 1, not {self.world}")
         if self.rank >= self.world:
@@ -181,7 +191,7 @@ class Plan(_Message):
         return cls.from_json(header), packed
 
 
-def pack(indices: "array[int] | list[int]") -> bytes:
+def pack_indices(indices: "array[int] | list[int]") -> bytes:
     """Indices as little-endian unsigned 32-bit integers."""
     packed = array("I", indices)
     if byteorder == "big":
@@ -189,8 +199,8 @@ def pack(indices: "array[int] | list[int]") -> bytes:
     return packed.tobytes()
 
 
-def unpack(packed: bytes) -> "array[int]":
-    """The inverse of `pack`."""
+def unpack_indices(packed: bytes) -> "array[int]":
+    """The inverse of `pack_indices`."""
     indices = array("I")
     indices.frombytes(packed)
     if byteorder == "big":

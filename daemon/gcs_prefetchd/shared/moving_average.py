@@ -2,7 +2,7 @@
 
 import math
 
-__all__ = ["Rate", "Spread"]
+__all__ = ["MovingDuration", "MovingRate"]
 
 MEMORY_S = 10.0
 ASSUMED_DOWNLOAD_S = 0.1
@@ -11,7 +11,7 @@ SLOWEST_PER_S = 0.01
 MEMORY_SHARE = 0.02  # of what a new duration weighs against all before it
 
 
-class Rate:
+class MovingRate:
     """Events per second over the last ten seconds or so; what is silent slows down."""
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Rate:
         return max(self._count / (self._seconds + silent_s + 1e-3), SLOWEST_PER_S)
 
 
-class Spread:
+class MovingDuration:
     """Mean and standard deviation of the latest fifty durations or so, in seconds."""
 
     def __init__(self, assumed_s: float = ASSUMED_DOWNLOAD_S) -> None:

@@ -10,7 +10,7 @@ import re
 from gcs_prefetchd.shared.errors import InvalidNameError
 from gcs_prefetchd.shared.objects import MAX_NAME_BYTES, ObjectName, parse_object_uri, validate_bucket, validate_object_name
 
-__all__ = ["cache_path", "name_of", "path_of_uri"]
+__all__ = ["cache_path", "cache_path_of_uri", "object_at_path"]
 
 MAX_SEGMENT_BYTES = 255  # NAME_MAX of every Linux file system
 MAX_PATH_BYTES = 2048  # leaves half of PATH_MAX (4,096) to the cache directory's own path
@@ -42,7 +42,7 @@ def cache_path(bucket: str, name: str) -> str:
     return f"{bucket}/{_path_by_the_rules(name)}"
 
 
-def path_of_uri(uri: str) -> str:
+def cache_path_of_uri(uri: str) -> str:
     """The `cache_path` of the object that a URI names; raises InvalidNameError."""
     if len(uri) <= MAX_NAME_BYTES and _ORDINARY_URI.fullmatch(uri):
         return uri[len("gs://") :]
@@ -61,7 +61,7 @@ def _path_by_the_rules(name: str) -> str:
     return path
 
 
-def name_of(path: str) -> ObjectName | None:
+def object_at_path(path: str) -> ObjectName | None:
     """The object that lies at `path` (relative to `objects/`), or None where the path holds a hash or is not of ours."""
     bucket, _, rest = path.partition("/")
     segments = rest.split("/")
