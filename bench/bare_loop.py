@@ -1,9 +1,9 @@
-"""The reference for `fill.py`: gcloud-aio-storage on uvloop, so many downloads at a time, each body written to a file.
+"""The reference for `fill.py`: gcloud-aio-storage on uvloop, CONCURRENCY downloads at a time, each body written to a file.
 
     python bench/bare_loop.py URL FOLDER CONCURRENCY [--tuned]
 
 It checks nothing, retries nothing and keeps no index. `--tuned` keeps malloc from mapping each body, as the daemon does.
-Prints as JSON what it did from the tenth part of the objects on: objects, seconds, seconds of CPU.
+Prints JSON for everything after the first tenth of the objects: objects, seconds, CPU seconds.
 """
 
 import asyncio

@@ -1,16 +1,16 @@
-"""How fast the first epoch goes, from an empty cache, beside local files and what else reads the same bucket.
+"""How fast the first epoch runs from an empty cache, beside local files and other readers of the same bucket.
 
     python bench/cold.py [--json] [--quick] [--runs N] [--plot FILE.png]
 
 Items are a 512x512 JPEG of about 100 KB and a PNG label, behind 30 ms of latency (nginx, else our own server), in batches of
-8 with 0, 2 and 8 workers. *Timed* is, for all alike, from `next(iter(loader))`, which starts the workers, to the last of the
-items. Each run has a process of its own; imports, listings and the making of the loader come before. Ours begins with a daemon
-that was started just before over an empty directory. It has begun to fill it in an order that is not the job's: what share of
-the items was there at the start is printed (`head start`). All items are read: of a part of them the time would tell too little
-of ours, which fetches ahead of what is read. "decoded" hands one number of the two images to the main process, so that
-reading and decoding is what is timed; "without decode" hands on the length of the bytes that were read.
+8 with 0, 2 and 8 workers. The timed span is the same for all: from `next(iter(loader))`,
+which starts the workers, to the last item. Each run has its own process; imports, listings and construction of the loader come
+before. Ours starts with a daemon that was started just before over an empty directory. That daemon has already started to
+fill it, in an order that is not the job's: `head start` is the share of items that were there at the start. All items are
+read: the time of a part would say too little about ours, which fetches ahead. "decoded" sends one number per pair of images to
+the main process, so that reading and decoding are timed; "without decode" sends the length of the bytes.
 
-Slow ways read fewer items, as the table says, for their rate does not depend on it. gcsfs and obstore are compared where
+Slow readers read fewer items, as the table shows; their rate does not depend on it. gcsfs and obstore are compared where
 `pip install gcsfs obstore` has been run, an rclone mount where Debian's `rclone fuse3` are installed.
 """
 
@@ -47,7 +47,7 @@ OURS, OUR_BYTES, LOCAL, SYNC, ASYNC = "ours", "ours, bytes", "local files", "syn
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run finds things, and how many workers read them."""
+    """The paths and the number of workers of a run."""
 
     url: str
     local: Path
@@ -62,11 +62,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one run took."""
+    """The measurements of one run."""
 
     items: int
     seconds: float
-    head_start: float = 0.0  # share of the items that were there already
+    head_start: float = 0.0  # share of the items that were cached at the start
 
     @property
     def per_s(self) -> float:
@@ -75,7 +75,7 @@ class Run:
 
 
 def timed(loader: Iterable[Any], items: int) -> float:
-    """Seconds from the start of the iteration to the batch that makes so many items."""
+    """Seconds from the start of the iteration to the batch that completes this many items."""
     started_s = time.perf_counter()
     batches = iter(loader)
     for _ in range(items // BATCH):
@@ -84,7 +84,7 @@ def timed(loader: Iterable[Any], items: int) -> float:
 
 
 def run_ours(make: Callable[[Path, int], PlannedDataLoader], place: Place) -> Run:
-    """Through a daemon that has just been started; raises RuntimeError where a read went past it."""
+    """Through a daemon that has just started; raises RuntimeError if a read bypassed it."""
     with tempfile.TemporaryDirectory(dir=place.scratch) as folder:
         cache_dir = Path(folder, "cache")
         with daemon(cache_dir, place.url, CACHE_BYTES) as client:
@@ -93,7 +93,7 @@ def run_ours(make: Callable[[Path, int], PlannedDataLoader], place: Place) -> Ru
             here = [(images / f"{item:06}.jpg").exists() for item in loader.sampler.order(0)[:ITEMS].tolist()]
             run = Run(ITEMS, timed(loader, ITEMS), sum(here) / ITEMS)
             if fallbacks := client.stats()["reads"]["fallbacks"]:
-                raise RuntimeError(f"{fallbacks} reads went past the daemon")
+                raise RuntimeError(f"{fallbacks} reads bypassed the daemon")
             return run
 
 
@@ -104,18 +104,18 @@ def run_local(place: Place) -> Run:
 
 
 def run_sync_seed(place: Place) -> Run:
-    """A client and a bucket for each image."""
+    """The sync seed: a client and a bucket per image."""
     return _run_slow(sync_seed_loader, place)
 
 
 def run_async_seed(place: Place) -> Run:
-    """128 items in flight in each worker, at random and as they come, not decoded."""
+    """The async seed: 128 items in flight per worker, in random order, delivered as they arrive, not decoded."""
     dataset = AsyncSeed(place.url, DATA_ROOT, place.items, length)
     return Run(ITEMS, timed(DataLoader(dataset, BATCH, num_workers=place.workers), ITEMS))
 
 
 def run_rival(rival: Rival, place: Place) -> Run:
-    """Whatever users would pick instead."""
+    """The alternatives that users would choose."""
     with rival.open(place.url, place.scratch) as loader:
         return _run_slow(loader, place)
 
@@ -123,7 +123,7 @@ def run_rival(rival: Rival, place: Place) -> Run:
 def _run_slow(loader: Callable[..., Any], place: Place) -> Run:
     dataset = ImageDataset(DATA_ROOT, place.items, loader, widths)
     items = SLOW_ITEMS[place.workers]
-    sampler = SubsetRandomSampler(range(items))  # no more: workers finish what they have been given before they end
+    sampler = SubsetRandomSampler(range(items))  # no more: workers finish what they were given before they stop
     return Run(items, timed(DataLoader(dataset, BATCH, sampler=sampler, num_workers=place.workers), items))
 
 
@@ -138,7 +138,7 @@ WAYS: dict[str, Callable[[Place], Run]] = {
 
 
 def measure(place: Place, runs: int) -> dict[str, list[Run]]:
-    """All ways in turn, several times."""
+    """All readers in turn, several times."""
     measured: dict[str, list[Run]] = {name: [] for name in WAYS}
     for number in range(runs):
         for name, way in WAYS.items():
@@ -148,7 +148,7 @@ def measure(place: Place, runs: int) -> dict[str, list[Run]]:
 
 
 def rows_of(workers: int, measured: dict[str, list[Run]]) -> Iterator[Row]:
-    """The comparisons for so many workers."""
+    """The comparisons for one number of workers."""
     per_s = {name: statistics.median(run.per_s for run in runs) for name, runs in measured.items()}
 
     def row(what: str, ours: str, reference: str, target: Target | None = None) -> Row:
@@ -166,7 +166,7 @@ def rows_of(workers: int, measured: dict[str, list[Run]]) -> Iterator[Row]:
 
 
 def draw(axes: Any, rows: list[Row]) -> None:
-    """Items a second of each way, in groups by workers."""
+    """Items per second of each reader, grouped by workers."""
     rates: dict[str, dict[str, float]] = {}
     for row in rows:
         for name, per_s in ((f"ours, {row.what}", row.ours), (row.reference, row.value)):
@@ -185,7 +185,7 @@ def draw(axes: Any, rows: list[Row]) -> None:
 def main() -> int:
     """The command."""
     options = arguments(__doc__, "2 workers, once")
-    warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # 8 workers on two cores are meant
+    warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # 8 workers on two cores are intended
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="gcs-prefetchd-bench-") as folder:
         scratch = Path(folder)

@@ -1,4 +1,4 @@
-"""Rows that hold a measurement of ours against a reference of the same run: their verdict, table, JSON and plot."""
+"""Rows that compare our measurement with a reference from the same run: verdict, table, JSON and plot."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ COLORS = {"ok": "tab:green", "MISSED": "tab:red", "": "tab:gray"}
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What the ratio, or ours alone, must be at least, or at most where `is_most`."""
+    """A bound for the ratio, or for our value alone: a minimum, or a maximum if `is_most`."""
 
     bound: float
     is_most: bool = False
@@ -35,7 +35,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One comparison; both are medians, in `unit`. `value` is None where the reference is not installed."""
+    """One comparison; both are medians, in `unit`. `value` is None if the reference is not installed."""
 
     what: str
     setting: str
@@ -53,7 +53,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """Whether the target is met; nothing where there is none."""
+        """Whether the target is met; empty without one."""
         if self.target is None:
             return ""
         measured = self.ours if self.target.of_ours else self.ratio
@@ -62,7 +62,7 @@ class Row:
 
 
 def command_line(about: str | None) -> argparse.ArgumentParser:
-    """What every benchmark's command line has: `json` and `plot`."""
+    """The options of every benchmark: `json` and `plot`."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--plot", type=Path, help="write the picture here")
@@ -70,15 +70,15 @@ def command_line(about: str | None) -> argparse.ArgumentParser:
 
 
 def arguments(about: str | None, quick: str) -> argparse.Namespace:
-    """The command line of those that compare: `quick` and `runs`, too."""
+    """The options of benchmarks that compare: also `quick` and `runs`."""
     parser = command_line(about)
     parser.add_argument("--quick", action="store_true", help=quick)
-    parser.add_argument("--runs", type=int, default=3, help="the medians are of so many (default 3)")
+    parser.add_argument("--runs", type=int, default=3, help="number of runs for the medians (default 3)")
     return parser.parse_args()
 
 
 def finish(title: str, rows: Sequence[Row], options: argparse.Namespace, plot: Callable[[Any], None] | None = None) -> int:
-    """Print the rows and draw them, by `plot` onto its axes or as ratios. Returns 1 where a target is missed, else 0."""
+    """Print the rows and draw them, by `plot` onto its axes or as ratios. Returns 1 if a target is missed, else 0."""
     if options.json:
         print(json.dumps([{**asdict(row), "ratio": _known(row.ratio), "verdict": row.verdict} for row in rows], indent=2))
     else:
@@ -90,7 +90,7 @@ def finish(title: str, rows: Sequence[Row], options: argparse.Namespace, plot: C
 
 
 def apart(measure: Callable[[], T]) -> T:
-    """What `measure` returns in a forked process of its own: nothing open or warm stays for the next one. It is pickled."""
+    """Run `measure` in a forked process and return its pickled result: nothing open or warm stays for the next run."""
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
         return pool.submit(measure).result()
 
@@ -107,7 +107,7 @@ def _show(title: str, rows: Sequence[Row]) -> None:
 
 
 def figure_of(value: float) -> str:
-    """A number as it is shown."""
+    """Format a number."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -128,7 +128,7 @@ def _ratios(axes: Any, rows: Sequence[Row]) -> None:
 
 
 def draw(plot: Callable[[Any], None], title: str, file: Path, height: float = PLOT_HEIGHT) -> None:
-    """Write what `plot` draws onto its axes as a picture; `height` is in inches."""
+    """Save what `plot` draws onto its axes as a picture; `height` is in inches."""
     import matplotlib as mpl
 
     mpl.use("agg")

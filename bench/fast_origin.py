@@ -1,7 +1,7 @@
-"""GCS-speaking origins for benchmarks, each in a process of its own: nginx with lua where it is installed, else our server.
+"""GCS-speaking origins for benchmarks, each in its own process: nginx with lua if it is installed, else our server.
 
-Debian packages: `nginx libnginx-mod-http-lua`. Seen on two cores: about 35,000 objects of 100 KB a second, or 900 pages of a
-listing; our own server has about 60 pages.
+Debian packages: `nginx libnginx-mod-http-lua`. On two cores it serves about 35,000 objects of 100 KB per second, or
+900 listing pages; our own server serves about 60 pages.
 """
 
 import base64
@@ -31,13 +31,13 @@ START_DEADLINE_S = 60.0
 
 
 def has_nginx() -> bool:
-    """Whether nginx and its lua module are there."""
+    """Whether nginx and its lua module are installed."""
     return NGINX is not None and (MODULES / "ngx_http_lua_module.so").exists()
 
 
 @contextmanager
 def computed_origin(run: Path, pairs: int, latency_ms: float) -> Iterator[str]:
-    """`gs://bench/train` of so many pairs, which can be listed and not read; yields the origin's URL."""
+    """Serve `gs://bench/train` with this many pairs, which can be listed but not read; yields the origin's URL."""
     if has_nginx():
         with _nginx(run, f"origin.compute({pairs})", run, latency_ms) as url:
             yield url
@@ -52,9 +52,9 @@ def computed_origin(run: Path, pairs: int, latency_ms: float) -> Iterator[str]:
 def file_origin(
     run: Path, data: Path, latency_ms: float, *, bytes_per_s: int = 0, tls: tuple[Path, Path] | None = None
 ) -> Iterator[str]:
-    """The objects `data/<bucket>/<object>`, by nginx; `tls` are the certificate and its key. Yields the origin's URL.
+    """Serve the objects `data/<bucket>/<object>` by nginx; `tls` is the certificate and its key. Yields the origin's URL.
 
-    One bucket, for names are told apart without it. Names need no escape in JSON.
+    One bucket only, because objects are found by name alone. Names must need no escape in JSON.
     """
     _write_index(data, run / "objects.tsv")
     with _nginx(run, f'origin.load("{run}/objects.tsv")', data, latency_ms, bytes_per_s, tls) as url:

@@ -1,4 +1,4 @@
-"""Figures that stand by themselves, each with what it should at most be: their verdict, table, JSON and plot."""
+"""Absolute figures, each with its upper bound: verdict, table, JSON and plot."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ __all__ = ["Figure", "finish"]
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One measurement in `unit`, a median where there are several; `at_most` is None where nothing is asked of it."""
+    """One measurement in `unit`, the median of several runs; `at_most` is None without a target."""
 
     what: str
     value: float
@@ -25,12 +25,12 @@ class Figure:
 
     @property
     def verdict(self) -> str:
-        """Whether the target is met; nothing where there is none."""
+        """Whether the target is met; empty without one."""
         return "" if self.at_most is None else "ok" if self.value <= self.at_most else "MISSED"
 
 
 def finish(title: str, figures: Sequence[Figure], options: argparse.Namespace) -> int:
-    """Print the figures, and draw them as shares of their targets. Returns 1 where a target is missed, else 0."""
+    """Print the figures and draw them as shares of their targets. Returns 1 if a target is missed, else 0."""
     if options.json:
         print(json.dumps([{**asdict(one), "verdict": one.verdict} for one in figures], indent=2))
     else:

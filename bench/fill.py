@@ -1,13 +1,13 @@
-"""How fast an empty cache is filled, and at what CPU: the daemon beside a bare loop that writes the same files.
+"""How fast an empty cache is filled, and at what CPU cost: the daemon beside a bare loop that writes the same files.
 
     python bench/fill.py [--json] [--quick] [--runs N] [--plot FILE.png]
 
 The loop is gcloud-aio-storage on uvloop, which checks, retries and indexes nothing (`bare_loop.py`); `tuned` has the daemon's
 malloc settings as well. The daemon's figures are those of its processes: GET, crc32c, write, stamp, publish, index. Each fill
-is timed from its tenth part on. Where root runs it, each has a new ext4 file system of its own (a file, mounted), for what was
-removed in the last minutes makes new files dear on ext4: two to four times as dear for the loop, which makes them where they
-stay. Otherwise all share the scratch folder's disk. Before each, as many bytes are written and removed: a virtual machine
-pays for memory that it touches for the first time.
+is timed after its first tenth. If root runs it, each fill gets a new ext4 file system (a mounted file): recent deletions
+make new files expensive on ext4: two to four times for the loop, which creates them in their final folder. Otherwise all share
+the scratch folder's disk. Before each fill, the same number of bytes is written and removed: a virtual machine pays for memory
+that it touches for the first time.
 """
 
 import json
@@ -28,14 +28,14 @@ from rig import daemon, make_objects, server
 
 CONCURRENCY = 128
 LOWEST_RATE, HIGHEST_CPU = Target(0.9), Target(1.15, is_most=True)  # beside the bare loop
-SAMPLE_S, SELDOM_S = 0.02, 0.1  # each sample costs the daemon a millisecond, so few are taken but at both ends
+SAMPLE_S, SELDOM_S = 0.02, 0.1  # each sample costs the daemon a millisecond, so few are taken except at both ends
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 BARE = [sys.executable, str(Path(__file__).parent / "bare_loop.py")]
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is filled from where."""
+    """One fill: how many objects, their size, and the origin."""
 
     objects: int
     object_bytes: int
@@ -58,7 +58,7 @@ CASES = [
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """What one fill took, from its tenth part on."""
+    """The measurements of one fill after its first tenth."""
 
     objects: int
     seconds: float
@@ -66,12 +66,12 @@ class Fill:
 
     @property
     def per_s(self) -> float:
-        """Objects a second."""
+        """Objects per second."""
         return self.objects / self.seconds
 
     @property
     def cpu_us(self) -> float:
-        """Microseconds of CPU an object."""
+        """Microseconds of CPU per object."""
         return self.cpu_s / self.objects * 1e6
 
 
@@ -118,7 +118,7 @@ def measure(case: Case, runs: int, scratch: Path) -> list[Row]:
 
 @contextmanager
 def origin(scratch: Path, data: Path, case: Case) -> Iterator[str]:
-    """nginx where it is installed, else our own server, which is the slower part then."""
+    """nginx if it is installed, else our own server, which then is the bottleneck."""
     if not has_nginx():
         with server(data, case.latency_ms) as url:
             yield url
@@ -141,7 +141,7 @@ def _certificate(folder: Path) -> tuple[Path, Path]:
 
 @contextmanager
 def new_disk(scratch: Path, size_bytes: int) -> Iterator[Path]:
-    """A folder on a file system on which nothing was removed yet; for others than root, on the one that there is."""
+    """A folder on a new file system; without root, on the existing one."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         if os.geteuid() != 0:
             yield Path(folder)
@@ -167,14 +167,14 @@ def _touch_memory(file: Path, size_bytes: int) -> None:
 
 
 def _cpu_s(pid: int) -> float:
-    """Of the daemon and its fetch processes, those that have ended included."""
+    """CPU ticks of the daemon and its fetch processes, including those that have ended."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     fields = [Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split() for one in (pid, *children)]
     return sum(int(ticks) for own in fields for ticks in own[11:15]) / TICKS_PER_S
 
 
 def rows_of(case: Case, fills: Mapping[str, Sequence[Fill]]) -> Iterator[Row]:
-    """Medians: the bare loop is what the targets are held against, the tuned one beside it."""
+    """Medians: targets are compared with the bare loop; the tuned loop is shown beside it."""
     per_s = {name: statistics.median(one.per_s for one in fills[name]) for name in fills}
     cpu_us = {name: statistics.median(one.cpu_us for one in fills[name]) for name in fills}
     for name, rate_target, cpu_target in (("bare", LOWEST_RATE, HIGHEST_CPU), ("tuned", None, None)):

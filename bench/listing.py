@@ -1,9 +1,9 @@
-"""How long a data root takes to be listed: one page after another, and as the daemon lists it.
+"""How long listing a data root takes: one page after another, and as the daemon does it.
 
     python bench/listing.py [--pairs 1000000] [--latency-ms 30] [--runs 3] [--json] [--plot FILE.png]
 
-The reference asks gcloud-aio-storage for a page after the other and keeps nothing. Ours ends with the manifest. The reference
-is run once, for it takes longest; ours is the median of the runs.
+The reference requests one page after another from gcloud-aio-storage and keeps nothing. Ours ends with the manifest. The
+reference is run once, because it takes longest; ours is the median of the runs.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from gcs_prefetchd.shared.manifest import Manifest, load_manifest
 from gcs_prefetchd.shared.objects import DataRoot
 
 ROOT = DataRoot("bench", "train")
-TARGET = 0.2  # of the time that one page after another takes
+TARGET = 0.2  # share of the time that one page after another takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ async def one_page_after_another(endpoint: str) -> int:
     """The bare loop; returns its requests."""
     requests = 0
     async with aiohttp.ClientSession() as session:
-        storage = Storage(session=session, api_root=endpoint, api_is_dev=True)  # type: ignore[arg-type]  # as in origin.py
+        storage = Storage(session=session, api_root=endpoint, api_is_dev=True)  # type: ignore[arg-type]  # as in gcs/client.py
         for folder in ItemPatterns().folders():
             token = ""
             while True:
@@ -71,7 +71,7 @@ async def as_the_daemon(endpoint: str) -> tuple[int, Manifest]:
 
 
 async def measured(what: str, listing: Callable[[], Awaitable[int]]) -> Listed:
-    """Run it and take its times."""
+    """Run and time it."""
     pauses = asyncio.create_task(_longest_pause_s())
     started_s, cpu_s = time.perf_counter(), time.process_time()
     requests = await listing()
@@ -107,7 +107,7 @@ async def compare(endpoint: str, runs: int) -> tuple[Listed, Listed, Manifest]:
 
 
 def saved_and_loaded(manifest: Manifest, folder: Path, runs: int) -> dict[str, float]:
-    """Seconds to write it, and the median to map it with its digest compared."""
+    """Seconds to write the manifest, and the median to map it and compare its digest."""
     started_s = time.perf_counter()
     saved = manifest.save(folder)
     times = {"save": time.perf_counter() - started_s}

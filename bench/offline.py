@@ -1,4 +1,4 @@
-"""Exact references for caches, with the whole future or a bounded part of it known; every item counts as one."""
+"""Exact offline references for caches that know the whole future or a bounded part of it; every item has size one."""
 
 import heapq
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ def belady_hits(reads: Sequence[int], capacity: int) -> int:
 
 
 def endless_misses(reads: Sequence[int], capacity: int, lookahead: int, counted_from: int) -> int:
-    """Misses from a position on when what is needed farthest goes, but only `lookahead` reads are known at a time.
+    """Misses from a position on if the item needed farthest in the future is evicted, with only `lookahead` known reads.
 
-    What is not among them counts as needed last, least recently used first.
+    Items that are not among them count as needed last, least recently used first.
     """
     return _misses(reads, capacity, lookahead, counted_from)
 

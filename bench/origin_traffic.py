@@ -1,8 +1,8 @@
-"""How much of a dataset is fetched again each epoch: a real daemon, a server that counts, caches smaller than the dataset.
+"""How much of a dataset is fetched again each epoch: a real daemon, a counting server, caches smaller than the dataset.
 
     python bench/origin_traffic.py [--json] [--quick] [--plot FILE.png]
 
-Against it stand the lower bound N - C + window for a shuffled order, exact offline references for an endless stream and for
+References: the lower bound N - C + window for a shuffled order, exact offline results for an endless stream and for
 two jobs, and the same daemon with policy=lru. All numbers are items (an image and its label), from epoch 2 on.
 """
 
@@ -34,7 +34,7 @@ SLOW_SHARE = 0.50
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much is read: items, epochs of a job, those of the job that is faster than its origin, what the caches hold."""
+    """The amount of work: items, epochs of a job, epochs of the job that is faster than its origin, cache sizes."""
 
     items: int
     epochs: int
@@ -50,7 +50,7 @@ QUICK = Scale(700, 3, 2, (0.50,))
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One run: `value` is what was measured and `target` what it is held against, in items unless the name says else."""
+    """One run: `value` is what was measured and `target` its reference, in items unless the name says otherwise."""
 
     name: str
     cache_share: float
@@ -62,7 +62,7 @@ class Row:
 
 
 class Bench:
-    """The runs; every one starts with an empty cache directory and a server of its own."""
+    """The runs; each starts with an empty cache directory and its own server."""
 
     def __init__(self, buckets: Path, scratch: Path, total_bytes: int, scale: Scale) -> None:
         self.buckets = buckets
@@ -129,8 +129,8 @@ class Bench:
         rows, epochs = [], self.scale.slow_epochs
         for policy in ("plan", "lru"):
             with self._rig(share, latency_ms=SLOW_LATENCY_MS, concurrency=4, policy=policy) as (endpoint, _, cache_dir):
-                # The first epoch is all misses for a reader that never pauses: so fast is the origin. It is a job of its own,
-                # for the daemon would take the first reports of a second reader of that name for repeated ones.
+                # The first epoch is all misses for a reader that never pauses: that is the origin's speed. It is a job of its
+                # own: the daemon would take the first reports of a second reader of that name for duplicates.
                 cold_s = Reader(cache_dir, "cold", 1, math.inf).read(1)
                 items_per_s = 2 * self.scale.items / cold_s
                 before = media_gets(endpoint)
@@ -139,7 +139,7 @@ class Bench:
             ideal_s = max(self.scale.items / items_per_s, self.scale.items * (1 - share) / (items_per_s / 2))
             target = "<= 1.05 x ideal" if policy == "plan" else ""
             ok = not target or took_s <= 1.05 * ideal_s
-            name = f"origin at half the rate, {policy}: s an epoch"
+            name = f"origin at half the rate, {policy}: s per epoch"
             rows.append(Row(name, share, took_s, ideal_s, target, ok, f"{fetched:,.0f} items fetched"))
         return rows
 
@@ -172,7 +172,7 @@ class _Rig:
 
 
 def gets_per_residence(endpoint: str, client: DaemonClient) -> float:
-    """What the server was asked for, over the objects that are here or have been: 1 where nothing is fetched twice."""
+    """Requests over the objects that are or were cached: 1 if nothing is fetched twice."""
     while (stats := client.stats())["origin"]["in_flight"] or stats["cache"]["reserved_bytes"]:
         time.sleep(0.1)
     residences: int = stats["cache"]["objects"] + stats["cache"]["evictions"]
@@ -231,7 +231,7 @@ def show(rows: list[Row], items: int) -> None:
 
 
 def plot(axes: Any, rows: list[Row], items: int) -> None:
-    """Items fetched an epoch against what the cache holds."""
+    """Items fetched per epoch against the cache's share of the dataset."""
     for name, label in (("shuffled, LRU", "LRU"), ("shuffled", "by the plan"), ("endless", "by the plan, with replacement")):
         points = [(row.cache_share, row.value / items) for row in rows if row.name == name]
         axes.plot(*zip(*points, strict=True), marker="o", label=label)

@@ -1,4 +1,4 @@
-"""What the benchmarks of the loaders read: JPEGs of about 100 KB with PNG labels, each under several names."""
+"""The images of the loader benchmarks: JPEGs of about 100 KB with PNG labels, each under several names."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from rig import BUCKET
 __all__ = ["make_pictures"]
 
 SIDE = 512
-# Blotches under noise: on its own noise compresses to three times as much, and blotches to a third.
+# Blotches under noise: noise alone compresses to three times the size, blotches alone to a third.
 BLOTCHES, NOISE, QUALITY = 32, 18, 85
 CLASSES, CLASS_BLOCKS = 7, 16
 
@@ -20,7 +20,7 @@ CLASSES, CLASS_BLOCKS = 7, 16
 def make_pictures(folder: Path, distinct: int, names_each: int = 1, seed: int = 0) -> Path:
     """Write `distinct * names_each` items below the folder, as a bucket; returns the data root within it.
 
-    Hard links give the other names: a large dataset costs neither the time to draw it nor the disk.
+    Hard links give the other names: a large dataset costs neither drawing time nor disk space.
     """
     root = folder / BUCKET / "items"
     random = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""The ways of reading that `cold.py`, `warm.py` and `stall.py` compare, and the origin and daemon that they read from."""
+"""The readers that `cold.py`, `warm.py` and `stall.py` compare, and the origin and daemon that they read from."""
 
 import os
 import tempfile
@@ -34,11 +34,11 @@ from rig import DATA_ROOT, server
 __all__ = ["BATCH", "SEED", "PlainBytes", "StoredBytes", "cached", "cached_bytes", "length", "origin", "widths"]
 
 BATCH = 8
-SEED = 1  # not the daemon's: what it fetches before a reader comes is in another order
+SEED = 1  # not the daemon's: what it prefetches before a reader registers is in another order
 
 
 def widths(pair: tuple[Any, Any]) -> int:
-    """The transform of decoded pairs: what is sent from the worker is one number, so that reading is what is timed."""
+    """The transform of decoded pairs: the worker sends one number, so that reading is timed."""
     image, label = pair
     return int(image.width + label.width)
 
@@ -50,7 +50,7 @@ def length(image: bytes, label: bytes) -> int:
 
 @contextmanager
 def origin(scratch: Path, data: Path, latency_ms: float) -> Iterator[str]:
-    """nginx where it is installed, else our own server; the clients' emulator variable names it meanwhile."""
+    """nginx if it is installed, else our own server; the clients' emulator variable names it within the context."""
     with tempfile.TemporaryDirectory(dir=scratch) as run:
         serving = file_origin(Path(run), data, latency_ms) if has_nginx() else server(data, latency_ms)
         with serving as url:
@@ -60,7 +60,7 @@ def origin(scratch: Path, data: Path, latency_ms: float) -> Iterator[str]:
 
 
 class PlainBytes(Dataset[int]):
-    """The length of an item's bytes in a folder, read in the shortest way that Python has, and checked by nobody."""
+    """The length of an item's bytes in a folder, read in Python's fastest way, unchecked."""
 
     def __init__(self, folder: Path) -> None:
         self._ids = Ids.from_sorted(list_items_local(folder / "images"))
@@ -84,7 +84,7 @@ class PlainBytes(Dataset[int]):
 class StoredBytes(Dataset[int]):
     """The length of an item's bytes, read as CachedLoader does but not decoded: verified hit, else demand, and reported.
 
-    A read that the daemon cannot serve raises RuntimeError: there is no fallback to be mistaken for it.
+    A read that the daemon cannot serve raises RuntimeError: a fallback must not be mistaken for it.
     """
 
     def __init__(self, cache_dir: Path, manifest: Manifest, job: str) -> None:
@@ -111,7 +111,7 @@ class StoredBytes(Dataset[int]):
             errors = [error for error in client.fetch(missing) if error]
             data = self._hits(index, uris)
             if errors or None in data:
-                raise RuntimeError(f"{missing}: {errors or 'not there'}")
+                raise RuntimeError(f"{missing}: {errors or 'not cached'}")
         reporter.add(Reads(hits=len(uris) - len(missing), misses=len(missing)), uris)
         return [one for one in data if one is not None]
 
@@ -133,13 +133,13 @@ class StoredBytes(Dataset[int]):
 
 
 def cached(cache_dir: Path, workers: int, batch: int = BATCH) -> PlannedDataLoader:
-    """Ours as users have it, decoding."""
+    """Ours as users run it, with decoding."""
     made = get_cached_dataloaders(DATA_ROOT, cache_dir, batch, widths, test_ratio=0.0, num_workers=workers, seed=SEED)
     return made["train"]
 
 
 def cached_bytes(cache_dir: Path, workers: int) -> PlannedDataLoader:
-    """Ours without the decoding."""
+    """Ours without decoding."""
     manifest = get_manifest(DATA_ROOT, cache_dir)
     job = CachedLoader(cache_dir).job
     sampler = PlannedSampler(

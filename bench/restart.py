@@ -1,10 +1,10 @@
-"""How soon a daemon that was killed serves a large cache again, and in how much memory.
+"""How soon a killed daemon serves a large cache again, and with how much memory.
 
     python bench/restart.py [--objects 1000000] [--digits 7] [--folder DIR] [--json] [--plot FILE.png]
 
-The cache is made as the daemon would have left it: stamped files, an index and a listing, in a folder of its own that is
-removed at the end; half of the objects are images, half their labels. A daemon takes it, is killed with SIGKILL, and is
-started again; GCS is out of reach all the time. `--digits` is how long the ids are.
+The cache is written as the daemon would have left it: stamped files, an index and a listing, in a temporary folder; half of
+the objects are images, half are their labels. A daemon opens it, is killed with SIGKILL, and is started again; GCS is
+unreachable throughout. `--digits` is the length of the ids.
 """
 
 import io
@@ -46,7 +46,7 @@ FIRST_HIT_S, WHOLE_S, RESIDENT_MB = 1.0, 60.0, 200.0
 
 
 def image_bytes(kind: str, mode: str) -> bytes:
-    """An image as small as images are."""
+    """A very small image."""
     encoded = io.BytesIO()
     Image.new(mode, (8, 8)).save(encoded, kind)
     return encoded.getvalue()
@@ -96,7 +96,7 @@ def _path(manifest: Manifest, item: int, part: int) -> str:
 
 @contextmanager
 def killed(cache_dir: Path) -> Iterator[int]:
-    """A daemon over the cache, started as users do and killed at the end; yields its process id."""
+    """A daemon over the cache, started with the command line and killed at the end; yields its process id."""
     arguments = ["--data-root", ROOT.uri, "--cache-dir", str(cache_dir), "--cache-size", "10GB", "--anonymous"]
     arguments += ["--endpoint", NOWHERE, "--http", "127.0.0.1:0", "--set", "min_free=0"]
     subprocess.run([*PROGRAM, "start", *arguments], check=True, stdout=subprocess.DEVNULL)
@@ -110,7 +110,7 @@ def killed(cache_dir: Path) -> Iterator[int]:
 
 
 def until_ready(client: DaemonClient, objects: int) -> float:
-    """Wait until the daemon knows of every object; returns the longest that it took to answer meanwhile, in seconds."""
+    """Wait until the daemon knows every object; returns its longest response time meanwhile, in seconds."""
     longest_s, started_s = 0.0, time.perf_counter()
     while True:
         asked_s = time.perf_counter()
@@ -129,13 +129,13 @@ def _give_up_after(started_s: float) -> None:
 
 
 def memory_mb(pid: int, field: str) -> float:
-    """VmRSS (now) or VmHWM (at most, since its start) of a process."""
+    """VmRSS (current) or VmHWM (peak since its start) of a process."""
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return int(status[field].split()[0]) * 1024 / 1e6
 
 
 def hit_s(cache_dir: Path, manifest: Manifest, item: int) -> float:
-    """Seconds that a reader takes from its start to its first item, which is in the cache."""
+    """Seconds from a reader's start to its first item, which is cached."""
     started_s = time.perf_counter()
     loader = CachedLoader(cache_dir, demand_timeout_s=60.0, manifest=manifest)
     with closing(loader):
@@ -144,7 +144,7 @@ def hit_s(cache_dir: Path, manifest: Manifest, item: int) -> float:
 
 
 def demand_s(client: DaemonClient, manifest: Manifest, item: int) -> float:
-    """Seconds that the daemon takes to answer a reader who asks for an item that is in the cache."""
+    """Seconds that the daemon takes to serve a demand for a cached item."""
     started_s = time.perf_counter()
     errors = client.fetch([manifest.part_name(item, part).uri for part in range(2)])
     assert not any(errors), errors
@@ -152,7 +152,7 @@ def demand_s(client: DaemonClient, manifest: Manifest, item: int) -> float:
 
 
 def plan_s(client: DaemonClient, manifest: Manifest) -> float:
-    """Seconds until a plan of every item is known to be here whole."""
+    """Seconds until the daemon knows that all items of a plan are cached."""
     indices = np.arange(len(manifest), dtype=np.uint32)
     order = plan_order("shuffled", 1, 0, indices)
     plan = Plan(
@@ -168,7 +168,7 @@ def plan_s(client: DaemonClient, manifest: Manifest) -> float:
 
 
 def measured(cache_dir: Path, manifest: Manifest) -> list[Figure]:
-    """Start, kill, start again, and take the times and the memory of the second start."""
+    """Start, kill, start again; measure the times and the memory of the second start."""
     objects = 2 * len(manifest)
     with killed(cache_dir), closing(DaemonClient(cache_dir)) as client:
         until_ready(client, objects)
@@ -177,23 +177,23 @@ def measured(cache_dir: Path, manifest: Manifest) -> list[Figure]:
     with killed(cache_dir) as pid, closing(DaemonClient(cache_dir, timeout_s=120.0)) as client:
         rows.append(Figure("start has returned: the daemon is ready", time.perf_counter() - started_s, "s"))
         answer_s = demand_s(client, manifest, len(manifest) // 3)
-        rows.append(Figure("first demand answered by the daemon", time.perf_counter() - started_s, "s", FIRST_HIT_S))
+        rows.append(Figure("first demand served by the daemon", time.perf_counter() - started_s, "s", FIRST_HIT_S))
         rows.append(Figure("of that the daemon took", answer_s, "s"))
-        rows.append(Figure("its longest answer while it took stock", until_ready(client, objects), "s"))
+        rows.append(Figure("its longest response during recovery", until_ready(client, objects), "s"))
         rows.append(Figure("every object known and compared", time.perf_counter() - started_s, "s", WHOLE_S))
         rows.append(Figure("RSS with the full index", memory_mb(pid, "VmRSS"), "MB", RESIDENT_MB))
-        rows.append(Figure("plan of every item known to be here", plan_s(client, manifest), "s"))
+        rows.append(Figure("plan of every item known to be cached", plan_s(client, manifest), "s"))
         rows.append(Figure("RSS with a plan of every item", memory_mb(pid, "VmRSS"), "MB", RESIDENT_MB))
         rows.append(Figure("RSS at most", memory_mb(pid, "VmHWM"), "MB"))
     return rows
 
 
 def main() -> int:
-    """Make the cache, measure, and show."""
+    """Write the cache, measure, and print."""
     parser = command_line(__doc__)
     parser.add_argument("--objects", type=int, default=1_000_000, help="how many (default 1,000,000)")
-    parser.add_argument("--digits", type=int, default=7, help="of an item's id (default 7)")
-    parser.add_argument("--folder", type=Path, help="where to make the cache; a temporary folder by default")
+    parser.add_argument("--digits", type=int, default=7, help="length of an item's id (default 7)")
+    parser.add_argument("--folder", type=Path, help="where to write the cache; a temporary folder by default")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         manifest = make_cache(Path(folder) / "cache", options.objects // 2, options.digits)

@@ -1,4 +1,4 @@
-"""What the benchmarks run on: a counting server in a process of its own, a daemon started as users do, a paced reader."""
+"""The benchmarks' parts: a counting server in its own process, a daemon started by command line, a paced reader."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ REPORT_EVERY_S = 0.02
 
 
 def make_objects(folder: Path, items: int, smallest_bytes: int, largest_bytes: int, seed: int = 0) -> int:
-    """Write pairs of objects of random bytes whose sizes lie evenly between the bounds; returns their bytes in all."""
+    """Write pairs of objects of random bytes whose sizes are spread evenly between the bounds; returns their total bytes."""
     random = np.random.default_rng(seed)
     total = 0
     for part, end in (("images", "jpg"), ("labels", "png")):
@@ -69,13 +69,13 @@ def daemon(cache_dir: Path, endpoint: str, cache_bytes: int, **settings: object)
 
 
 def get_json(url: str) -> dict[str, Any]:
-    """What the URL answers."""
+    """The JSON response of a URL."""
     with urllib.request.urlopen(url) as answer:
         return dict(json.loads(answer.read()))
 
 
 def media_gets(endpoint: str) -> int:
-    """How many objects the server was asked for since its start."""
+    """Number of object requests since the server's start."""
     return int(get_json(f"{endpoint}/_counts?objects=false")["requests"]["media"])
 
 
@@ -95,7 +95,7 @@ class Reader:
     _last_report_s: float = 0.0
 
     def read(self, epochs: int, at_tenth: Callable[[int, int], None] = lambda epoch, tenth: None) -> float:
-        """Read these many epochs; `at_tenth` is called after each tenth of one. Returns the seconds that they took."""
+        """Read this many epochs; `at_tenth` is called after each tenth of one. Returns the seconds taken."""
         with closing(DaemonClient(self.cache_dir)) as client, closing(client.lease(self.job)):
             manifest = load_manifest(Path(client.manifest(DATA_ROOT).path))
             indices = np.arange(len(manifest), dtype=np.uint32)
@@ -105,7 +105,7 @@ class Reader:
                 order = plan_order(self.kind, self.seed, epoch, indices)
                 client.send_plan(self._plan(manifest, epoch, order), pack_indices(indices.tolist()))
                 for position, item in enumerate(order.tolist()):
-                    due_s = max(due_s + 1 / self.items_per_s, time.perf_counter() - 0.05)  # what is late is not caught up with
+                    due_s = max(due_s + 1 / self.items_per_s, time.perf_counter() - 0.05)  # lost time is not made up
                     time.sleep(max(0.0, due_s - time.perf_counter()))
                     self._read(client, manifest, item)
                     if (position + 1) * 10 % len(order) < 10:
@@ -155,7 +155,7 @@ class Reader:
 
 
 def together(readers: list[Reader], epochs: int) -> float:
-    """Have the readers read at the same time; returns the seconds that all of it took."""
+    """Run the readers at the same time; returns the total seconds."""
     started_s = time.perf_counter()
     threads = [threading.Thread(target=reader.read, args=[epochs]) for reader in readers]
     for thread in threads:

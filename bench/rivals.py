@@ -1,8 +1,8 @@
-"""Loaders by what users would pick instead, where it is installed: gcsfs with simplecache, obstore, an rclone mount.
+"""Loaders on the alternatives that users would choose, if installed: gcsfs with simplecache, obstore, an rclone mount.
 
     pip install gcsfs obstore      apt-get install rclone fuse3
 
-Each is made in the process that measures; its `loader(uri)` is a PIL image.
+Each is created in the measuring process; its `loader(uri)` returns a PIL image.
 """
 
 import io
@@ -28,7 +28,7 @@ Reader = Callable[[str], bytes]  # of an object's name
 
 
 class _Decoding:
-    """Decodes what a reader brings, which `open_reader` makes anew in each process: their threads do not survive a fork."""
+    """Decodes the bytes of a reader, which `open_reader` creates in each process: readers' threads do not survive a fork."""
 
     def __init__(self, open_reader: Callable[[], Reader]) -> None:
         self._open_reader = open_reader
@@ -42,8 +42,8 @@ class _Decoding:
 
 @contextmanager
 def _gcsfs(url: str, scratch: Path) -> Iterator[Loader]:
-    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # asks over gRPC otherwise
-    import gcsfs  # noqa: F401 - here, so that no worker's clock counts it
+    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # otherwise it probes over gRPC
+    import gcsfs  # noqa: F401 - here, so that no worker's time includes it
     from fsspec.implementations.cached import SimpleCacheFileSystem
 
     with tempfile.TemporaryDirectory(dir=scratch) as cache:
@@ -94,7 +94,7 @@ def _rclone(url: str, scratch: Path) -> Iterator[Loader]:
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """One of them: `open(url, scratch)` is a context manager that yields its loader."""
+    """One alternative: `open(url, scratch)` is a context manager that yields its loader."""
 
     name: str
     is_installed: bool

@@ -1,7 +1,7 @@
-"""How the loaders that this project began with read, for comparison: one request after another, and a torrent of them.
+"""The loaders that this project started from, for comparison: one request after another, and a flood of them.
 
-Their way of loading is kept, not their words: the sync one makes a client and asks for the bucket for every image, the async
-one has 128 items in flight in each worker, drawn at random without end, and hands them out as they come.
+Their way of loading is kept, not their code: the sync one creates a client and requests the bucket for every image, the async
+one keeps 128 items in flight per worker, drawn at random without end, and yields them as they arrive.
 """
 
 import asyncio
@@ -30,13 +30,13 @@ IN_FLIGHT = 128  # items of each worker
 def sync_seed_loader(uri: str) -> Image.Image:
     """One image: a client, its bucket, the object."""
     where = urlsplit(uri)
-    # STORAGE_EMULATOR_HOST names the origin; a project is what the real credentials would bring along.
+    # STORAGE_EMULATOR_HOST names the origin; the project would come from real credentials.
     bucket = storage.Client(project="bench").get_bucket(where.netloc)
     return Image.open(io.BytesIO(bucket.blob(where.path[1:]).download_as_bytes())).convert("RGB")
 
 
 class AsyncSeed(IterableDataset[Any]):
-    """`sample(image, label)` of the bytes of endless random items, in the order in which they happen to come."""
+    """`sample(image, label)` of the bytes of endless random items, in order of arrival."""
 
     def __init__(self, url: str, data_root: str, items: Sequence[str], sample: Callable[[bytes, bytes], Any]) -> None:
         self._url = url
@@ -64,5 +64,5 @@ class AsyncSeed(IterableDataset[Any]):
             item = random.choice(self._items)
             store = Storage(session=session, api_root=self._url, token=object(), api_is_dev=True)  # type: ignore[arg-type]
             names = [f"{self._root.path[1:]}/images/{item}.jpg", f"{self._root.path[1:]}/labels/{item}.png"]
-            with suppress(aiohttp.ClientError, TimeoutError):  # an item that fails is passed over
+            with suppress(aiohttp.ClientError, TimeoutError):  # an item that fails is skipped
                 await queue.async_q.put(await asyncio.gather(*(store.download(self._root.netloc, name) for name in names)))

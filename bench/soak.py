@@ -1,12 +1,12 @@
-"""How a daemon stands a mixed load with faults: wrong bytes, failed reads, and whether what it takes stays flat.
+"""A daemon under a mixed load with faults: wrong bytes, failed reads, and whether its resources stay flat.
 
     python bench/soak.py [--minutes 3] [--json] [--seed 0] [--plot FILE.png]
 
-Readers in processes, in epochs and endlessly; an origin that fails in all its ways, one after another; objects that are
+Readers in processes, in epochs and endlessly; an origin with all its faults, one after another; objects that are
 overwritten; listings every second; a cache that holds a third of the data. In the first third the daemon is killed and
-started again now and then; the one that is there at its end must take no more of anything at the end than then. Both times
-readers and faults pause for it. At last it is killed once more, and everything that it had must be there for the next one.
-Exit status 1 where something is not met.
+restarted now and then; the last of these daemons must use no more of any resource at the end than after that third. Readers
+and faults pause for both measurements. Finally it is killed once more, and the next daemon must find everything that it had.
+Exit status 1 if a target is missed.
 """
 
 import contextlib
@@ -35,14 +35,14 @@ RELIST_S = 1
 SAMPLE_EVERY_S = 0.1
 PATIENCE_S = 60.0
 KILL_EVERY_S = 10.0  # in the first third
-# What a daemon that runs for long may take more than after a while: allocators and connections that are kept come to rest late.
+# Allowed growth of a long-running daemon: allocators and kept connections settle late.
 MORE_MEMORY_BYTES, MORE_OPEN_FILES, MORE_TASKS, MORE_THREADS = 24_000_000, 24, 12, 6
 ANSWER_S = 1.0
 LONGEST_LINE_BYTES = 2048
 
 
 class Daemon:
-    """The daemon under test, as often as it is started; its lives share a directory and a log."""
+    """The daemon under test, over all its starts; they share a directory and a log."""
 
     def __init__(self, cache_dir: Path, endpoint: str, cache_bytes: int) -> None:
         self.cache_dir = cache_dir
@@ -63,13 +63,13 @@ class Daemon:
         self._url = ""
 
     def start(self) -> None:
-        """Begin another life."""
+        """Start it once more."""
         subprocess.run([*PROGRAM, "start", *self._arguments], check=True, stdout=subprocess.DEVNULL)
         self._url = str(read_daemon_file(self.cache_dir)["http"])
         self.lives += 1
 
     def kill(self) -> None:
-        """SIGKILL; what readers told it is counted first."""
+        """SIGKILL; the readers' reports are counted first."""
         self._count()
         pid = int(str(read_daemon_file(self.cache_dir)["pid"]))
         with wait_for_exit(pid) as wait:
@@ -77,26 +77,26 @@ class Daemon:
             wait()
 
     def stop(self) -> None:
-        """The end of all lives."""
+        """Stop it for good."""
         self._count()
         subprocess.run([*PROGRAM, "stop", "--cache-dir", str(self.cache_dir)], check=True, stdout=subprocess.DEVNULL)
 
     def stats(self) -> dict[str, Any]:
-        """What it says of itself now."""
+        """Its current statistics."""
         return get_json(f"{self._url}/stats")
 
     def objects(self) -> set[str]:
-        """What it has, once it knows all of it."""
+        """Its objects, once it is ready."""
         with closing(DaemonClient(self.cache_dir)) as client:
             until(lambda: bool(client.stats()["cache"]["ready"]))
             return set(client.cached_objects())
 
     def disk_bytes(self) -> int:
-        """Of all files that count."""
+        """Bytes of all files that count."""
         return sum(map(bytes_below, (self.cache_dir / "objects", self.cache_dir / "tmp")))
 
     def temporary_files(self) -> int:
-        """Downloads that are on their way, or were left."""
+        """Downloads in progress, or leftovers."""
         return sum(path.is_file() for path in (self.cache_dir / "tmp").rglob("*"))
 
     def _count(self) -> None:
@@ -107,7 +107,7 @@ class Daemon:
 
 
 class Watch:
-    """Looks at the daemon again and again, in a thread: the most bytes that it had on disk, the longest that an answer took."""
+    """Samples the daemon in a thread: its most bytes on disk, its longest response."""
 
     def __init__(self, daemon: Daemon) -> None:
         self.disk_bytes = 0
@@ -117,7 +117,7 @@ class Watch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Looks until the context is left."""
+        """Sample until the context is left."""
         self._ended.clear()
         thread = threading.Thread(target=self._watch)
         thread.start()
@@ -136,7 +136,7 @@ class Watch:
 
 
 def bytes_below(folder: Path) -> int:
-    """Of all files; those that go meanwhile count or do not."""
+    """Bytes of all files; files deleted meanwhile may or may not count."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -146,7 +146,7 @@ def bytes_below(folder: Path) -> int:
 
 
 def until(holds: Callable[[], bool]) -> None:
-    """Ask until it does; raises TimeoutError."""
+    """Poll until it holds; raises TimeoutError."""
     given_up_s = time.monotonic() + PATIENCE_S
     while not holds():
         if time.monotonic() > given_up_s:
@@ -155,7 +155,7 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 def settled(daemon: Daemon) -> dict[str, int]:
-    """What the daemon takes once nothing is under way: the least of a few looks, for a listing comes every second."""
+    """The daemon's resources at rest: the least of a few samples, because it lists every second."""
     until(lambda: not (stats := daemon.stats())["origin"]["in_flight"] and not stats["cache"]["reserved_bytes"])
     looks = []
     for _ in range(20):
@@ -165,7 +165,7 @@ def settled(daemon: Daemon) -> dict[str, int]:
 
 
 def soak(seconds: float, folder: Path, seed: int) -> list[Figure]:
-    """Load a daemon for so long, and say what came of it."""
+    """Load a daemon for this long; returns the figures."""
     bucket = Bucket(folder, ITEMS)
     with ExitStack() as stack:
         endpoint = stack.enter_context(server(bucket.folder, 5))
@@ -200,24 +200,24 @@ def soak(seconds: float, folder: Path, seed: int) -> list[Figure]:
         Figure("items overwritten", first.overwritten + second.overwritten, ""),
         Figure("starts of the daemon", daemon.lives, ""),
         Figure("bytes on disk at most", watch.disk_bytes / 1e3, "KB", limit_bytes / 1e3),
-        Figure("longest answer of /stats", watch.answer_s, "s", ANSWER_S),
+        Figure("longest response of /stats", watch.answer_s, "s", ANSWER_S),
         *growth(before, after),
         *complaints(daemon.log),
     ]
 
 
 def live_and_die(daemon: Daemon, watch: Watch, seconds: float) -> None:
-    """Kill the daemon and start it again now and then."""
+    """Kill and restart the daemon now and then."""
     for _ in range(kills := max(1, int(seconds / KILL_EVERY_S))):
         with watch.watching():
             time.sleep(seconds / kills)
         daemon.kill()
-        time.sleep(0.3)  # readers are without one for a while
+        time.sleep(0.3)  # readers have no daemon for a while
         daemon.start()
 
 
 def lost_over_a_kill(daemon: Daemon) -> int:
-    """Kill the daemon and start it again; returns how many objects the next one has not, though none was evicted for room."""
+    """Kill and restart the daemon; returns how many objects the next one lacks, though none was evicted for space."""
     had = daemon.objects()
     daemon.kill()
     daemon.start()
@@ -226,7 +226,7 @@ def lost_over_a_kill(daemon: Daemon) -> int:
 
 
 def growth(before: dict[str, int], after: dict[str, int]) -> list[Figure]:
-    """What the daemon takes at the end, against what it took after the first third."""
+    """The daemon's resources at the end, against those after the first third."""
     return [
         Figure("memory at the end", after["memory_bytes"] / 1e6, "MB", (before["memory_bytes"] + MORE_MEMORY_BYTES) / 1e6),
         Figure("open files at the end", after["open_files"], "", before["open_files"] + MORE_OPEN_FILES),
@@ -237,7 +237,7 @@ def growth(before: dict[str, int], after: dict[str, int]) -> list[Figure]:
 
 
 def complaints(log: Path) -> list[Figure]:
-    """What should not be in the log."""
+    """Lines that should not be in the log."""
     lines = log.read_bytes().splitlines()
     return [
         Figure("lines of the log that are longer than 2 KB", sum(len(line) > LONGEST_LINE_BYTES for line in lines), "", 0),
@@ -246,10 +246,10 @@ def complaints(log: Path) -> list[Figure]:
 
 
 def main() -> int:
-    """Soak, show, and return the exit status."""
+    """Soak, print, and return the exit status."""
     parser = command_line(__doc__)
-    parser.add_argument("--minutes", type=float, default=3.0, help="how long the load lasts (default %(default)g)")
-    parser.add_argument("--seed", type=int, default=0, help="of the faults (default %(default)d)")
+    parser.add_argument("--minutes", type=float, default=3.0, help="minutes of load (default %(default)g)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the faults (default %(default)d)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         figures = soak(options.minutes * 60, Path(folder), options.seed)

@@ -1,7 +1,7 @@
-"""What `soak.py` loads a daemon with: pictures that tell whether they are right, readers in processes, an origin that fails.
+"""The load of `soak.py`: pictures that show whether they are right, readers in processes, an origin that fails.
 
-Every picture says in its first bytes which item, part and version it is; all the others follow from that. So whoever has it
-decoded knows whether each of its bytes is one of the same version, without asking anybody.
+Every picture holds its item, part and version in its first bytes; all others follow from them. So a decoded picture alone shows
+whether all its bytes are of one version.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ SIDE = 40
 BATCH = 8
 PARTS = ((IMAGE_PATTERN, (SIDE, SIDE, 3)), (LABEL_PATTERN, (SIDE, SIDE)))
 READS, WRONG, FAILED = range(3)
-# No 401, 403 or 404: GCS means those, and then no read can succeed.
+# No 401, 403 or 404: they are final, and no read could succeed.
 FAULTS: list[dict[str, Any]] = [
     *({"fault": "Status", "status": status} for status in (408, 429, 500, 502, 504)),
     {"fault": "Status", "status": 503, "retry_after": "1"},
@@ -56,7 +56,7 @@ def pixels(number: int, part: int, version: int) -> NDArray[np.uint8]:
 
 
 def number_of(picture: Image.Image, part: int) -> int | None:
-    """The item that a picture shows, or None where any of its bytes is wrong."""
+    """The item that a picture shows, or None if any of its bytes is wrong."""
     shown = np.asarray(picture)
     high, low, _, *version = shown.reshape(-1)[:6].tolist()
     number = high << 8 | low
@@ -65,7 +65,7 @@ def number_of(picture: Image.Image, part: int) -> int | None:
 
 
 def wrong(pair: tuple[Image.Image, Image.Image]) -> int:
-    """The transform of decoded pairs: 1 where they are not image and label of one item."""
+    """The transform of decoded pairs: 1 if they are not image and label of one item."""
     image, label = (number_of(picture, part) for part, picture in enumerate(pair))
     return int(image is None or image != label)
 
@@ -87,11 +87,11 @@ class Bucket:
 
     @property
     def folder(self) -> Path:
-        """What the server is to serve."""
+        """The folder that the server serves."""
         return self._root.parent.parent
 
     def overwrite(self, number: int) -> None:
-        """Put a new version of an item into the bucket, a part after the other, as whoever relabels does."""
+        """Put a new version of an item into the bucket, one part after the other, as relabelling does."""
         version = next(self._versions)
         for part, (pattern, _) in enumerate(PARTS):
             Image.fromarray(pixels(number, part, version)).save(self._drawn, "PNG")
@@ -99,7 +99,7 @@ class Bucket:
 
 
 class Trouble:
-    """Makes the origin fail, in one way after another, and the bucket change; a thread of its own while it is entered."""
+    """Makes the origin fail, one fault after another, and the bucket change, in a thread while the context is entered."""
 
     def __init__(self, endpoint: str, bucket: Bucket, seed: int) -> None:
         self._endpoint = endpoint
@@ -140,13 +140,13 @@ class Trouble:
 
 
 class Readers:
-    """Processes that read and judge until the end: one epoch after another with workers, and streams with replacement.
+    """Processes that read and check until the end: one epoch after another with workers, and streams with replacement.
 
-    They are forked: enter `reading` before any thread is there.
+    They are forked: enter `reading` before any thread is started.
     """
 
     def __init__(self, cache_dir: Path, items: int) -> None:
-        context = multiprocessing.get_context("fork")  # what takes seconds to import has been
+        context = multiprocessing.get_context("fork")  # slow imports are done
         self._paused, self._ended = context.Event(), context.Event()
         jobs: list[tuple[Callable[..., None], int]] = [(read_epochs, 1), (read_endlessly, 2), (read_endlessly, 3)]
         self._counts = [context.Array("q", 3) for _ in jobs]
@@ -157,7 +157,7 @@ class Readers:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """They read until the context is left, which waits for their end."""
+        """They read until the context is left, which waits for them to stop."""
         for process in self._processes:
             process.start()
         try:
@@ -172,7 +172,7 @@ class Readers:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """They read nothing meanwhile, once each has what it was reading."""
+        """They pause within the context, once each has finished its read."""
         self._paused.set()
         try:
             yield
@@ -181,17 +181,17 @@ class Readers:
 
     @property
     def counts(self) -> list[int]:
-        """Objects read, wrong ones, and reads that failed, of all together."""
+        """Objects read, wrong objects and failed reads, over all processes."""
         return [sum(counts[which] for counts in self._counts) for which in (READS, WRONG, FAILED)]
 
     @property
     def all_read(self) -> bool:
-        """Whether each of them has begun, and none has died."""
+        """Whether each of them has started and none has died."""
         return all(counts[READS] for counts in self._counts) and all(process.is_alive() for process in self._processes)
 
 
 def read_epochs(cache_dir: Path, items: int, seed: int, counts: Any, paused: Event, ended: Event) -> None:
-    """As a training job does."""
+    """Read as a training job does."""
     expect_fallbacks()
     made = get_cached_dataloaders(DATA_ROOT, cache_dir, BATCH, wrong, 0.0, 2, seed, label_mode="index")
     while not ended.is_set():
@@ -207,7 +207,7 @@ def read_epochs(cache_dir: Path, items: int, seed: int, counts: Any, paused: Eve
 
 
 def read_endlessly(cache_dir: Path, items: int, seed: int, counts: Any, paused: Event, ended: Event) -> None:
-    """As a job does of which the daemon knows nothing beforehand."""
+    """Read as a job does that the daemon does not know in advance."""
     expect_fallbacks()
     loader = CachedLoader(cache_dir)
     ids = [f"{number:05}" for number in range(items)]
@@ -227,18 +227,18 @@ def read_endlessly(cache_dir: Path, items: int, seed: int, counts: Any, paused: 
 
 
 def expect_fallbacks() -> None:
-    """They are counted, and a line for each time that the daemon fails would hide the table."""
+    """They are counted; a line per failure of the daemon would hide the table."""
     logging.getLogger("gcs_dataset").setLevel(logging.ERROR)
 
 
 def wait_while(paused: Event, ended: Event) -> None:
-    """A reader's pause, and the time that it trains."""
+    """A reader's pause: the time that it trains."""
     time.sleep(0.002)
     while paused.is_set() and not ended.is_set():
         ended.wait(0.05)
 
 
 def failed(counts: Any, exc: Exception) -> None:
-    """Count a read that failed, and say why."""
+    """Count a failed read and print why."""
     counts[FAILED] += 1
     print(f"reader {os.getpid()}: {type(exc).__name__}: {str(exc)[:500]}", flush=True)

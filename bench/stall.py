@@ -1,16 +1,16 @@
-"""How much a consumer that is slower than the link waits for data, and how soon a job that attaches has its first batch.
+"""How much a consumer that is slower than the link waits for data, and how soon a new job gets its first batch.
 
     python bench/stall.py [--json] [--quick] [--runs N] [--plot FILE.png]
 
 Items are a 512x512 JPEG of about 100 KB and a PNG label behind 30 ms of latency (nginx, else our own server).
 
-Share waited: a consumer that takes 250 ms for a batch of 32 reads the first epoch through a daemon that has just been started,
-with 2 workers, and beside it the same from local files. Counted is the time within `next()` from the second batch on, over all
-of the time from then on. It holds what torch takes to hand over a batch, about 1 ms, which local files show.
+Share waited: a consumer that takes 250 ms for a batch of 32 reads the first epoch through a daemon that has just started,
+with 2 workers; beside it the same from local files. The share is the time within `next()` from the second batch on, over the
+total time from then on. It includes torch's time to hand over a batch, about 1 ms, which local files show.
 
-First batch: of 8 items that are not cached. The daemon has its manifest, and is either at rest, its small cache full of other
-items, or busy with filling an empty one. The clock goes from `iter()` of a PlannedDataLoader without workers, which sends the
-plan, to its first batch. What decoding takes is left out: the same items, read once more when they are cached. In round trips.
+First batch: of 8 items that are not cached. The daemon has its manifest and is either at rest, its small cache full of other
+items, or busy filling an empty one. The clock runs from `iter()` of a PlannedDataLoader without workers, which sends the plan,
+to its first batch. Decoding time is subtracted: it is measured by reading the same items again from the cache. In round trips.
 """
 
 import statistics
@@ -42,7 +42,7 @@ BATCHES = 12
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run finds things."""
+    """The paths of a run."""
 
     url: str
     local: Path
@@ -51,7 +51,7 @@ class Place:
 
 @contextmanager
 def started(place: Place, cache_bytes: int) -> Iterator[tuple[DaemonClient, Path]]:
-    """A daemon that has just been started, and its cache directory."""
+    """A daemon that has just started, and its cache directory."""
     with tempfile.TemporaryDirectory(dir=place.scratch) as folder:
         cache_dir = Path(folder, "cache")
         with daemon(cache_dir, place.url, cache_bytes) as client:
@@ -72,19 +72,19 @@ def waited_share(loader: Iterable[Any]) -> float:
 
 
 def ours_waited(place: Place) -> float:
-    """The share waited through the daemon."""
+    """The share of waiting through the daemon."""
     with started(place, CACHE_BYTES) as (_, cache_dir):
         return waited_share(cached(cache_dir, WORKERS, LARGE_BATCH))
 
 
 def local_waited(place: Place) -> float:
-    """The share waited with local files."""
+    """The share of waiting with local files."""
     loader = get_local_dataloaders(place.local, LARGE_BATCH, widths, test_ratio=0.0, num_workers=WORKERS)["train"]
     return waited_share(loader)
 
 
 def first_batch(place: Place, cache_bytes: int) -> tuple[float, float]:
-    """Seconds to the first batch, and those of them that decoding took; a small cache is full and the daemon at rest then."""
+    """Seconds to the first batch, and the decoding part of them; if `small`, the cache is full and the daemon at rest."""
     with started(place, cache_bytes) as (client, cache_dir):
         while cache_bytes == SMALL_CACHE_BYTES and not _is_at_rest(client):
             time.sleep(0.05)
@@ -109,7 +109,7 @@ def rows_of(place: Place, runs: int) -> Iterator[Row]:
     ways: tuple[Callable[[], float], ...] = (partial(ours_waited, place), partial(local_waited, place))
     shares = [[apart(way) for way in ways] for _ in range(runs)]
     ours, local = (100 * statistics.median(side) for side in zip(*shares, strict=True))
-    setting = f"{LARGE_BATCH_S * 1000:g} ms a batch"
+    setting = f"{LARGE_BATCH_S * 1000:g} ms per batch"
     yield Row("share waited", setting, ours, "local files", local, "%", Target(1.0, is_most=True, of_ours=True))
     for setting, cache_bytes in (("daemon at rest", SMALL_CACHE_BYTES), ("daemon filling", CACHE_BYTES)):
         firsts = [apart(partial(first_batch, place, cache_bytes)) for _ in range(runs)]

@@ -1,4 +1,4 @@
-"""Our own server with a bucket of computed pairs, for where nginx is not: `synthetic_origin.py PAIRS LATENCY_MS PORT`."""
+"""Our own server with a bucket of computed pairs, if nginx is not installed: `synthetic_origin.py PAIRS LATENCY_MS PORT`."""
 
 import asyncio
 import sys
@@ -35,13 +35,13 @@ class _Names(Sequence[str]):
 
 
 class SyntheticBucket:
-    """A bucket of so many pairs that costs no memory. Its objects can be listed and not read."""
+    """A bucket of this many pairs that needs no memory. Its objects can be listed but not read."""
 
     def __init__(self, pairs: int) -> None:
         self._names = _Names(pairs)
 
     def is_quick(self, name: str) -> bool:
-        """Nothing here reads a file."""
+        """Return True: nothing here reads a file."""
         return True
 
     def names(self) -> Sequence[str]:
@@ -54,11 +54,11 @@ class SyntheticBucket:
         return StoredObject("bench", name, generation, 100_000, "AAAAAA==", None, UPDATED, Attributes(), b"")
 
     def put(self, name: str, data: bytes, attributes: Attributes, generation: int | None = None) -> StoredObject:
-        """Refuse: what is here is computed."""
+        """Refuse: the objects are computed."""
         raise NotImplementedError
 
     def delete(self, name: str) -> bool:
-        """Refuse: what is here is computed."""
+        """Refuse: the objects are computed."""
         raise NotImplementedError
 
 

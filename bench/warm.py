@@ -1,15 +1,15 @@
-"""How long a cached item takes to be read, verified, beside the same files read plainly from a folder.
+"""How long reading a cached item takes, verified, beside plain reads of the same files from a folder.
 
     python bench/warm.py [--json] [--quick] [--runs N] [--plot FILE.png]
 
-One process, items of a 512x512 JPEG of about 100 KB and a PNG label, all of them in the cache, the daemon running. With the
-page cache hot both sides take turns every 20 items, so that what else the machine does meets both: "decoded" is an
+One process, items of a 512x512 JPEG of about 100 KB and a PNG label, all of them in the cache, the daemon running. With a
+hot page cache both sides take turns every 20 items, so that other load on the machine hits both: "decoded" is an
 ImageDataset's item with CachedLoader and with pil_loader, "without decode" the verified bytes and `open().read()`. With the
-page cache dropped before every run (all of it where /proc/sys/vm/drop_caches can be written, else these files by
-posix_fadvise; the title says which) both are DataLoaders without workers, ours with its plan sent to the daemon; their rates
+page cache dropped before every run (all of it if /proc/sys/vm/drop_caches is writable, else these files by posix_fadvise; the
+title says which) both are DataLoaders without workers, ours with its plan sent to the daemon; their rates
 count from the first batch on.
 
-Rows "opens watched" have the daemon's setting watch_opens on: every hit costs the daemon CPU then, too.
+Rows "opens watched" have the daemon's setting watch_opens on: then every hit also costs the daemon CPU.
 """
 
 import os
@@ -53,7 +53,7 @@ def ways_to_read(cache_dir: Path, local: Path) -> Ways:
 
 
 def item_us(ways: Callable[[Path, Path], Ways], cache_dir: Path, local: Path) -> tuple[float, float]:
-    """Microseconds an item, ours and local: medians over turns of `TURN_ITEMS`."""
+    """Microseconds per item, ours and local: medians over turns of `TURN_ITEMS`."""
     keep_freed_memory()  # as worker_init_fn does
     both = ways(cache_dir, local)
     turns: tuple[list[float], list[float]] = ([], [])
@@ -92,9 +92,9 @@ def local_bytes(folder: Path) -> Iterable[object]:
 
 
 def drop_page_cache(folder: Path) -> None:
-    """Have the folder's files be read from the disk again."""
+    """Drop the folder's files from the page cache."""
     if os.access(DROP, os.W_OK):
-        os.sync()  # what is not written yet stays
+        os.sync()  # dirty pages stay
         DROP.write_text("3")
         return
     for path in folder.rglob("*"):
@@ -106,7 +106,7 @@ def drop_page_cache(folder: Path) -> None:
 
 
 def hot_rows(setting: str, cache_dir: Path, local: Path, runs: int, *, targets: bool = True) -> Iterator[Row]:
-    """With the page cache hot: microseconds an item."""
+    """With the page cache hot: microseconds per item."""
     for what, ways, most in (("decoded", ways_to_decode, 1.03), ("without decode", ways_to_read, 1.5)):
         took_us = [apart(partial(item_us, ways, cache_dir, local)) for _ in range(runs)]
         ours, plain = (statistics.median(side) for side in zip(*took_us, strict=True))
@@ -115,7 +115,7 @@ def hot_rows(setting: str, cache_dir: Path, local: Path, runs: int, *, targets: 
 
 
 def dropped_rows(cache_dir: Path, local: Path, runs: int) -> Iterator[Row]:
-    """With the page cache dropped: items a second."""
+    """With the page cache dropped: items per second."""
     for what, make, make_local in (
         ("decoded", partial(cached, workers=0), local_decoded),
         ("without decode", partial(cached_bytes, workers=0), local_bytes),
@@ -128,7 +128,7 @@ def dropped_rows(cache_dir: Path, local: Path, runs: int) -> Iterator[Row]:
 
 @contextmanager
 def full_daemon(cache_dir: Path, url: str, **settings: object) -> Iterator[None]:
-    """A daemon whose cache holds everything; raises RuntimeError where a read found something missing."""
+    """A daemon whose cache holds everything; raises RuntimeError if a read missed."""
     with daemon(cache_dir, url, CACHE_BYTES, **settings) as client:
         while client.stats()["cache"]["objects"] < 2 * ITEMS:
             time.sleep(0.05)
@@ -148,7 +148,7 @@ def main() -> int:
         with origin(scratch, scratch / "data", 0) as url:
             with full_daemon(cache_dir, url, watch_opens="true"):
                 watched = list(hot_rows("hot, opens watched", cache_dir, local, runs, targets=False))
-            # Dropped last: files that were read back from the disk lie otherwise in the page cache than files just written.
+            # Dropped last: files read back from disk lie differently in the page cache than files just written.
             with full_daemon(cache_dir, url):
                 rows = [*hot_rows("page cache hot", cache_dir, local, runs), *watched, *dropped_rows(cache_dir, local, runs)]
     how = "drop_caches" if os.access(DROP, os.W_OK) else "posix_fadvise"
