@@ -9,6 +9,7 @@ from hypothesis import settings
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.testing import GCSServer, ServingGCS, serving
+from support.caches import RecordingObserver
 from support.daemons import BUCKET, put_items
 from support.faults import DATA, Tally, table_of
 
@@ -62,7 +63,7 @@ def directory(tmp_path: Path) -> Iterator[CacheDirectory]:
 @pytest.fixture
 async def cache(directory: CacheDirectory) -> AsyncIterator[Cache]:
     """An open cache of 1 MB, which must pass its own check at the end."""
-    opened = Cache(directory, limit_bytes=1_000_000)
+    opened = Cache(directory, limit_bytes=1_000_000, observer=RecordingObserver())
     await opened.open()
     await opened.whole()
     yield opened

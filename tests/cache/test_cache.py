@@ -26,6 +26,7 @@ from support.caches import (
     keeping,
     mounted,
     needs_mount,
+    observer_of,
     opened,
     path_of,
     put,
@@ -138,12 +139,10 @@ async def test_an_evicted_file_is_gone_from_the_disk_when_the_room_is_there(cach
 
 
 async def test_whoever_is_interested_hears_of_every_eviction(cache: Cache) -> None:
-    lost: list[str] = []
-    cache.on_lost = lost.append
     path = await put(cache, "a.jpg", content(1, 600_000))
     await put(cache, "b.jpg", content(2, 600_000))
 
-    assert lost == [path]
+    assert observer_of(cache).losses == [path]
 
 
 async def test_no_room_is_made_from_what_is_kept_and_nothing_is_dropped_for_it(cache: Cache) -> None:
@@ -397,8 +396,6 @@ async def test_a_rescan_takes_over_a_file_that_is_of_another_generation_than_the
 
 
 async def test_a_rescan_forgets_files_that_are_gone(cache: Cache) -> None:
-    lost: list[str] = []
-    cache.on_lost = lost.append
     path = await put(cache, "a.jpg", b"a")
     await put(cache, "b.jpg", b"b")
     file_of(cache, path).unlink()
@@ -406,7 +403,7 @@ async def test_a_rescan_forgets_files_that_are_gone(cache: Cache) -> None:
     assert await cache.rescan() == (0, 1)
 
     assert held(cache) == ["b.jpg"]
-    assert lost == [path]
+    assert observer_of(cache).losses == [path]
     assert cache.bytes == 1
 
 
@@ -449,7 +446,7 @@ async def test_a_rescan_follows_no_link(cache: Cache, tmp_path: Path) -> None:
 
 
 async def test_a_rescan_is_not_fooled_by_what_comes_and_goes_meanwhile(cache: Cache) -> None:
-    lost: list[str] = []
+    lost = observer_of(cache).losses
 
     async def churn() -> None:
         for i in range(60):
@@ -458,7 +455,6 @@ async def test_a_rescan_is_not_fooled_by_what_comes_and_goes_meanwhile(cache: Ca
     churning = asyncio.create_task(churn())
     scans = []
     while not churning.done():
-        cache.on_lost = lost.append
         before = cache.evictions
         lost.clear()
         scans.append(await cache.rescan())
@@ -762,7 +758,7 @@ async def test_an_index_locked_by_another_process_stops_nothing_and_catches_up(
     with rows(cache.directory.path) as index:
         index.execute("BEGIN EXCLUSIVE")
         for i in range(10):
-            await put(cache, f"{i}.jpg", content(i, 100_000), room=keeping(cache, kept))
+            await put(cache, f"{i}.jpg", content(i, 100_000), choose_victims=keeping(cache, kept))
         problems = await cache.check()
     assert len(cache) == 7
     assert "pictures/9.jpg: not in the index" in problems

@@ -13,19 +13,23 @@ from watchdog.events import FileOpenedEvent
 
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.file_watcher import AT_A_TIME, QUEUE_LENGTH, Watch
-from support.caches import content, file_of, open_descriptors, path_of, put, run_script
+from gcs_prefetchd.cache.observer import LeastRecentlyUsed
+from support.caches import content, file_of, observer_of, open_descriptors, path_of, put, run_script
 
 TIMEOUT_S = 20.0
 
 
-class Lost:
+class Lost(LeastRecentlyUsed):
     """The paths that a cache lost, as they come."""
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
         self._paths: asyncio.Queue[str] = asyncio.Queue()
         self._sentinels = itertools.count()
-        cache.on_lost = self._paths.put_nowait
+        observer_of(cache).target = self
+
+    def lost(self, path: str) -> None:
+        self._paths.put_nowait(path)
 
     async def next(self) -> str:
         """The next path that was lost."""
@@ -223,6 +227,7 @@ def own_threads() -> set[threading.Thread]:
 TOO_FEW = """
 import asyncio, logging, os, sys, threading
 from pathlib import Path
+from gcs_prefetchd.cache.observer import LeastRecentlyUsed
 from support.caches import open_descriptors, opened, put
 from gcs_prefetchd.cache.file_watcher import Watch
 

@@ -12,7 +12,7 @@ import pytest
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.shared.checksums import write_stamp
-from support.caches import LIMIT, content, opened, path_of, put, rows, stamp_of
+from support.caches import LIMIT, RecordingObserver, content, observer_of, opened, path_of, put, rows, stamp_of
 
 
 @asynccontextmanager
@@ -20,7 +20,7 @@ async def taking_stock(path: Path) -> AsyncIterator[tuple[Cache, threading.Event
     """A cache that has just been opened and reads its index as soon as the event is set."""
     directory = CacheDirectory(path)
     directory.claim()
-    cache, go_on = Cache(directory, LIMIT), threading.Event()
+    cache, go_on = Cache(directory, LIMIT, observer=RecordingObserver()), threading.Event()
     try:
         await cache.open()
         cache.disk._index.submit(go_on.wait)  # it has one thread, and nothing has been asked of it yet
@@ -109,12 +109,10 @@ async def test_a_newer_file_than_the_index_tells_of_is_what_counts(left: Path) -
 async def test_nobody_hears_of_what_taking_stock_brings_to_light(left: Path) -> None:
     """There may be a million of them; whoever wants to know looks at the pages when the cache is whole."""
     forget_the_end(left)
-    arrived: list[str] = []
     async with taking_stock(left) as (cache, go_on):
-        cache.on_arrived = arrived.append
         go_on.set()
         await cache.whole()
-        assert arrived == []
+        assert observer_of(cache).arrivals == []
         assert [path for page in cache.pages() for path in page] == [path_of("a.jpg"), path_of("b.jpg")]
 
 

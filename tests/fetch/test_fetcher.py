@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gcs_prefetchd.cache.cache import Cache, Room
+from gcs_prefetchd.cache.cache import Cache
+from gcs_prefetchd.cache.observer import ChooseVictims, EvictableFiles, LeastRecentlyUsed
 from gcs_prefetchd.fetch.fetcher import Fetcher
 from gcs_prefetchd.gcs.client import Access, GCSClient
 from gcs_prefetchd.shared.checksums import crc32c_of, read_checked
@@ -21,7 +22,7 @@ from gcs_prefetchd.shared.moving_average import MovingDuration
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.testing import FlippedByte, GCSServer, Stall, Status
-from support.caches import keeping, slots_of
+from support.caches import keeping, observer_of, slots_of
 
 BUCKET = "pictures"
 
@@ -62,7 +63,7 @@ def media_in_order(gcs: GCSServer) -> list[str]:
     return [seen.key.removeprefix(f"{BUCKET}/") for seen in gcs.seen if seen.kind == "media"]
 
 
-async def prefetch(fetcher: Fetcher, version: ObjectVersion, room: Room) -> None:
+async def prefetch(fetcher: Fetcher, version: ObjectVersion, room: ChooseVictims) -> None:
     """As the prefetcher does: begin what is not here, and have no part in its end."""
     if not fetcher.is_cached(version):
         await asyncio.shield(fetcher.start(version, room))
@@ -77,7 +78,7 @@ async def test_callers_who_miss_together_share_one_get(gcs: GCSServer, cache: Ca
     callers = [asyncio.create_task(fetcher.demand(version.name, version)) for _ in range(20)]
     await gcs.wait_for(lambda counts: counts.open_media == 1)
     callers += [asyncio.create_task(fetcher.demand(version.name, version)) for _ in range(20)]
-    callers += [asyncio.create_task(prefetch(fetcher, version, cache.choose)) for _ in range(20)]
+    callers += [asyncio.create_task(prefetch(fetcher, version, cache.choose_victims)) for _ in range(20)]
     gcs.release()
     await asyncio.gather(*callers)
     assert cached(cache, version) == b"bytes of a"
@@ -94,7 +95,7 @@ async def test_callers_who_know_no_version_share_one_get(gcs: GCSServer, cache: 
 async def test_a_demand_joins_the_prefetch_under_way(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
     version = put(gcs, "a.jpg", b"bytes of a")
     gcs.faults.add(Stall(3))
-    begun = asyncio.create_task(prefetch(fetcher, version, cache.choose))
+    begun = asyncio.create_task(prefetch(fetcher, version, cache.choose_victims))
     await gcs.wait_for(lambda counts: counts.open_media == 1)
     demands = [
         asyncio.create_task(fetcher.demand(version.name, version)),
@@ -151,11 +152,11 @@ async def test_who_wants_a_newer_generation_than_the_one_under_way_gets_it(
 ) -> None:
     old = put(gcs, "a.jpg", b"old bytes")
     gcs.faults.add(Stall(3), requests=1)
-    old_demand = asyncio.create_task(prefetch(fetcher, old, cache.choose))
+    old_demand = asyncio.create_task(prefetch(fetcher, old, cache.choose_victims))
     await gcs.wait_for(lambda counts: counts.open_media == 1)
     new = put(gcs, "a.jpg", b"newer bytes")
     new_demand = asyncio.create_task(fetcher.demand(new.name, new))
-    new_prefetch = asyncio.create_task(prefetch(fetcher, new, cache.choose))
+    new_prefetch = asyncio.create_task(prefetch(fetcher, new, cache.choose_victims))
     gcs.release()
     await asyncio.gather(old_demand, new_demand, new_prefetch)
     assert cached(cache, new) == b"newer bytes"
@@ -168,8 +169,8 @@ async def test_who_wants_a_newer_generation_does_not_get_the_older_ones_error(
     old = put(gcs, "a.jpg", b"old bytes")
     new = put(gcs, "a.jpg", b"newer bytes")
     results = await asyncio.gather(
-        prefetch(fetcher, old, cache.choose),
-        prefetch(fetcher, new, cache.choose),
+        prefetch(fetcher, old, cache.choose_victims),
+        prefetch(fetcher, new, cache.choose_victims),
         fetcher.demand(new.name, None),
         return_exceptions=True,
     )
@@ -203,7 +204,7 @@ async def test_a_prefetch_of_a_generation_that_is_gone_fails(gcs: GCSServer, cac
     old = put(gcs, "a.jpg", b"old bytes")
     put(gcs, "a.jpg", b"newer bytes")
     with pytest.raises(ObjectChangedError):
-        await prefetch(fetcher, old, cache.choose)
+        await prefetch(fetcher, old, cache.choose_victims)
     assert len(cache) == 0
 
 
@@ -222,7 +223,7 @@ async def test_a_demanded_file_that_is_damaged_is_fetched_again(
     gcs: GCSServer, cache: Cache, fetcher: Fetcher, *, pinned: bool
 ) -> None:
     version = put(gcs, "a.jpg", b"bytes of a")
-    await prefetch(fetcher, version, cache.choose)
+    await prefetch(fetcher, version, cache.choose_victims)
     with (cache.directory.objects / path_of(version)).open("r+b") as file:
         file.write(b"B")
     await asyncio.gather(*(fetcher.demand(version.name, version if pinned else None) for _ in range(5)))
@@ -236,9 +237,9 @@ async def test_a_demanded_file_that_is_fine_costs_no_get(
     gcs: GCSServer, cache: Cache, fetcher: Fetcher, *, pinned: bool
 ) -> None:
     version = put(gcs, "a.jpg", b"bytes of a")
-    await prefetch(fetcher, version, cache.choose)
+    await prefetch(fetcher, version, cache.choose_victims)
     await fetcher.demand(version.name, version if pinned else None)
-    await prefetch(fetcher, version, cache.choose)
+    await prefetch(fetcher, version, cache.choose_victims)
     assert gets(gcs, version) == 1
     assert fetcher.fetched.prefetch == 1
     assert fetcher.fetched.demand == 0
@@ -246,8 +247,8 @@ async def test_a_demanded_file_that_is_fine_costs_no_get(
 
 async def test_a_demand_for_a_file_that_is_there_counts_as_its_use(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
     first, second = put(gcs, "1.jpg", b"1"), put(gcs, "2.jpg", b"2")
-    await prefetch(fetcher, first, cache.choose)
-    await prefetch(fetcher, second, cache.choose)
+    await prefetch(fetcher, first, cache.choose_victims)
+    await prefetch(fetcher, second, cache.choose_victims)
     await fetcher.demand(first.name, first)
     assert [name.name for name in cache.names()] == ["2.jpg", "1.jpg"]
 
@@ -258,7 +259,7 @@ async def test_a_demand_for_a_file_that_is_there_counts_as_its_use(gcs: GCSServe
 async def test_never_more_downloads_at_a_time_than_the_setting(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
     versions = [put(gcs, f"{i}.jpg", bytes([i])) for i in range(20)]
     gcs.faults.add(Stall(0))
-    asks = [asyncio.create_task(prefetch(fetcher, version, cache.choose)) for version in versions[:10]]
+    asks = [asyncio.create_task(prefetch(fetcher, version, cache.choose_victims)) for version in versions[:10]]
     asks += [asyncio.create_task(fetcher.demand(version.name, version)) for version in versions[10:]]
     for round_of_four in range(1, 6):
         await gcs.wait_for(lambda counts, n=round_of_four: counts.total() == 4 * n)  # type: ignore[misc]
@@ -271,7 +272,7 @@ async def test_a_demand_goes_before_the_prefetches_that_wait(gcs: GCSServer, cac
     fetcher = Fetcher(cache, origin, slots_of(1))
     versions = [put(gcs, f"{i}.jpg", bytes([i])) for i in range(5)]
     gcs.faults.add(Stall(0), f"{BUCKET}/0.jpg")
-    asks = [asyncio.create_task(prefetch(fetcher, version, cache.choose)) for version in versions[:4]]
+    asks = [asyncio.create_task(prefetch(fetcher, version, cache.choose_victims)) for version in versions[:4]]
     await gcs.wait_for(lambda counts: counts.open_media == 1)
     asks.append(asyncio.create_task(fetcher.demand(versions[4].name, versions[4])))
     asyncio.get_running_loop().call_soon(gcs.release)
@@ -286,7 +287,7 @@ async def test_a_demand_for_an_object_whose_prefetch_waits_brings_it_to_the_fron
     fetcher = Fetcher(cache, origin, slots_of(1))
     versions = [put(gcs, f"{i}.jpg", bytes([i])) for i in range(5)]
     gcs.faults.add(Stall(0), f"{BUCKET}/0.jpg")
-    asks = [asyncio.create_task(prefetch(fetcher, version, cache.choose)) for version in versions]
+    asks = [asyncio.create_task(prefetch(fetcher, version, cache.choose_victims)) for version in versions]
     await gcs.wait_for(lambda counts: counts.open_media == 1)
     asks.append(asyncio.create_task(fetcher.demand(versions[4].name, versions[4])))
     asyncio.get_running_loop().call_soon(gcs.release)
@@ -311,7 +312,7 @@ async def test_failed_and_abandoned_downloads_give_their_slots_back(gcs: GCSServ
 
 async def test_a_demand_gets_room_where_a_prefetch_would_get_none(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
     kept = put(gcs, "kept.jpg", bytes(600_000))
-    await prefetch(fetcher, kept, cache.choose)
+    await prefetch(fetcher, kept, cache.choose_victims)
     wanted = put(gcs, "wanted.jpg", bytes(500_000))
     with pytest.raises(CacheFullError):
         await prefetch(fetcher, wanted, keeping(cache, path_of(kept)))
@@ -321,11 +322,21 @@ async def test_a_demand_gets_room_where_a_prefetch_would_get_none(gcs: GCSServer
     assert gets(gcs, wanted) == 1
 
 
-async def test_whoever_knows_better_says_what_a_demand_drops(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
+class Keeping(LeastRecentlyUsed):
+    """An observer that chooses victims as it is told."""
+
+    def __init__(self, choose_victims: ChooseVictims) -> None:
+        self._choose_victims = choose_victims
+
+    def choose_victims(self, short_bytes: int, files: EvictableFiles) -> list[str] | None:
+        return self._choose_victims(short_bytes)
+
+
+async def test_the_observer_chooses_what_a_demand_evicts(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
     kept, other = put(gcs, "kept.jpg", bytes(400_000)), put(gcs, "other.jpg", bytes(400_000))
-    await prefetch(fetcher, kept, cache.choose)
-    await prefetch(fetcher, other, cache.choose)
-    cache.choose = keeping(cache, path_of(kept))
+    await prefetch(fetcher, kept, cache.choose_victims)
+    await prefetch(fetcher, other, cache.choose_victims)
+    observer_of(cache).target = Keeping(keeping(cache, path_of(kept)))
     wanted = put(gcs, "wanted.jpg", bytes(500_000))
     await fetcher.demand(wanted.name, wanted)
     assert cached(cache, kept) == bytes(400_000)
@@ -336,9 +347,9 @@ async def test_who_has_more_room_does_not_share_the_failure_of_who_has_less(
     gcs: GCSServer, cache: Cache, fetcher: Fetcher
 ) -> None:
     kept, wanted = put(gcs, "kept.jpg", bytes(600_000)), put(gcs, "wanted.jpg", bytes(500_000))
-    await prefetch(fetcher, kept, cache.choose)
+    await prefetch(fetcher, kept, cache.choose_victims)
     room = keeping(cache, path_of(kept))
-    asks = (prefetch(fetcher, wanted, room), prefetch(fetcher, wanted, room), prefetch(fetcher, wanted, cache.choose))
+    asks = (prefetch(fetcher, wanted, room), prefetch(fetcher, wanted, room), prefetch(fetcher, wanted, cache.choose_victims))
     results = await asyncio.gather(*asks, return_exceptions=True)
     assert [type(result) for result in results] == [CacheFullError, CacheFullError, type(None)]
     assert cached(cache, wanted) == bytes(500_000)
@@ -348,7 +359,7 @@ async def test_a_prefetch_without_room_fails_before_gcs_is_asked_and_drops_nothi
     gcs: GCSServer, cache: Cache, fetcher: Fetcher
 ) -> None:
     kept = put(gcs, "kept.jpg", bytes(600_000))
-    await prefetch(fetcher, kept, cache.choose)
+    await prefetch(fetcher, kept, cache.choose_victims)
     wanted = put(gcs, "wanted.jpg", bytes(500_000))
     with pytest.raises(CacheFullError):
         await prefetch(fetcher, wanted, keeping(cache, path_of(kept)))
@@ -361,7 +372,7 @@ async def test_a_demand_gets_room_although_it_joins_a_prefetch_that_finds_none(
 ) -> None:
     fetcher = Fetcher(cache, origin, slots_of(1))
     kept = put(gcs, "kept.jpg", bytes(600_000))
-    await prefetch(fetcher, kept, cache.choose)
+    await prefetch(fetcher, kept, cache.choose_victims)
     room, wanted = keeping(cache, path_of(kept)), put(gcs, "wanted.jpg", bytes(500_000))
     begun = asyncio.create_task(prefetch(fetcher, wanted, room))
     demand = asyncio.create_task(fetcher.demand(wanted.name, wanted))
@@ -375,7 +386,7 @@ async def test_a_demand_gets_room_although_prefetches_that_find_none_keep_coming
     gcs: GCSServer, cache: Cache, fetcher: Fetcher
 ) -> None:
     kept = put(gcs, "kept.jpg", bytes(600_000))
-    await prefetch(fetcher, kept, cache.choose)
+    await prefetch(fetcher, kept, cache.choose_victims)
     room, wanted = keeping(cache, path_of(kept)), put(gcs, "wanted.jpg", bytes(500_000))
 
     async def insist() -> None:
@@ -389,7 +400,7 @@ async def test_a_demand_gets_room_although_prefetches_that_find_none_keep_coming
 
 async def test_an_object_that_changed_gets_room_too(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
     kept = put(gcs, "kept.jpg", bytes(600_000))
-    await prefetch(fetcher, kept, cache.choose)
+    await prefetch(fetcher, kept, cache.choose_victims)
     old = put(gcs, "wanted.jpg", b"small")
     new = put(gcs, "wanted.jpg", bytes(500_000))
     await fetcher.demand(old.name, old)
@@ -400,7 +411,7 @@ async def test_an_object_larger_than_the_cache_is_refused_and_drops_nothing(
     gcs: GCSServer, cache: Cache, fetcher: Fetcher
 ) -> None:
     kept, huge = put(gcs, "kept.jpg", b"kept"), put(gcs, "huge.jpg", bytes(1_000_001))
-    await prefetch(fetcher, kept, cache.choose)
+    await prefetch(fetcher, kept, cache.choose_victims)
     with pytest.raises(CacheFullError):
         await fetcher.demand(huge.name, huge)
     assert cached(cache, kept) == b"kept"
@@ -412,7 +423,7 @@ async def test_how_long_downloads_take_is_measured(gcs: GCSServer, cache: Cache,
     measured = MovingDuration(assumed_s=1000.0)
     fetcher = Fetcher(cache, origin, slots_of(4), download_s=measured)
     for i in range(3):
-        await prefetch(fetcher, put(gcs, f"{i}.jpg", b"bytes"), cache.choose)
+        await prefetch(fetcher, put(gcs, f"{i}.jpg", b"bytes"), cache.choose_victims)
     assert (mean_s := measured.mean_s) == pytest.approx(1000 * 0.98**3, abs=5)
     with pytest.raises(ObjectMissingError):
         await fetcher.demand(ObjectName(BUCKET, "missing.jpg"), None)
@@ -429,7 +440,7 @@ async def test_close_leaves_nothing_running_and_nothing_unfinished(gcs: GCSServe
     versions = [large, *(put(gcs, f"{i}.jpg", bytes(1000)) for i in range(10))]
     gcs.faults.add(Stall(500))
     before = asyncio.all_tasks()
-    asks = [asyncio.create_task(prefetch(fetcher, version, cache.choose)) for version in versions]
+    asks = [asyncio.create_task(prefetch(fetcher, version, cache.choose_victims)) for version in versions]
     await gcs.wait_for(lambda counts: counts.open_media == 4)
     await fetcher.close()
     errors = await asyncio.gather(*asks, return_exceptions=True)
@@ -445,7 +456,7 @@ async def test_after_close_nothing_is_begun(gcs: GCSServer, cache: Cache, fetche
     with pytest.raises(DaemonUnavailableError, match=r"gs://pictures/a\.jpg: the daemon is stopping"):
         await fetcher.demand(version.name, version)
     with pytest.raises(DaemonUnavailableError):
-        await prefetch(fetcher, version, cache.choose)
+        await prefetch(fetcher, version, cache.choose_victims)
     assert gcs.counts.total() == 0
 
 
@@ -465,7 +476,7 @@ async def test_an_outage_of_gcs_removes_nothing_from_the_cache(gcs: GCSServer, c
     async with GCSClient(Access(gcs.url, anonymous=True), deadline_s=0.2) as origin:
         fetcher = Fetcher(cache, origin, slots_of(4))
         there, absent = put(gcs, "there.jpg", b"there"), put(gcs, "absent.jpg", b"absent")
-        await prefetch(fetcher, there, cache.choose)
+        await prefetch(fetcher, there, cache.choose_victims)
         gcs.faults.add(Status(503))
         with pytest.raises(OriginUnavailableError, match=r"absent\.jpg"):
             await fetcher.demand(absent.name, absent)

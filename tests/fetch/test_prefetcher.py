@@ -12,6 +12,7 @@ import pytest
 
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.fetch.fetcher import Fetcher
+from gcs_prefetchd.fetch.prefetch_observer import PrefetchObserver
 from gcs_prefetchd.fetch.prefetcher import Prefetcher
 from gcs_prefetchd.gcs.client import Access, GCSClient
 from gcs_prefetchd.planning.reader import Reader
@@ -23,7 +24,7 @@ from gcs_prefetchd.shared.manifest import Manifest
 from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion
 from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.testing import GCSServer, Stall, Status
-from support.caches import slots_of
+from support.caches import observer_of, slots_of
 from support.daemons import BUCKET, DATA_ROOT, put_items
 from support.plans import indices_of, plan_of
 
@@ -106,7 +107,8 @@ async def prefetching(
             Registry(SEED, cache.limit_bytes, window_items=window, lru=lru),
             Fetcher(cache, origin, slots_of(concurrency)),
         )
-        prefetcher = Prefetcher(registry, cache, fetcher, try_again_s=try_again_s)
+        observer_of(cache).target = observer = PrefetchObserver(registry)
+        prefetcher = Prefetcher(registry, cache, fetcher, observer, try_again_s=try_again_s)
         manifest = await list_manifest(origin, DataRoot.parse(DATA_ROOT), ItemPatterns())
         registry.set_manifest(registry.catalog.assign_numbers(manifest))
         running = asyncio.create_task(prefetcher.run())
@@ -120,15 +122,9 @@ async def prefetching(
 
 def lost_paths(cache: Cache) -> list[str]:
     """What leaves the cache from now on."""
-    lost: list[str] = []
-    tell = cache.on_lost
-
-    def on_lost(path: str) -> None:
-        lost.append(path)
-        tell(path)
-
-    cache.on_lost = on_lost
-    return lost
+    losses = observer_of(cache).losses
+    losses.clear()
+    return losses
 
 
 def media_in_order(gcs: GCSServer) -> list[str]:
@@ -597,7 +593,7 @@ async def test_a_part_that_is_lost_while_the_other_one_is_under_way_is_fetched_a
         image, label = node.keys([0])
         node.prefetcher.wake()
         await gcs.wait_for(lambda counts: counts.media[label] == 1)
-        await node.fetcher.start(node.manifest.version(0, 0), cache.choose)
+        await node.fetcher.start(node.manifest.version(0, 0), cache.choose_victims)
         await cache.drop(image)
         gcs.release()
         await node.prefetcher.settled()

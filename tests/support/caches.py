@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from gcs_prefetchd.cache.cache import Cache, Room
+from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.directory import CacheDirectory
+from gcs_prefetchd.cache.observer import CacheObserver, ChooseVictims, EvictableFiles, LeastRecentlyUsed
 from gcs_prefetchd.cache.reservation import writer_for
 from gcs_prefetchd.fetch.adaptive_concurrency import Limit
 from gcs_prefetchd.fetch.download_slots import Slots
@@ -72,10 +73,10 @@ def path_of(name: str) -> str:
     return cache_path(BUCKET, name)
 
 
-async def put(cache: Cache, name: str, data: bytes, generation: int = 1, room: Room | None = None) -> str:
+async def put(cache: Cache, name: str, data: bytes, generation: int = 1, choose_victims: ChooseVictims | None = None) -> str:
     """Publish an object, without a GCS to fetch it from; returns its path in the cache."""
     version = version_of(name, data, generation)
-    async with writer_for(cache, version.name, room) as writer:
+    async with writer_for(cache, version.name, choose_victims) as writer:
         await writer.start(version)
         for start in range(0, len(data), 65_536):
             await writer.write(data[start : start + 65_536])
@@ -88,18 +89,47 @@ def slots_of(count: int) -> Slots:
     return Slots(Limit(count, count), Governor())
 
 
-def keeping(cache: Cache, *kept: str) -> Room:
-    """Room from everything but these paths, least recently used first."""
+def keeping(cache: Cache, *kept: str) -> ChooseVictims:
+    """Choose everything but these paths, least recently used first."""
 
-    def room(short_bytes: int) -> list[str] | None:
+    def choose_victims(short_bytes: int) -> list[str] | None:
         victims = []
         for path in chain.from_iterable(cache.pages()):
             if short_bytes > 0 and path not in kept:
                 victims.append(path)
-                short_bytes -= cache.size_of(path)
+                short_bytes -= cache.evictable_bytes(path)
         return victims if short_bytes <= 0 else None
 
-    return room
+    return choose_victims
+
+
+class RecordingObserver:
+    """Records what a cache reports, in order, and passes it on to `target`."""
+
+    def __init__(self) -> None:
+        self.target: CacheObserver = LeastRecentlyUsed()
+        self.arrivals: list[str] = []
+        self.losses: list[str] = []
+
+    def arrived(self, path: str, stamp: Stamp) -> None:
+        self.arrivals.append(path)
+        self.target.arrived(path, stamp)
+
+    def used(self, path: str) -> None:
+        self.target.used(path)
+
+    def lost(self, path: str) -> None:
+        self.losses.append(path)
+        self.target.lost(path)
+
+    def choose_victims(self, short_bytes: int, files: EvictableFiles) -> list[str] | None:
+        return self.target.choose_victims(short_bytes, files)
+
+
+def observer_of(cache: Cache) -> RecordingObserver:
+    """The observer of a cache that a test opened."""
+    assert isinstance(cache.observer, RecordingObserver)
+    return cache.observer
 
 
 def file_of(cache: Cache, path: str) -> Path:
@@ -108,12 +138,14 @@ def file_of(cache: Cache, path: str) -> Path:
 
 
 @asynccontextmanager
-async def opened(path: Path, limit_bytes: int = LIMIT, min_free_bytes: int = 0) -> AsyncIterator[Cache]:
+async def opened(
+    path: Path, limit_bytes: int = LIMIT, min_free_bytes: int = 0, observer: CacheObserver | None = None
+) -> AsyncIterator[Cache]:
     """A cache in this directory, which is not checked at its end."""
     directory = CacheDirectory(path)
     directory.claim()
     try:
-        cache = Cache(directory, limit_bytes, min_free_bytes)
+        cache = Cache(directory, limit_bytes, min_free_bytes, observer or RecordingObserver())
         await cache.open()
         try:
             await cache.whole()

@@ -10,7 +10,8 @@ file. Until it knows what is here it gives no room, so that the bound holds; wha
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -23,6 +24,7 @@ from gcs_prefetchd.cache.index_loading import load_index
 from gcs_prefetchd.cache.index_writer import IndexWriter
 from gcs_prefetchd.cache.io_threads import Disk, free_bytes
 from gcs_prefetchd.cache.memory_index import Contents
+from gcs_prefetchd.cache.observer import CacheObserver, ChooseVictims, LeastRecentlyUsed
 from gcs_prefetchd.cache.safe_folders import Folders
 from gcs_prefetchd.shared.byte_sizes import format_size
 from gcs_prefetchd.shared.checksums import Stamp, is_intact, read_object_name
@@ -30,7 +32,7 @@ from gcs_prefetchd.shared.errors import CacheFullError, CacheWriteError
 from gcs_prefetchd.shared.objects import ObjectName
 from gcs_prefetchd.shared.paths import object_at_path
 
-__all__ = ["Cache", "Room"]
+__all__ = ["Cache"]
 
 log = logging.getLogger(__name__)
 
@@ -38,18 +40,17 @@ AT_A_TIME = 500  # entries that are dealt with before others on the event loop h
 
 NOTHING: list[Found] = []
 
-# Given how many bytes are short, the paths to drop so that they come free, or None where nothing may be dropped for it.
-Room = Callable[[int], list[str] | None]
-
 
 class Cache:
     """The objects of one claimed directory. `open` it before use and `close` it after; the directory stays its owner's.
 
     The size bound and the free-space floor hold at every moment: downloads under way count with the bytes they reserved.
-    `on_arrived`, `on_used` and `on_lost` hear of every change, but for what taking stock brings to light.
+    `observer` hears of every change, but for what taking stock brings to light, and chooses what to evict.
     """
 
-    def __init__(self, directory: CacheDirectory, limit_bytes: int, min_free_bytes: int = 0) -> None:
+    def __init__(
+        self, directory: CacheDirectory, limit_bytes: int, min_free_bytes: int = 0, observer: CacheObserver | None = None
+    ) -> None:
         self.directory = directory
         self.folders = Folders(directory.objects, directory.check_ours)
         self.disk = Disk(self.folders.forget)
@@ -59,10 +60,8 @@ class Cache:
         self.damaged = 0
         self.reserved_bytes = 0
         self.landed_bytes = 0  # of the reserved ones, those that are on the disk already
-        self.on_arrived: Callable[[str], None] = lambda path: None
-        self.on_used: Callable[[str], None] = lambda path: None
-        self.on_lost: Callable[[str], None] = lambda path: None
-        self.choose: Room = lambda short_bytes: self._contents.least_recent(short_bytes, self.size_of)
+        self.observer = observer or LeastRecentlyUsed()
+        self.choose_victims: ChooseVictims = partial(self.observer.choose_victims, files=self)
         self._comparing = asyncio.Lock()
         self._unlinking: set[asyncio.Task[None]] = set()
         self._leaving: set[str] = set()
@@ -133,27 +132,27 @@ class Cache:
     def opened(self, path: str) -> None:
         """Another program opened the file: a use that nobody else tells of."""
         if self._contents.touch(path):
-            self.on_used(path)
+            self.observer.used(path)
 
-    def size_of(self, path: str) -> int:
-        """The bytes that come free when the path is dropped: none where it is not here, or is being replaced."""
+    def evictable_bytes(self, path: str) -> int:
+        """Bytes freed by evicting `path`; 0 if it is not cached or is being replaced."""
         return 0 if path in self._arriving else self._contents.entries.size(path)
 
     def has_room_for(self, size_bytes: int) -> bool:
         """Whether so much would fit, beside what is here and without what is under way, with nothing dropped."""
         return self.bytes + size_bytes <= self.limit_bytes
 
-    async def reserve(self, size_bytes: int, room: Room | None = None) -> None:
-        """Set room aside, dropping what `room` says (`choose` where none is given); returns when the room is there, after a
-        start not before the cache is whole.
+    async def reserve(self, size_bytes: int, choose_victims: ChooseVictims | None = None) -> None:
+        """Reserve space, evicting what `choose_victims` chooses (by default, the observer); returns when the space is free.
 
-        Raises CacheFullError, with nothing dropped, where there is none, or CacheWriteError. The caller calls `release`.
+        Waits until the cache is ready. Raises CacheFullError, with nothing evicted, if there is not enough space, or
+        CacheWriteError. Every `reserve` must be paired with `release`.
         """
         await self.whole()
         while self._unlinking and self._under_floor(size_bytes) > max(0, self._over_limit(size_bytes)):
             await asyncio.wait(self._unlinking)  # what goes already may be enough; the disk tells when it has gone
         short_bytes = self._short_of(size_bytes)
-        victims = (room or self.choose)(short_bytes) if short_bytes > 0 else []
+        victims = (choose_victims or self.choose_victims)(short_bytes) if short_bytes > 0 else []
         if victims is None:
             raise CacheFullError(self._no_room_for(size_bytes))
         self._drop(victims)
@@ -193,7 +192,7 @@ class Cache:
         self._arriving.discard(path)
         self._unwanted.discard(path)
         self._contents.put(path, stamp)
-        self.on_arrived(path)
+        self.observer.arrived(path, stamp)
 
     async def drop(self, path: str) -> None:
         """Remove an object; one that is being replaced goes by that, or when it turns out that it is not replaced."""
@@ -207,7 +206,7 @@ class Cache:
     def forget(self, path: str) -> None:
         """The file is gone: somebody deleted it."""
         if self._contents.remove(path):
-            self.on_lost(path)
+            self.observer.lost(path)
 
     async def look_after(self, path: str) -> None:
         """Something may have happened to the file: forget it if it is gone."""
@@ -249,7 +248,7 @@ class Cache:
             log.warning("%s", exc)
             return
         if short_bytes > 0:
-            self._drop(self.choose(min(short_bytes, self.bytes)) or [])
+            self._drop(self.choose_victims(min(short_bytes, self.bytes)) or [])
             if self._unlinking:
                 await asyncio.wait(self._unlinking)
 
@@ -327,7 +326,7 @@ class Cache:
         for path, stamp in differences.new:
             comparison.see(self._contents.adopt(path, stamp))
             if self.is_whole:
-                self.on_arrived(path)
+                self.observer.arrived(path, stamp)
         self._unlink(differences.damaged)
         return len(differences.new)
 

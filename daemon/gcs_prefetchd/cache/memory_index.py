@@ -3,15 +3,12 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain
 
 from gcs_prefetchd.cache.disk_index import Record
 from gcs_prefetchd.cache.lru_table import Entries
 from gcs_prefetchd.shared.checksums import Stamp
 
 __all__ = ["Contents"]
-
-LOOKED_AT_ONCE = 500
 
 
 class Contents:
@@ -24,17 +21,6 @@ class Contents:
         self._changed: list[set[str]] = []
         self._first_use_s = self._last_use_s = 0.0
         self._unchanged: dict[str, object] = {}
-
-    def least_recent(self, short_bytes: int, size_of: Callable[[str], int]) -> list[str] | None:
-        """Plain LRU, as long as nobody knows better: so many bytes by `size_of`, or None where there are not."""
-        victims = []
-        for path in chain.from_iterable(self.entries.pages(LOOKED_AT_ONCE)):
-            if short_bytes <= 0:
-                break
-            if (size := size_of(path)) > 0:
-                victims.append(path)
-                short_bytes -= size
-        return victims if short_bytes <= 0 else None
 
     def put(self, path: str, stamp: Stamp) -> None:
         """A file has come; that is a use, too."""

@@ -1,7 +1,8 @@
 """The space and the path that the daemon reserves for one object on its way into the cache."""
 
-from gcs_prefetchd.cache.cache import Cache, Room
+from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.object_writer import ObjectWriter
+from gcs_prefetchd.cache.observer import ChooseVictims
 from gcs_prefetchd.cache.temp_file import TempFile
 from gcs_prefetchd.shared.checksums import Stamp
 from gcs_prefetchd.shared.errors import CacheFullError, CacheWriteError
@@ -12,18 +13,18 @@ __all__ = ["Reservation", "writer_for"]
 
 
 class Reservation:
-    """Every reservation ends in `commit` or in `release`. `room` chooses what to evict for it (by default, the cache does).
+    """Every reservation ends in `commit` or in `release`. `choose_victims` chooses what to evict for it (default: the observer)
 
     The daemon's `Space` of an `ObjectWriter`, in the daemon itself or in one of its fetch processes.
     """
 
-    def __init__(self, cache: Cache, name: ObjectName, room: Room | None = None) -> None:
+    def __init__(self, cache: Cache, name: ObjectName, choose_victims: ChooseVictims | None = None) -> None:
         self.path = cache_path(name.bucket, name.name)
         self.temporary = cache.directory.temporary()
         self.is_committed = False
         self._cache = cache
         self._name = name
-        self._room = room
+        self._choose_victims = choose_victims
         self._reserved_bytes = self._written_bytes = 0
         self._has_path = False
 
@@ -33,7 +34,7 @@ class Reservation:
             return
         self._release_bytes()
         try:
-            await self._cache.reserve(size_bytes, self._room)
+            await self._cache.reserve(size_bytes, self._choose_victims)
         except (CacheFullError, CacheWriteError) as exc:
             raise type(exc)(f"cache {self._name.uri}: {exc}") from exc
         self._reserved_bytes = size_bytes
@@ -68,8 +69,8 @@ class Reservation:
         self._reserved_bytes = 0
 
 
-def writer_for(cache: Cache, name: ObjectName, room: Room | None = None) -> ObjectWriter:
+def writer_for(cache: Cache, name: ObjectName, choose_victims: ChooseVictims | None = None) -> ObjectWriter:
     """The daemon's own writer of an object: the cache accounts for it, and the cache's file thread writes it."""
-    reservation = Reservation(cache, name, room)
+    reservation = Reservation(cache, name, choose_victims)
     file = TempFile(cache.directory, cache.folders, reservation.temporary, name, reservation.path)
     return ObjectWriter(file, reservation, cache.disk.files, hold=cache.hold)

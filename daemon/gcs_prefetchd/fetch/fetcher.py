@@ -4,7 +4,8 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from gcs_prefetchd.cache.cache import Cache, Room
+from gcs_prefetchd.cache.cache import Cache
+from gcs_prefetchd.cache.observer import ChooseVictims
 from gcs_prefetchd.cache.reservation import writer_for
 from gcs_prefetchd.fetch.download_slots import Slots, Ticket, Turn
 from gcs_prefetchd.fetch.process_download import bring_by
@@ -31,12 +32,12 @@ class _Job:
     """A download under way, and on what terms: anybody who wants it on the same ones shares it."""
 
     version: ObjectVersion | None
-    room: Room
+    room: ChooseVictims
     at_any_cost: bool
     turn: Turn
     task: asyncio.Task[None]
 
-    def serves(self, version: ObjectVersion | None, room: Room) -> bool:
+    def serves(self, version: ObjectVersion | None, room: ChooseVictims) -> bool:
         """Whether its end, good or bad, is that of a download of this version with this room."""
         mine, wanted = self.version, version
         same = mine is wanted is None or (mine is not None and wanted is not None and mine.generation == wanted.generation)
@@ -86,7 +87,7 @@ class Fetcher:
         stamp = self._cache.stamp(cache_path(version.name.bucket, version.name.name))
         return stamp is not None and stamp.generation == version.generation
 
-    def start(self, version: ObjectVersion, room: Room) -> asyncio.Task[None]:
+    def start(self, version: ObjectVersion, room: ChooseVictims) -> asyncio.Task[None]:
         """Begin to bring this generation into the cache, if there is room for it.
 
         The task is that of all who wait for it, and not to be cancelled; it is when the fetcher closes.
@@ -110,13 +111,13 @@ class Fetcher:
             self._cache.touch(path)
             return
         try:
-            await self._have(name, version, self._cache.choose, demand=True)
+            await self._have(name, version, self._cache.choose_victims, demand=True)
         except ObjectChangedError:
             if version is None:
                 raise
-            await self._have(name, None, self._cache.choose, demand=True)
+            await self._have(name, None, self._cache.choose_victims, demand=True)
 
-    async def _have(self, name: ObjectName, version: ObjectVersion | None, room: Room, *, demand: bool) -> None:
+    async def _have(self, name: ObjectName, version: ObjectVersion | None, room: ChooseVictims, *, demand: bool) -> None:
         path = cache_path(name.bucket, name.name)
         while (job := self._under_way.get(path)) is not None:
             if demand:
@@ -139,7 +140,7 @@ class Fetcher:
                 raise DaemonUnavailableError(f"fetch {name.uri}: the daemon is stopping") from None
             raise
 
-    def _start(self, path: str, name: ObjectName, version: ObjectVersion | None, room: Room, *, demand: bool) -> _Job:
+    def _start(self, path: str, name: ObjectName, version: ObjectVersion | None, room: ChooseVictims, *, demand: bool) -> _Job:
         if self._closed:
             raise DaemonUnavailableError(f"fetch {name.uri}: the daemon is stopping")
         turn = Turn(demand, version.size if version is not None else 0)
@@ -148,7 +149,7 @@ class Fetcher:
         task.add_done_callback(lambda done: self._ended(path, done))
         return job
 
-    async def _bring(self, name: ObjectName, version: ObjectVersion | None, room: Room, turn: Turn) -> None:
+    async def _bring(self, name: ObjectName, version: ObjectVersion | None, room: ChooseVictims, turn: Turn) -> None:
         started_s = time.monotonic()
         await self.slots.acquire(turn)
         try:
@@ -165,7 +166,7 @@ class Fetcher:
         else:
             self.fetched.prefetch += 1
 
-    async def _bring_by_process(self, version: ObjectVersion, room: Room, turn: Turn) -> bool:
+    async def _bring_by_process(self, version: ObjectVersion, room: ChooseVictims, turn: Turn) -> bool:
         """Whether a fetch process has brought it. What a reader waits for is fetched here, without a hop."""
         process = self._processes.least_busy() if self._processes is not None and not turn.demand else None
         if process is None:

@@ -6,10 +6,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 
-from gcs_prefetchd.cache.cache import Cache, Room
+from gcs_prefetchd.cache.cache import Cache
+from gcs_prefetchd.cache.observer import ChooseVictims
 from gcs_prefetchd.cache.page_cache import ReadAhead
 from gcs_prefetchd.fetch.fetcher import Fetcher
 from gcs_prefetchd.fetch.log_throttle import Repeats
+from gcs_prefetchd.fetch.prefetch_observer import PrefetchObserver
 from gcs_prefetchd.planning.item_refs import ItemRef
 from gcs_prefetchd.planning.reader import Reader
 from gcs_prefetchd.planning.registry import Registry
@@ -43,7 +45,7 @@ class _Bringing:
     whether it was planned once more meanwhile."""
 
     reader: Reader
-    room: Room
+    room: ChooseVictims
     left: int
     failures: list[tuple[ObjectVersion, BaseException]] = field(default_factory=list)
     planned_again: bool = False
@@ -66,6 +68,8 @@ class _Ahead:
 class Prefetcher:
     """`run` prefetches until it is cancelled. Whatever changes the readers or the cache calls `wake`.
 
+    `observer` is the cache's.
+
     What could not be fetched because GCS, the credentials or the disk failed is planned again every `try_again_s`. `waits`
     counts the objects that readers waited for, by reason (`wait_reasons.WAIT_REASONS`).
     """
@@ -75,6 +79,7 @@ class Prefetcher:
         registry: Registry,
         cache: Cache,
         fetcher: Fetcher,
+        observer: PrefetchObserver,
         read_ahead: ReadAhead | None = None,
         *,
         try_again_s: float = TRY_AGAIN_S,
@@ -83,6 +88,7 @@ class Prefetcher:
         self._registry = registry
         self._cache = cache
         self._fetcher = fetcher
+        self._observer = observer
         self._read_ahead = read_ahead
         self._try_again_s = try_again_s
         self._waiting_for_room = False
@@ -91,34 +97,26 @@ class Prefetcher:
         self._named: set[ObjectVersion] = set()  # those that the log has named, of which it says no more
         self._repeats = Repeats(log, SAY_AGAIN_S)
         self._ahead_of: dict[str, Epoch] = {}  # the epochs whose next one is being worked out, by their streams
-        self._woken = asyncio.Event()
         self._bringing: dict[tuple[str, int], _Bringing] = {}
         self._objects = 0  # that are being brought
-        self._coming: dict[str, ObjectVersion] = {}  # of those the ones that are not in the cache yet, by path
-        self._coming_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._later: set[ItemRef] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._settled = asyncio.Event()
-        cache.on_arrived = self._arrived
-        cache.on_used = registry.files.note_open
-        cache.on_lost = self._lost
-        cache.choose = partial(self._choose, None)
         fetcher.slots.on_free = self._slot_is_free
 
     async def run(self) -> None:
         """Prefetch until cancelled."""
         try:
             while True:
-                await self._woken.wait()
-                self._woken.clear()
+                await self._observer.woken.wait()
+                self._observer.woken.clear()
                 self._work_ahead()
                 is_sorting = self._registry.eviction.sort_more()
                 if self._start_downloads() or is_sorting:
-                    self._woken.set()
+                    self._observer.woken.set()
                     await asyncio.sleep(0)
                 elif not self._tasks and not self._bringing and not self._later:
-                    self._settled.set()
+                    self._observer.settled.set()
         finally:
             if self._timer is not None:
                 self._timer.cancel()
@@ -130,11 +128,11 @@ class Prefetcher:
     def wake(self) -> None:
         """A plan has come, something was read, or something left the cache: look again."""
         self._waiting_for_room = False
-        self._look_again()
+        self._observer.wake()
 
     async def settled(self) -> None:
         """Wait until nothing is left to fetch that the windows want and the cache has room for."""
-        await self._settled.wait()
+        await self._observer.settled.wait()
 
     def begin(self) -> None:
         """An epoch has begun: fetch for it, and look anew how much room is free."""
@@ -249,11 +247,11 @@ class Prefetcher:
         absent = [version for version in self._versions(reader, item) if not self._fetcher.is_cached(version)]
         if not absent or self._is_too_large(absent):
             return
-        room: Room = partial(self._choose, ItemRef(reader.data_root, item))
+        room: ChooseVictims = partial(self._choose, ItemRef(reader.data_root, item))
         size_bytes = sum(version.size for version in absent)
         if place >= ahead.window_end:
             room = _nothing
-            if not self._cache.has_room_for(self._coming_bytes + size_bytes):
+            if not self._cache.has_room_for(self._observer.incoming_bytes + size_bytes):
                 # As one: an image that fits where its label does not would be of no use to anybody.
                 self._filled.add(stream.id)
                 stream.planned = place
@@ -275,32 +273,28 @@ class Prefetcher:
     def _versions(self, reader: Reader, item: int) -> list[ObjectVersion]:
         return self._registry.lookup.versions(reader.data_root, item, newest_manifest_only=reader.is_seeded)
 
-    def _choose(self, wanted: ItemRef | None, short_bytes: int) -> list[str] | None:
-        """What to drop for an item; for None, whatever is needed last."""
-        return self._registry.files.choose_victims(short_bytes, wanted, self._cache.size_of)
+    def _choose(self, wanted: ItemRef, short_bytes: int) -> list[str] | None:
+        """What to drop for an item."""
+        return self._registry.files.choose_victims(short_bytes, wanted, self._cache.evictable_bytes)
 
     def _bring(self, item: int, versions: list[ObjectVersion], bringing: _Bringing) -> None:
         self._bringing[bringing.reader.data_root, item] = bringing
         for version in versions:
             self._objects += 1
-            path = cache_path(version.name.bucket, version.name.name)
-            if (other := self._coming.get(path)) is not None:  # a version that is not wanted any more
-                self._no_longer_coming(path, other.generation)
-            self._coming[path] = version
-            self._coming_bytes += version.size
+            self._observer.add_incoming(version)
             download = self._fetcher.start(version, bringing.room)
             download.add_done_callback(partial(self._one_ended, item, version, bringing))
 
     def _one_ended(self, item: int, version: ObjectVersion, bringing: _Bringing, download: asyncio.Task[None]) -> None:
         self._objects -= 1
-        self._no_longer_coming(cache_path(version.name.bucket, version.name.name), version.generation)
+        self._observer.remove_incoming(cache_path(version.name.bucket, version.name.name), version.generation)
         error = asyncio.CancelledError() if download.cancelled() else download.exception()
         if error is not None:
             bringing.failures.append((version, error))
         bringing.left -= 1
         if not bringing.left:
             self._all_ended(item, bringing)
-        self._look_again()
+        self._observer.wake()
 
     def _all_ended(self, item: int, bringing: _Bringing) -> None:
         reader = bringing.reader
@@ -310,15 +304,15 @@ class Prefetcher:
         if not bringing.failures:
             reader.prefetched_items += 1
             if bringing.planned_again and not reader.is_item_ready(item):
-                self._plan_again(ItemRef(reader.data_root, item))
+                self._observer.plan_again(ItemRef(reader.data_root, item))
 
-    def _failed(self, reader: Reader, item: int, version: ObjectVersion, room: Room, error: BaseException) -> None:
+    def _failed(self, reader: Reader, item: int, version: ObjectVersion, room: ChooseVictims, error: BaseException) -> None:
         if isinstance(error, CacheFullError):
             if room is _nothing:
                 self._filled.add(reader.stream.id)
             else:
                 self._waiting_for_room = True
-            self._plan_again(ItemRef(reader.data_root, item))
+            self._observer.plan_again(ItemRef(reader.data_root, item))
             return
         self._waiting_for_room = False  # what was set aside for it is free again
         if isinstance(error, OriginUnavailableError | CacheWriteError | CredentialsError):
@@ -329,7 +323,7 @@ class Prefetcher:
                 log.warning("%s; planned again in %g s", error, self._try_again_s)
                 self._timer = asyncio.get_running_loop().call_later(self._try_again_s, self._try_again)
         elif isinstance(error, PrefetchdError) and version not in self._versions(reader, item):
-            self._plan_again(ItemRef(reader.data_root, item))  # it has been listed anew meanwhile
+            self._observer.plan_again(ItemRef(reader.data_root, item))  # it has been listed anew meanwhile
         elif isinstance(error, PrefetchdError):
             self._say_once(type(error).__name__, version, f"{error}; not prefetched")
         elif not isinstance(error, asyncio.CancelledError):  # the daemon is stopping
@@ -344,44 +338,18 @@ class Prefetcher:
         self._timer = None
         self._refused = False
         for item in self._later:
-            self._plan_again(item)
+            self._observer.plan_again(item)
         self._later.clear()
         self.wake()
-
-    def _plan_again(self, ref: ItemRef) -> None:
-        for reader in self._registry:
-            if reader.data_root == ref.data_root:
-                reader.stream.plan_again(ref.item)
-
-    def _look_again(self) -> None:
-        self._settled.clear()
-        self._woken.set()
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda _: self._look_again())
+        task.add_done_callback(lambda _: self._observer.wake())
 
     def _slot_is_free(self) -> None:
         if self._objects:  # else it was a demand's, and nothing of ours waits for it
-            self._look_again()
-
-    def _no_longer_coming(self, path: str, generation: int) -> None:
-        version = self._coming.get(path)
-        if version is not None and version.generation == generation:
-            del self._coming[path]
-            self._coming_bytes -= version.size
-
-    def _arrived(self, path: str) -> None:
-        if (stamp := self._cache.stamp(path)) is not None:
-            self._no_longer_coming(path, stamp.generation)  # at once, for the cache counts it from now on
-        self._registry.files.add(path)
-
-    def _lost(self, path: str) -> None:
-        part = self._registry.files.remove(path)
-        if part is not None:
-            self._plan_again(part.item_ref)
-            self._look_again()
+            self._observer.wake()
 
 
 def _nothing(short_bytes: int) -> list[str] | None:

@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 from functools import partial
 
-from gcs_prefetchd.cache.cache import Cache, Room
+from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.file_scan import find_each
+from gcs_prefetchd.cache.observer import ChooseVictims
 from gcs_prefetchd.cache.reservation import Reservation
 from gcs_prefetchd.cache.safe_folders import Folders
 from gcs_prefetchd.fetch.process_handle import FetchProcess, ProcessLostError
@@ -18,7 +19,9 @@ __all__ = ["bring_by"]
 CANCEL_S = 1.0  # within which a process that is not hung says what became of a download that is not wanted any more
 
 
-async def bring_by(process: FetchProcess, cache: Cache, version: ObjectVersion, room: Room, observer: RequestObserver) -> bool:
+async def bring_by(
+    process: FetchProcess, cache: Cache, version: ObjectVersion, room: ChooseVictims, observer: RequestObserver
+) -> bool:
     """Have the process bring this version; False where it was lost before it had.
 
     Leaves nothing behind where it fails or is cancelled. Raises what `GCSClient.download` and `ObjectWriter` raise.

@@ -20,6 +20,7 @@ from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.cache.file_watcher import Watch
 from gcs_prefetchd.cache.page_cache import ReadAhead
 from gcs_prefetchd.fetch.fetcher import Fetcher
+from gcs_prefetchd.fetch.prefetch_observer import PrefetchObserver
 from gcs_prefetchd.fetch.prefetcher import Prefetcher
 from gcs_prefetchd.fetch.process_messages import ProcessOptions
 from gcs_prefetchd.fetch.process_pool import FetchProcesses
@@ -115,7 +116,8 @@ class Daemon:
             lru=settings.policy == "lru",
             download_s=(download_s := MovingDuration()),
         )
-        self.cache = Cache(self.directory, settings.cache_size, settings.min_free)
+        observer = PrefetchObserver(self.registry)
+        self.cache = Cache(self.directory, settings.cache_size, settings.min_free, observer)
         access = Access(settings.endpoint, settings.anonymous, settings.credentials, settings.user_project)
         slots = make_slots(settings)
         # The slots bound the downloads, by a setting that may change; pages of listings come on top.
@@ -124,7 +126,7 @@ class Daemon:
         self.fetcher = Fetcher(self.cache, self.origin, slots, download_s, self.fetch_processes)
         self.tuning = Tuning(settings, slots)
         self.read_ahead = ReadAhead(self.directory.objects) if settings.read_ahead else None
-        self.prefetcher = Prefetcher(self.registry, self.cache, self.fetcher, self.read_ahead)
+        self.prefetcher = Prefetcher(self.registry, self.cache, self.fetcher, observer, self.read_ahead)
         self.statistics = Statistics(
             self.instance_id,
             self.cache,

@@ -1,0 +1,74 @@
+"""What the prefetcher learns from the cache: which files arrived and were lost, and when there is something to do."""
+
+import asyncio
+
+from gcs_prefetchd.cache.observer import EvictableFiles
+from gcs_prefetchd.planning.item_refs import ItemRef
+from gcs_prefetchd.planning.registry import Registry
+from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.objects import ObjectVersion
+from gcs_prefetchd.shared.paths import cache_path
+
+__all__ = ["PrefetchObserver"]
+
+
+class PrefetchObserver:
+    """Built before the cache, which reports to it, and before the prefetcher, which waits for `woken`.
+
+    It also counts the prefetched objects that are not in the cache yet. `settled` is set while nothing is left to fetch.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self.woken = asyncio.Event()
+        self.settled = asyncio.Event()
+        self.incoming_bytes = 0
+        self._incoming: dict[str, ObjectVersion] = {}  # by path
+        self._registry = registry
+
+    def wake(self) -> None:
+        """There may be something to do."""
+        self.settled.clear()
+        self.woken.set()
+
+    def plan_again(self, ref: ItemRef) -> None:
+        """An item was not fetched, or not kept: its readers need it all the same."""
+        for reader in self._registry:
+            if reader.data_root == ref.data_root:
+                reader.stream.plan_again(ref.item)
+
+    def add_incoming(self, version: ObjectVersion) -> None:
+        """A download of this version starts."""
+        path = cache_path(version.name.bucket, version.name.name)
+        if (other := self._incoming.get(path)) is not None:  # a version that is no longer wanted
+            self.remove_incoming(path, other.generation)
+        self._incoming[path] = version
+        self.incoming_bytes += version.size
+
+    def remove_incoming(self, path: str, generation: int) -> None:
+        """The download ended, or its bytes are counted by the cache."""
+        version = self._incoming.get(path)
+        if version is not None and version.generation == generation:
+            del self._incoming[path]
+            self.incoming_bytes -= version.size
+
+    # --- what the cache calls
+
+    def arrived(self, path: str, stamp: Stamp) -> None:
+        """A file was published, or found on the disk."""
+        self.remove_incoming(path, stamp.generation)  # at once, for the cache counts it from now on
+        self._registry.files.add(path)
+
+    def used(self, path: str) -> None:
+        """Another program opened the file."""
+        self._registry.files.note_open(path)
+
+    def lost(self, path: str) -> None:
+        """The file was evicted, or deleted by hand."""
+        part = self._registry.files.remove(path)
+        if part is not None:
+            self.plan_again(part.item_ref)
+            self.wake()
+
+    def choose_victims(self, short_bytes: int, files: EvictableFiles) -> list[str] | None:
+        """What is not needed soon, and then what is needed last."""
+        return self._registry.files.choose_victims(short_bytes, None, files.evictable_bytes)
