@@ -71,26 +71,28 @@ class Node:
     def read(self, reader: Reader) -> int:
         """Report the next items as read and fill the window; returns how many were reported."""
         stream, registry = reader.stream, self.registry
-        items = [stream.item_at(place) for place in range(stream.start, stream.start + REPORTED_AT_ONCE)]
+        items = [stream.item_at(place) for place in range(stream.first_unread, stream.first_unread + REPORTED_AT_ONCE)]
         registry.note_reads("job", [version.name for item in items for version in self.manifest.versions(item)])
-        place = max(stream.planned, stream.start)
-        while place < min(stream.known, stream.window_start(WINDOW_ITEMS) + WINDOW_ITEMS):
+        place = max(stream.planned_end, stream.first_unread)
+        while place < min(stream.known_end, stream.window_start(WINDOW_ITEMS) + WINDOW_ITEMS):
             item = stream.item_at(place)
             if reader.is_item_ready(item):
                 registry.eviction.note_planned(reader.data_root, item, registry.clock())
             else:
                 self._fetch(reader, item)
             place += 1
-        stream.planned = place
+        stream.planned_end = place
         return len(items)
 
     def read_by_policy(self, reader: Reader) -> int:
         """The same, of the planner alone: no names, no reports."""
         stream, policy, now_s = reader.stream, self.registry.eviction, time.monotonic()
         for _ in range(REPORTED_AT_ONCE):
-            policy.mark_read(ROOT.uri, stream, stream.item_at(stream.start), now_s)
+            policy.mark_read(ROOT.uri, stream, stream.item_at(stream.first_unread), now_s)
         policy.extend_known(ROOT.uri, stream, WINDOW_ITEMS, now_s)
-        for place in range(max(stream.planned, stream.start), min(stream.known, stream.start + WINDOW_ITEMS)):
+        for place in range(
+            max(stream.planned_end, stream.first_unread), min(stream.known_end, stream.first_unread + WINDOW_ITEMS)
+        ):
             item = stream.item_at(place)
             if not policy.cached[ROOT.uri].parts_of(item):
                 due_s = policy.cached[ROOT.uri].next_use_s(item, now_s)
@@ -100,7 +102,7 @@ class Node:
                         policy.remove_part(victim.data_root, victim.item, part)
                 for part in range(2):
                     policy.add_part(ROOT.uri, item, part, now_s)
-            stream.planned = place + 1
+            stream.planned_end = place + 1
         return REPORTED_AT_ONCE
 
     def _fetch(self, reader: Reader, item: int) -> None:

@@ -128,7 +128,7 @@ async def test_of_a_job_that_has_ended_no_order_is_kept(gcs: GCSServer, tmp_path
         manifest = service.registry.catalog.newest_manifest(DATA_ROOT)
         assert manifest is not None
         plan, indices = plan_of(manifest, range(20), kind="shuffled")
-        order = weakref.ref(service.registry.register(service.registry.prepare(plan, indices)).stream.current.order)
+        order = weakref.ref(service.registry.register(service.registry.prepare(plan, indices)).stream.epoch.order)
         service.prefetcher.begin()
         await service.prefetcher.settled()
         service.registry.end_job(plan.job)

@@ -245,7 +245,7 @@ async def test_the_next_epochs_head_is_fetched_in_this_ones_tail(gcs: GCSServer,
         reader = await node.plan(node.all, kind=kind, seed=3)
         following = await asyncio.to_thread(reader.prepare_next_epoch)
         assert following is not None
-        order, head = reader.stream.current.order.tolist(), following.order.tolist()
+        order, head = reader.stream.epoch.order.tolist(), following.order.tolist()
         for item in order[:-1]:
             assert item in node.items_on_disk()
             await node.read(item)
@@ -264,8 +264,8 @@ async def test_when_the_seeded_epoch_has_been_read_the_next_one_is_fetched(gcs: 
         await node.follow()
         await node.read(*node.seeded(), job="without a plan")
         (reader,) = node.registry
-        assert (reader.stream.current.number, reader.stream.position) == (1, 0)
-        assert reader.stream.planned == 6
+        assert (reader.stream.epoch.number, reader.stream.position) == (1, 0)
+        assert reader.stream.planned_end == 6
 
 
 async def test_the_runway_ends_at_the_first_gap(gcs: GCSServer, cache: Cache) -> None:
@@ -297,7 +297,7 @@ async def test_one_lost_report_holds_up_no_prefetching(gcs: GCSServer, cache: Ca
         for item in range(1, 59):
             assert item in node.items_on_disk()
             await node.read(item)
-        assert reader.stream.start == 0
+        assert reader.stream.first_unread == 0
         assert gcs.counts.media == dict.fromkeys(node.keys(node.all), 1)
 
 
@@ -344,7 +344,7 @@ async def test_an_objects_one_get_serves_its_whole_residence(gcs: GCSServer, cac
         lost = lost_paths(cache)
         for epoch in range(3):
             reader = await node.plan(node.all, kind="shuffled", seed=3, epoch=epoch)
-            for item in reader.stream.current.order.tolist():
+            for item in reader.stream.epoch.order.tolist():
                 assert item in node.items_on_disk()
                 await node.read(item)
                 assert cache.bytes <= 1_000_000
@@ -421,7 +421,7 @@ async def test_an_item_larger_than_the_cache_stops_nothing_and_is_said_once(
     async with prefetching(gcs, cache, window=3) as node:
         for epoch in range(3):
             reader = await node.plan(node.all, kind="shuffled", seed=1, epoch=epoch)
-            for item in reader.stream.current.order.tolist():
+            for item in reader.stream.epoch.order.tolist():
                 assert (item in node.items_on_disk()) == (item != 4)
                 await node.read(item)
         assert node.keys([4])[0] not in gcs.counts.media
@@ -499,7 +499,7 @@ async def test_two_readers_in_different_orders_share_what_is_on_disk(gcs: GCSSer
             ]
             if epoch == 1:
                 gcs.reset()
-            orders = [reader.stream.current.order.tolist() for reader in readers]
+            orders = [reader.stream.epoch.order.tolist() for reader in readers]
             for one, other in zip(*orders, strict=True):
                 await node.demand_and_read(one, job="1")
                 await node.demand_and_read(other, job="2")

@@ -23,7 +23,7 @@ KEY = "gs://pictures/train"
 
 
 def epoch_of(order: Sequence[int], items: int, number: int = 0, position: int = 0) -> Epoch:
-    return Epoch.of(number, np.array(order, dtype=np.uint32), items, position)
+    return Epoch.from_order(number, np.array(order, dtype=np.uint32), items, position)
 
 
 @dataclass(slots=True)
@@ -90,9 +90,9 @@ class Node:
 
     def prefetch(self, stream: Stream, window: int) -> None:
         """Have what is in the window, soonest first, as far as there is room."""
-        for place in range(stream.start, min(stream.known, stream.start + window)):
+        for place in range(stream.first_unread, min(stream.known_end, stream.first_unread + window)):
             item = stream.item_at(place)
-            wanted = stream.place_of(item) == place and not self.is_here(item)
+            wanted = stream.next_place(item) == place and not self.is_here(item)
             if wanted and not self.fetch(item, self.cached.next_use_s(item, self.now_s)):
                 return
 
@@ -105,23 +105,23 @@ def simulate(
     They take turns; with a window what is in it is fetched before each read.
     """
     node, found = Node(items, capacity, lru), []
-    streams = [Stream(f"{job}", "", order_of(kind, items, job, 0), endless=kind == "endless") for job in range(jobs)]
+    streams = [Stream(f"{job}", "", order_of(kind, items, job, 0), is_endless=kind == "endless") for job in range(jobs)]
     for job, stream in enumerate(streams):
-        stream.append(order_of(kind, items, job, 1))
+        stream.set_next_epoch(order_of(kind, items, job, 1))
     node.add(*streams)
     for step in range(items * epochs):
         for job, stream in enumerate(streams):
-            if stream.ended:
-                number = stream.current.number + 1
-                stream.turn(order_of(kind, items, job, number))
-                stream.append(order_of(kind, items, job, number + 1))
+            if stream.is_finished:
+                number = stream.epoch.number + 1
+                stream.start_epoch(order_of(kind, items, job, number))
+                stream.set_next_epoch(order_of(kind, items, job, number + 1))
                 node.policy.start_sorting()
                 node.policy.extend_known(KEY, stream, window, node.now_s)
             before = node.fetches
             node.prefetch(stream, window)
-            place = stream.start
+            place = stream.first_unread
             hit = node.read(stream, stream.item_at(place)) and node.fetches == before
-            found.append((stream.current.number, place, hit))
+            found.append((stream.epoch.number, place, hit))
             stream.rate.add(1, node.now_s)
             node.policy.extend_known(KEY, stream, window, node.now_s)
             assert node.used <= capacity
@@ -132,7 +132,7 @@ def simulate(
 def order_of(kind: str, items: int, seed: int, number: int) -> Epoch:
     indices = np.arange(items, dtype=np.uint32)
     order = epoch_order(seed, number, indices) if kind == "shuffled" else endless_order(seed, number * items, items, items)
-    return Epoch.of(number, order, items)
+    return Epoch.from_order(number, order, items)
 
 
 def reads_of(kind: str, items: int, epochs: int, jobs: int = 1) -> list[int]:
@@ -272,7 +272,7 @@ def test_nothing_is_dropped_for_what_is_needed_as_late_or_later(place: int, drop
     node.add(stream)
     for item in (1, 2, 3, 4):
         node.fetch(item)
-    victims = node.victims(1, stream.in_s(place, node.now_s))
+    victims = node.victims(1, stream.time_until_s(place, node.now_s))
     assert victims == (None if dropped is None else [(KEY, item) for item in dropped])
 
 
@@ -284,7 +284,7 @@ def test_where_there_is_not_enough_everything_stays_as_it_was() -> None:
         node.now_s += 1
         node.fetch(item)
     node.policy.itemless["pictures/readme"] = 1.5
-    soon_s = stream.in_s(1, node.now_s)
+    soon_s = stream.time_until_s(1, node.now_s)
     for _ in range(3):
         assert node.victims(100, soon_s) is None
         assert node.victims(100) is None
@@ -354,7 +354,7 @@ def test_what_has_been_read_for_the_last_time_can_go_at_once() -> None:
 def test_what_comes_into_sight_again_is_needed_again() -> None:
     node = Node(10, 10)
     stream = Stream("s", "", epoch_of([1, 2, 3], 10))
-    stream.append(epoch_of([2, 1, 3], 10, 1))
+    stream.set_next_epoch(epoch_of([2, 1, 3], 10, 1))
     node.add(stream)
     for item in (1, 2, 3):
         node.fetch(item)
@@ -451,7 +451,7 @@ class Checked(Node):
         for stream in self.cached.streams:
             place = next((place for place in unread(stream) if stream.item_at(place) == item), None)
             if place is not None:
-                soonest_s = min(soonest_s, max(0, place - stream.start) / stream.rate.per_s(self.now_s))
+                soonest_s = min(soonest_s, max(0, place - stream.first_unread) / stream.rate.per_s(self.now_s))
         return soonest_s
 
     def fetch(self, item: int, due_s: float = -1.0) -> bool:
@@ -470,7 +470,7 @@ READ: dict[str, set[int]] = {}
 
 
 def unread(stream: Stream) -> Iterator[int]:
-    return (place for place in range(stream.known) if place not in READ[stream.id])
+    return (place for place in range(stream.known_end) if place not in READ[stream.id])
 
 
 @settings(max_examples=300)
@@ -495,12 +495,12 @@ def test_whatever_comes_the_bound_holds_and_nothing_needed_sooner_is_dropped(
                 READ[f"{number}"] = set(range(min(more, len(orders[number]))))
                 order = epoch_of(orders[number], ITEMS, position=len(READ[f"{number}"]))
                 if number in alive:
-                    alive[number].turn(order)
+                    alive[number].start_epoch(order)
                     node.policy.start_sorting()
                 else:
                     alive[number] = Stream(f"{number}", "", order)
                     node.add(alive[number])
-                alive[number].append(epoch_of(orders[number][::-1], ITEMS, 1))
+                alive[number].set_next_epoch(epoch_of(orders[number][::-1], ITEMS, 1))
             case "die" if number in alive:
                 node.remove(alive.pop(number))
             case "read" if number in alive:
@@ -541,9 +541,9 @@ def large_node(orders: list[Indices], jobs: int) -> tuple[Node, list[Stream]]:
     node = Node(MANY, MANY // 2, sizes=[1] * MANY)
     node.cached.parts[::2] = 1
     node.used = MANY // 2
-    streams = [Stream(f"{job}", "", Epoch.of(0, orders[2 * job], MANY, MANY // 2)) for job in range(jobs)]
+    streams = [Stream(f"{job}", "", Epoch.from_order(0, orders[2 * job], MANY, MANY // 2)) for job in range(jobs)]
     for job, stream in enumerate(streams):
-        stream.append(Epoch.of(1, orders[2 * job + 1], MANY))
+        stream.set_next_epoch(Epoch.from_order(1, orders[2 * job + 1], MANY))
     node.add(*streams)
     while node.policy.sort_more():
         pass
@@ -559,7 +559,7 @@ def test_a_read_costs_microseconds_among_a_million_items(orders_of_many: list[In
         began_s = time.thread_time()
         for _ in range(2000):
             for stream in streams:
-                node.read(stream, stream.item_at(stream.start))
+                node.read(stream, stream.item_at(stream.first_unread))
                 node.now_s += 0.0001
             for stream in streams:
                 if stream.position % 16 == 0:
@@ -580,8 +580,8 @@ def test_no_step_holds_up_the_event_loop_among_a_million_items(orders_of_many: l
     node, (stream, other) = large_node(orders_of_many, 2)
     node.remove(other)
     for order, position in ((orders_of_many[1], 0), (orders_of_many[0], MANY // 2), (orders_of_many[1], 0)):
-        epoch = Epoch.of(1, order, MANY, position)
-        assert took_s(lambda: stream.turn(epoch)) < 0.02  # noqa: B023  # called at once
+        epoch = Epoch.from_order(1, order, MANY, position)
+        assert took_s(lambda: stream.start_epoch(epoch)) < 0.02  # noqa: B023  # called at once
         slices_s = [took_s(node.policy.start_sorting), took_s(lambda: node.victims(1, -1.0))]
         while not node.cached.is_sorted:
             slices_s.append(took_s(node.policy.sort_more))
@@ -603,7 +603,7 @@ def test_what_has_become_needed_is_not_dropped_as_not_soon_though_it_has_not_bee
         assert node.fetch(item)
     while node.policy.sort_more():
         pass
-    stream.turn(epoch_of(range(1, UNSORTED), UNSORTED))
+    stream.start_epoch(epoch_of(range(1, UNSORTED), UNSORTED))
     node.policy.start_sorting()
     assert not node.cached.is_sorted
     assert node.victims(2) == [(KEY, 0), (KEY, UNSORTED - 1)]
@@ -616,7 +616,7 @@ def test_sorted_in_several_goes_it_is_as_if_it_had_been_sorted_at_once(steps_bet
     node.add(stream)
     for item in range(UNSORTED):
         assert node.fetch(item)
-    stream.turn(epoch_of(range(0, UNSORTED, 2), UNSORTED))
+    stream.start_epoch(epoch_of(range(0, UNSORTED, 2), UNSORTED))
     node.policy.start_sorting()
     for item in range(UNSORTED - 4 * steps_between, UNSORTED, 2):
         node.now_s += 1
@@ -624,4 +624,4 @@ def test_sorted_in_several_goes_it_is_as_if_it_had_been_sorted_at_once(steps_bet
     assert not node.policy.sort_more()
     idle = node.victims(UNSORTED // 2 + 2 * steps_between)
     assert idle is not None
-    assert sorted(idle) == [(KEY, item) for item in range(UNSORTED) if stream.place_of(item) == NEVER]
+    assert sorted(idle) == [(KEY, item) for item in range(UNSORTED) if stream.next_place(item) == NEVER]

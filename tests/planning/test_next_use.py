@@ -15,12 +15,12 @@ LONG = 3 * PLACES_PER_SCAN
 
 
 def epoch_of(order: Iterable[int], items: int, number: int = 0) -> Epoch:
-    return Epoch.of(number, np.array(list(order), dtype=np.uint32), items)
+    return Epoch.from_order(number, np.array(list(order), dtype=np.uint32), items)
 
 
 def stream_of(order: Sequence[int], items: int = ITEMS, name: str = "s") -> Stream:
     stream = Stream(name, "", epoch_of(order, items))
-    stream.append(epoch_of(order, items, 1))
+    stream.set_next_epoch(epoch_of(order, items, 1))
     return stream
 
 
@@ -184,4 +184,4 @@ def test_whatever_happened_everything_here_that_is_needed_is_told_from_the_far_e
                     if cached.parts_of(revealed):
                         cached.queue_next_use(revealed, 0.0)
     needed = [item for item in range(ITEMS) if cached.parts_of(item) and cached.is_needed(item)]
-    assert told(cached) == [("s", place) for place in sorted((stream.place_of(item) for item in needed), reverse=True)]
+    assert told(cached) == [("s", place) for place in sorted((stream.next_place(item) for item in needed), reverse=True)]

@@ -78,7 +78,7 @@ def positions(registry: Registry) -> dict[str, int]:
 
 
 def order_of(reader: Reader) -> list[int]:
-    return [int(item) for item in reader.stream.current.order]
+    return [int(item) for item in reader.stream.epoch.order]
 
 
 def read(registry: Registry, job: str, *items: int, manifest: Manifest = MANIFEST) -> None:
@@ -116,7 +116,7 @@ def test_before_a_listing_there_is_nothing() -> None:
 def test_a_listed_data_root_has_the_seeded_order_as_its_stream(registry: Registry) -> None:
     (seeded,) = registry
     assert order_of(seeded) == epoch_order(5, 0, indices_of(range(10))).tolist()
-    assert (seeded.stream.current.number, seeded.stream.position, seeded.stream.job, seeded.is_seeded) == (0, 0, "", True)
+    assert (seeded.stream.epoch.number, seeded.stream.position, seeded.stream.job, seeded.is_seeded) == (0, 0, "", True)
     assert registry.stream_ids == []
     assert registry.catalog.newest_manifest(ROOT) is MANIFEST
 
@@ -127,7 +127,7 @@ def test_a_job_without_a_plan_moves_the_seeded_stream_from_epoch_to_epoch(regist
     assert list(positions(registry).values()) == [3]
     read(registry, "someone else", *order_of(first)[3:])
     (second,) = readers(registry).values()
-    assert (second.stream.current.number, second.stream.position) == (1, 0)
+    assert (second.stream.epoch.number, second.stream.position) == (1, 0)
     assert order_of(second) == epoch_order(5, 1, indices_of(range(10))).tolist()
 
 
@@ -136,15 +136,15 @@ def test_a_seeded_epoch_whose_next_one_is_known_goes_on_with_it_at_once(registry
     (first,) = registry
     following = first.prepare_next_epoch()
     assert following is not None
-    first.stream.append(following)
+    first.stream.set_next_epoch(following)
     last = order_of(first)[9]
     read(registry, "someone", *order_of(first)[:9])
     ahead = next(item for item in following.order[:3].tolist() if item != last)
     read(registry, "someone", last, ahead)
     (second,) = registry
-    assert (second.stream.current.number, second.stream.position, second.plan.epoch) == (1, 1, 1)
+    assert (second.stream.epoch.number, second.stream.position, second.plan.epoch) == (1, 1, 1)
     assert order_of(second) == epoch_order(5, 1, indices_of(range(10))).tolist()
-    assert second.stream.place_of(ahead) == NEVER
+    assert second.stream.next_place(ahead) == NEVER
     assert registry.seeded.pop_due() == []
 
 
@@ -182,7 +182,7 @@ def test_a_new_listing_starts_the_seeded_stream_anew_in_its_epoch(registry: Regi
     work_out(registry)
     put_in_force(registry, listing(12))
     (seeded,) = registry
-    assert (seeded.stream.current.number, len(seeded.stream)) == (1, 12)
+    assert (seeded.stream.epoch.number, len(seeded.stream)) == (1, 12)
 
 
 def test_the_seeded_stream_waits_for_its_next_reader_however_long(registry: Registry, clock: Clock) -> None:
@@ -217,7 +217,7 @@ def test_the_next_epochs_plan_takes_the_place_of_the_last_and_keeps_the_streams_
     second = send(registry, [2, 1], epoch=1)
     assert list(registry) == [second]
     assert second.stream is first.stream
-    assert (second.stream.current.number, order_of(second)) == (1, [2, 1])
+    assert (second.stream.epoch.number, order_of(second)) == (1, [2, 1])
 
 
 def test_the_same_plan_twice_is_one_stream_that_starts_at_the_position_told_last(registry: Registry) -> None:
@@ -227,7 +227,7 @@ def test_the_same_plan_twice_is_one_stream_that_starts_at_the_position_told_last
     send(registry, [3, 1, 2], position=2)
     assert positions(registry) == {"job/0": 2}
     read(registry, "job", 2)
-    assert readers(registry)["job/0"].stream.ended
+    assert readers(registry)["job/0"].stream.is_finished
 
 
 def test_a_stream_that_goes_to_another_data_root_leaves_the_first(registry: Registry) -> None:
@@ -254,7 +254,7 @@ def test_a_stream_that_another_job_goes_on_with_is_that_jobs(registry: Registry)
 def test_a_seeded_plan_becomes_its_ranks_share_of_the_order(registry: Registry, kind: str) -> None:
     reader = send(registry, range(10), kind=kind, seed=3, epoch=2, rank=1, world=2)
     assert order_of(reader) == plan_order(kind, 3, 2, indices_of(range(10)), rank=1, world=2).tolist()
-    assert reader.stream.endless == (kind == "endless")
+    assert reader.stream.is_endless == (kind == "endless")
 
 
 @pytest.mark.parametrize("kind", ["shuffled", "endless"])
@@ -302,7 +302,7 @@ def test_a_plan_that_cannot_be_names_its_field_and_changes_nothing(
 
 @pytest.mark.parametrize("start", [3, 1000])
 def test_a_plan_that_starts_at_or_beyond_its_end_is_read_already(registry: Registry, start: int) -> None:
-    assert send(registry, [3, 1, 2], start=start).stream.ended
+    assert send(registry, [3, 1, 2], start=start).stream.is_finished
 
 
 @pytest.mark.parametrize(("items", "position"), [([1, 2], 2), ([9, 0], 1), ([1, 1, 1], 0)])
@@ -379,7 +379,7 @@ def test_a_plan_worked_out_while_a_larger_listing_came_is_taken(registry: Regist
     larger = listing(500)
     put_in_force(registry, larger)
     reader = registry.register(prepared)
-    assert reader.stream.place_of(499) == NEVER
+    assert reader.stream.next_place(499) == NEVER
     registry.files.add(path(499, manifest=larger))
     read(registry, "job", 3)
     assert reader.stream.position == 1
@@ -441,7 +441,7 @@ def test_a_forgotten_reader_that_comes_back_is_welcome(registry: Registry, clock
     read(registry, "job", 1)
     send(registry, [1, 2], epoch=1)
     registry.forget_idle()
-    assert readers(registry)["job/0"].stream.current.number == 1
+    assert readers(registry)["job/0"].stream.epoch.number == 1
 
 
 def test_streams_may_come_and_go_while_somebody_looks_through_them(registry: Registry) -> None:
@@ -500,7 +500,7 @@ def test_a_reader_and_what_is_here_for_it_take_at_most_40_bytes_an_item(kind: st
         registry.set_manifest(registry.catalog.assign_numbers(manifest))
         reader = send(registry, range(items), listed=manifest, kind=kind)
         if (epoch := reader.prepare_next_epoch()) is not None:
-            reader.stream.append(epoch)
+            reader.stream.set_next_epoch(epoch)
         for item in order_of(reader)[:1000]:
             registry.eviction.add_part(ROOT, item, 0, 1.0)
             registry.eviction.mark_read(ROOT, reader.stream, item, 2.0)
@@ -587,7 +587,7 @@ def test_a_report_that_got_lost_does_not_make_the_window_longer_and_longer(clock
         read(registry, "job", *range(start, start + 10), manifest=manifest)
         if start == 1001:
             early = registry.window_items(reader)
-    assert (reader.stream.start, reader.stream.front) == (0, 4001)
+    assert (reader.stream.first_unread, reader.stream.front) == (0, 4001)
     assert registry.window_items(reader) == pytest.approx(early, rel=0.2)
 
 

@@ -15,21 +15,21 @@ ITEMS = 20
 
 
 def epoch_of(order: Sequence[int], number: int = 0, items: int = ITEMS, position: int = 0) -> Epoch:
-    return Epoch.of(number, np.array(order, dtype=np.uint32), items, position)
+    return Epoch.from_order(number, np.array(order, dtype=np.uint32), items, position)
 
 
 def stream_of(
     order: Sequence[int], position: int = 0, *, upcoming: Sequence[int] | None = None, endless: bool = False
 ) -> Stream:
-    stream = Stream("s", "job", epoch_of(order, position=position), endless=endless)
+    stream = Stream("s", "job", epoch_of(order, position=position), is_endless=endless)
     if upcoming is not None:
-        stream.append(epoch_of(upcoming, 1))
+        stream.set_next_epoch(epoch_of(upcoming, 1))
     return stream
 
 
 def places(stream: Stream, *items: int) -> list[int | None]:
     """Where each item will be read next, as far as that is known."""
-    return [None if (place := stream.place_of(item)) == NEVER else place for item in items]
+    return [None if (place := stream.next_place(item)) == NEVER else place for item in items]
 
 
 # The order
@@ -47,7 +47,7 @@ def test_an_item_that_comes_twice_is_read_twice() -> None:
         ([3], True),
         ([None], False),
     ]
-    assert (stream.position, stream.start, stream.front) == (3, 2, 4)
+    assert (stream.position, stream.first_unread, stream.front) == (3, 2, 4)
 
 
 def test_an_order_without_repetitions_keeps_no_list_of_them() -> None:
@@ -58,23 +58,23 @@ def test_an_order_without_repetitions_keeps_no_list_of_them() -> None:
 
 def test_an_empty_epoch_has_ended() -> None:
     stream = stream_of([])
-    assert stream.ended
+    assert stream.is_finished
     assert not stream.mark_read(1)
-    assert stream.reveal(10) == []
+    assert stream.extend_known(10) == []
 
 
 def test_a_resumed_epoch_begins_where_it_was_left() -> None:
     stream = stream_of([4, 2, 9, 2], position=2)
-    assert (stream.position, stream.start, stream.front, stream.planned, len(stream)) == (2, 2, 2, 2, 4)
+    assert (stream.position, stream.first_unread, stream.front, stream.planned_end, len(stream)) == (2, 2, 2, 2, 4)
     assert places(stream, 4, 2, 9) == [None, 3, 2]
     assert not stream.mark_read(4)
     assert stream.mark_read(9)
     assert stream.mark_read(2)
-    assert stream.ended
+    assert stream.is_finished
 
 
 def test_an_epoch_that_was_left_at_its_end_has_ended() -> None:
-    assert stream_of([4, 2], position=2).ended
+    assert stream_of([4, 2], position=2).is_finished
 
 
 # Reads
@@ -83,11 +83,11 @@ def test_an_epoch_that_was_left_at_its_end_has_ended() -> None:
 def test_reads_may_come_out_of_order() -> None:
     stream = stream_of([4, 2, 9, 1])
     assert stream.mark_read(9)
-    assert (stream.position, stream.start, stream.front) == (1, 0, 3)
+    assert (stream.position, stream.first_unread, stream.front) == (1, 0, 3)
     assert stream.mark_read(4)
-    assert (stream.position, stream.start, stream.front) == (2, 1, 3)
+    assert (stream.position, stream.first_unread, stream.front) == (2, 1, 3)
     assert stream.mark_read(2)
-    assert (stream.position, stream.start, stream.front) == (3, 3, 3)
+    assert (stream.position, stream.first_unread, stream.front) == (3, 3, 3)
 
 
 def test_a_read_of_nothing_that_is_awaited_is_none_of_this_stream() -> None:
@@ -102,7 +102,7 @@ def test_one_lost_report_leaves_half_of_the_window_ahead_of_the_reader() -> None
     stream = stream_of(range(20))
     for item in range(1, 12):
         stream.mark_read(item)
-    assert (stream.start, stream.front) == (0, 12)
+    assert (stream.first_unread, stream.front) == (0, 12)
     assert [stream.window_start(window) for window in (100, 24, 4, 1)] == [0, 0, 10, 12]
 
 
@@ -111,15 +111,15 @@ def test_one_lost_report_hides_nothing_of_the_future(endless: bool) -> None:
     stream = stream_of(range(20), upcoming=range(20), endless=endless)
     for item in range(1, 19):
         stream.mark_read(item)
-    assert 1 in stream.reveal(5)
+    assert 1 in stream.extend_known(5)
 
 
 def test_a_lost_report_is_made_up_for_by_the_next_epoch() -> None:
     stream = stream_of([4, 2, 9])
     stream.mark_read(2)
     stream.mark_read(9)
-    stream.turn(epoch_of([9, 4, 2], 1))
-    assert (stream.position, stream.start, stream.front, stream.current.number) == (0, 0, 0, 1)
+    stream.start_epoch(epoch_of([9, 4, 2], 1))
+    assert (stream.position, stream.first_unread, stream.front, stream.epoch.number) == (0, 0, 0, 1)
     assert places(stream, 9, 4, 2) == [0, 1, 2]
 
 
@@ -128,8 +128,8 @@ def test_a_lost_report_is_made_up_for_by_the_next_epoch() -> None:
 
 def test_of_the_next_epoch_nothing_is_known_before_the_window_reaches_it() -> None:
     stream = stream_of([4, 2, 9], upcoming=[9, 4, 2])
-    assert stream.reveal(2) == []
-    assert stream.known == 3
+    assert stream.extend_known(2) == []
+    assert stream.known_end == 3
     stream.mark_read(4)
     assert places(stream, 4) == [None]
 
@@ -138,57 +138,57 @@ def test_the_head_of_the_next_epoch_is_known_as_far_as_the_window_reaches() -> N
     stream = stream_of([4, 2, 9], upcoming=[4, 9, 2])
     stream.mark_read(4)
     stream.mark_read(2)
-    assert stream.reveal(3) == [4]  # 9 comes there too, and before that in this epoch
-    assert stream.known == 5
+    assert stream.extend_known(3) == [4]  # 9 comes there too, and before that in this epoch
+    assert stream.known_end == 5
     assert places(stream, 4, 9, 2) == [3, 2, None]
     stream.mark_read(9)
     assert places(stream, 9) == [4]
-    assert stream.reveal(3) == [2]
+    assert stream.extend_known(3) == [2]
     assert places(stream, 2) == [5]
     assert [stream.item_at(place) for place in range(6)] == [4, 2, 9, 4, 9, 2]
 
 
 def test_the_window_reaches_no_further_than_the_next_epochs_end() -> None:
     stream = stream_of([4, 2, 9], upcoming=[2, 9])
-    stream.reveal(100)
-    assert stream.known == 5
-    assert stream_of([4, 2, 9]).reveal(100) == []
+    stream.extend_known(100)
+    assert stream.known_end == 5
+    assert stream_of([4, 2, 9]).extend_known(100) == []
 
 
 def test_an_endless_stream_is_known_one_length_ahead() -> None:
     stream = stream_of([4, 2, 4, 9], upcoming=[2, 2, 9, 4], endless=True)
-    assert stream.reveal(1) == []
+    assert stream.extend_known(1) == []
     stream.mark_read(4)
-    assert stream.reveal(1) == []  # 2 comes in this epoch first
-    assert stream.known == 5
+    assert stream.extend_known(1) == []  # 2 comes in this epoch first
+    assert stream.known_end == 5
     stream.mark_read(2)
     assert places(stream, 2) == [4]
-    stream.reveal(1)
+    stream.extend_known(1)
     stream.mark_read(4)
-    assert stream.known == 6
+    assert stream.known_end == 6
     assert places(stream, 4) == [None]  # its place is beyond what is known
 
 
 def test_what_was_known_of_the_next_epoch_is_the_same_when_it_begins() -> None:
     current, following = epoch_of([4, 2, 9]), epoch_of([9, 4, 2], 1)
     stream = Stream("s", "job", current)
-    stream.append(following)
+    stream.set_next_epoch(following)
     for item in (4, 2, 9):
         stream.mark_read(item)
-    stream.reveal(3)
+    stream.extend_known(3)
     before = places(stream, 9, 4, 2)
-    stream.turn(following)
+    stream.start_epoch(following)
     assert [place - 3 for place in before if place is not None] == places(stream, 9, 4, 2)
-    assert stream.upcoming is None
+    assert stream.next_epoch is None
 
 
 def test_a_reader_that_goes_on_before_its_next_plan_comes_is_followed() -> None:
     stream = stream_of([4, 2], upcoming=[2, 4])
     for item in (4, 2):
         stream.mark_read(item)
-    stream.reveal(2)
+    stream.extend_known(2)
     assert stream.mark_read(2)
-    assert stream.start == 3
+    assert stream.first_unread == 3
 
 
 def test_new_numbers_have_no_place() -> None:
@@ -204,18 +204,18 @@ def test_new_numbers_have_no_place() -> None:
 
 def test_what_was_lost_is_planned_again_from_where_it_will_be_read() -> None:
     stream = stream_of([4, 2, 9, 1])
-    stream.planned = 4
+    stream.planned_end = 4
     stream.plan_again(2)
-    assert stream.planned == 1
+    assert stream.planned_end == 1
 
 
 @pytest.mark.parametrize("item", [4, 9, 7])
 def test_what_is_read_or_not_yet_planned_or_unknown_is_not_planned_again(item: int) -> None:
     stream = stream_of([4, 2, 9])
-    stream.planned = 2
+    stream.planned_end = 2
     stream.mark_read(4)
     stream.plan_again(item)
-    assert stream.planned == 2
+    assert stream.planned_end == 2
 
 
 def test_the_time_until_a_read_is_the_way_to_it_at_the_rate_of_late() -> None:
@@ -224,8 +224,8 @@ def test_the_time_until_a_read_is_the_way_to_it_at_the_rate_of_late() -> None:
         stream.rate.add(2, step / 10)
     for item in range(5):
         stream.mark_read(item)
-    assert stream.in_s(15, 1.0) == pytest.approx(0.5, rel=0.02)
-    assert stream.in_s(3, 1.0) == 0.0
+    assert stream.time_until_s(15, 1.0) == pytest.approx(0.5, rel=0.02)
+    assert stream.time_until_s(3, 1.0) == 0.0
 
 
 # Whatever happens
@@ -248,7 +248,7 @@ def test_it_says_what_a_list_of_unread_places_says(
     for step in steps:
         if isinstance(step, tuple):
             (window,) = step
-            revealed = stream.reveal(window)
+            revealed = stream.extend_known(window)
             start = max(unread[0] if unread else known, front - window // 2)
             reach = min(start + (len(order) if endless else window), len(whole))
             before, came = {whole[place] for place in unread}, list(range(known, reach))
@@ -260,8 +260,8 @@ def test_it_says_what_a_list_of_unread_places_says(
             if place is not None:
                 unread.remove(place)
                 front, reads = max(front, place + 1), reads + 1
-        assert (stream.known, stream.front, stream.position) == (known, front, reads)
-        assert stream.start == (unread[0] if unread else known)
+        assert (stream.known_end, stream.front, stream.position) == (known, front, reads)
+        assert stream.first_unread == (unread[0] if unread else known)
         first: dict[int, int | None] = {}
         for place in unread:
             first.setdefault(whole[place], place)
@@ -278,16 +278,16 @@ def test_what_is_here_is_found_at_the_place_where_it_is_read_next(
     order: list[int], read: list[int], present: list[int], ends: tuple[int, int]
 ) -> None:
     stream = stream_of(order, upcoming=order[::-1])
-    stream.reveal(2 * len(order))
+    stream.extend_known(2 * len(order))
     for item in read:
         stream.mark_read(item)
     length = len(order)
     first, end = sorted(min(end, 2 * length) for end in ends)
     if first < length < end:
         first = length
-    found = stream.items_here(first, end, np.array(present, dtype=np.uint8))
+    found = stream.cached_places(first, end, np.array(present, dtype=np.uint8))
     expected = [place for place in range(first, end) if present[stream.item_at(place)]]
-    assert found == [place for place in expected if stream.place_of(stream.item_at(place)) == place]
+    assert found == [place for place in expected if stream.next_place(stream.item_at(place)) == place]
 
 
 # Costs
@@ -301,7 +301,7 @@ def test_a_read_costs_the_same_in_a_small_epoch_and_in_a_large_one() -> None:
 
 def cost_of_reads_s(items: int) -> float:
     order = epoch_order(0, 0, np.arange(items, dtype=np.uint32))
-    stream = Stream("s", "job", Epoch.of(0, order, items))
+    stream = Stream("s", "job", Epoch.from_order(0, order, items))
     read = order[:2000].tolist()
     began_s = time.thread_time()
     for item in read:
@@ -313,8 +313,8 @@ def cost_of_reads_s(items: int) -> float:
 def test_a_stream_takes_few_bytes_for_each_item(endless: bool) -> None:
     items = 100_000
     order = np.random.default_rng(0).integers(items, size=items) if endless else np.random.default_rng(0).permutation(items)
-    epoch = Epoch.of(0, order.astype(np.uint32), items)
+    epoch = Epoch.from_order(0, order.astype(np.uint32), items)
     stream = Stream("s", "job", epoch)
-    assert stream.place is epoch.first
-    arrays = [epoch.order, epoch.first, epoch.following]
+    assert stream.next_places is epoch.first_places
+    arrays = [epoch.order, epoch.first_places, epoch.following]
     assert sum(array.nbytes for array in arrays if array is not None) <= (12 if endless else 8) * items

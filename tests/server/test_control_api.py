@@ -142,7 +142,7 @@ async def test_a_plan_of_a_listing_that_only_the_disk_has_is_taken(daemon: Daemo
     assert [(s["id"], s["length"]) for s in sorted(stats["streams"], key=lambda s: s["id"])] == [
         (f"resumed/{number}", 2) for number in range(3)
     ]
-    assert {int(number) for reader in daemon.registry for number in reader.stream.current.order} == {ITEMS, ITEMS + 1}
+    assert {int(number) for reader in daemon.registry for number in reader.stream.epoch.order} == {ITEMS, ITEMS + 1}
     assert await asyncio.to_thread(client.manifest, DATA_ROOT) == newest
 
 

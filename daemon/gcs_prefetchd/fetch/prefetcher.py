@@ -154,9 +154,9 @@ class Prefetcher:
             self._keep(asyncio.create_task(self._begin_seeded(data_root, number), name=f"epoch {number} of {data_root}"))
         for reader in self._registry:
             stream = reader.stream
-            is_open = reader.indices is not None and stream.upcoming is None
-            if is_open and self._ahead_of.get(stream.id) is not stream.current:
-                self._ahead_of[stream.id] = stream.current
+            is_open = reader.indices is not None and stream.next_epoch is None
+            if is_open and self._ahead_of.get(stream.id) is not stream.epoch:
+                self._ahead_of[stream.id] = stream.epoch
                 self._keep(asyncio.create_task(self._tell_next_epoch(reader), name=f"next epoch of {stream.id}"))
 
     async def _begin_seeded(self, data_root: str, number: int) -> None:
@@ -164,12 +164,12 @@ class Prefetcher:
         self.begin()
 
     async def _tell_next_epoch(self, reader: Reader) -> None:
-        current = reader.stream.current
+        current = reader.stream.epoch
         epoch = await asyncio.to_thread(reader.prepare_next_epoch)
         if self._ahead_of.get(reader.stream.id) is current:
             del self._ahead_of[reader.stream.id]
-        if epoch is not None and reader.stream.current is current:
-            reader.stream.append(epoch)
+        if epoch is not None and reader.stream.epoch is current:
+            reader.stream.set_next_epoch(epoch)
             self.wake()
 
     def _count_wait(self, path: str, *, other_generation: bool) -> None:
@@ -198,7 +198,7 @@ class Prefetcher:
             for one in ahead:
                 place = self._next_place(one)
                 if place is not None:
-                    due_s = one.reader.stream.in_s(place, self._registry.clock())
+                    due_s = one.reader.stream.time_until_s(place, self._registry.clock())
                     if soonest is None or due_s < soonest[0]:
                         soonest = (due_s, one, place)
             if soonest is None:
@@ -211,24 +211,24 @@ class Prefetcher:
         reader, stream = ahead.reader, ahead.reader.stream
         if self._read_ahead is None or reader.is_seeded:
             return
-        place = max(stream.start, stream.advised)
-        end = min(stream.known, ahead.window_end)
+        place = max(stream.first_unread, stream.read_ahead_end)
+        end = min(stream.known_end, ahead.window_end)
         for item in map(stream.item_at, range(place, end)):
             if reader.is_item_ready(item):
                 self._read_ahead.want(self._registry.lookup.paths(reader.data_root, item))
-        stream.advised = max(place, end)
+        stream.read_ahead_end = max(place, end)
 
     def _next_place(self, ahead: _Ahead) -> int | None:
         """The nearest place whose item is to be here, but is not and is not being brought; None where none is found yet."""
         reader, stream = ahead.reader, ahead.reader.stream
-        end = min(stream.known, ahead.window_end)
+        end = min(stream.known_end, ahead.window_end)
         if stream.id not in self._filled and (reader.is_seeded or self._registry.fills_free_space):
-            end = stream.known
-        place = first = max(stream.planned, stream.start)
+            end = stream.known_end
+        place = first = max(stream.planned_end, stream.first_unread)
         end = min(end, first + ahead.looks_left)
         while place < end:
             item = stream.item_at(place)
-            if stream.place_of(item) <= place:
+            if stream.next_place(item) <= place:
                 if (reader.data_root, item) in self._bringing:
                     self._bringing[reader.data_root, item].planned_again = True
                 elif not reader.is_item_ready(item):
@@ -237,13 +237,13 @@ class Prefetcher:
                     self._registry.eviction.note_planned(reader.data_root, item, self._registry.clock())
             place += 1
         ahead.looks_left -= place - first
-        stream.planned = max(stream.planned, place)
+        stream.planned_end = max(stream.planned_end, place)
         return place if place < end else None
 
     def _start(self, ahead: _Ahead, place: int) -> None:
         reader, stream = ahead.reader, ahead.reader.stream
         item = stream.item_at(place)
-        stream.planned = place + 1
+        stream.planned_end = place + 1
         absent = [version for version in self._versions(reader, item) if not self._fetcher.is_cached(version)]
         if not absent or self._is_too_large(absent):
             return
@@ -254,7 +254,7 @@ class Prefetcher:
             if not self._cache.has_room_for(self._observer.incoming_bytes + size_bytes):
                 # As one: an image that fits where its label does not would be of no use to anybody.
                 self._filled.add(stream.id)
-                stream.planned = place
+                stream.planned_end = place
                 return
         self._bring(item, absent, _Bringing(reader, room, len(absent)))
 

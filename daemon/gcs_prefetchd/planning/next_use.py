@@ -51,7 +51,7 @@ class CachedItems:
     def is_needed(self, item: int) -> bool:
         """Whether some stream is known to read the item."""
         for stream in self.streams:  # noqa: SIM110  # called several times for each read: any() takes three times as long
-            if stream.place_of(item) != NEVER:
+            if stream.next_place(item) != NEVER:
                 return True
         return False
 
@@ -59,14 +59,14 @@ class CachedItems:
         """In how many seconds some stream will read the item; infinity if none is known to."""
         soonest = math.inf
         for stream in self.streams:
-            place = stream.place_of(item)
-            if place != NEVER and (in_s := stream.in_s(place, now_s)) < soonest:
+            place = stream.next_place(item)
+            if place != NEVER and (in_s := stream.time_until_s(place, now_s)) < soonest:
                 soonest = in_s
         return soonest
 
     def start_sorting(self, *, lru: bool) -> None:
         """The streams have changed: start to scan them from their far ends, and to queue the unneeded items, again."""
-        self._scans = {stream.id: _Scan(stream.known) for stream in self.streams}
+        self._scans = {stream.id: _Scan(stream.known_end) for stream in self.streams}
         self._sorted_items = 0
         self.sort_more(lru=lru)
 
@@ -79,7 +79,7 @@ class CachedItems:
         is_unneeded = self.parts[first:end] != 0
         if not lru:
             for stream in self.streams:
-                is_unneeded &= stream.place[first:end] == NEVER
+                is_unneeded &= stream.next_places[first:end] == NEVER
         self.unneeded.set_members(is_unneeded, first)
         self._sorted_items = end
         return not self.is_sorted
@@ -92,10 +92,10 @@ class CachedItems:
     def extend_known(self, stream: Stream, window: int) -> list[int]:
         """Extend what is known of the stream's future; returns the items that are needed because of it."""
         scan = self._scans[stream.id]
-        is_unscanned = scan.below == stream.known
-        revealed = stream.reveal(window)
+        is_unscanned = scan.below == stream.known_end
+        revealed = stream.extend_known(window)
         if is_unscanned:
-            scan.below = stream.known
+            scan.below = stream.known_end
         return revealed
 
     def queue_next_use(self, item: int, now_s: float) -> None:
@@ -105,12 +105,12 @@ class CachedItems:
         """
         soonest: tuple[float, int, _Scan] | None = None
         for stream in self.streams:
-            place = stream.place_of(item)
+            place = stream.next_place(item)
             if place != NEVER:
                 scan = self._scans[stream.id]
                 if place < scan.below:
                     return
-                in_s = stream.in_s(place, now_s)
+                in_s = stream.time_until_s(place, now_s)
                 if soonest is None or in_s < soonest[0]:
                     soonest = (in_s, place, scan)
         if soonest is not None:
@@ -125,7 +125,7 @@ class CachedItems:
         for stream in self.streams:
             place = self._scans[stream.id].farthest(self, stream)
             if place is not None:
-                in_s = stream.in_s(place, now_s)
+                in_s = stream.time_until_s(place, now_s)
                 if farthest is None or in_s > farthest[0]:
                     farthest = (in_s, stream, place)
         return farthest
@@ -154,7 +154,7 @@ class _Scan:
         while True:
             while self.found and not _is_valid(cached, stream, self.found[-1]):
                 self.found.pop()
-            if self.found or self.queued or self.below <= stream.start:
+            if self.found or self.queued or self.below <= stream.first_unread:
                 break
             self._scan_more(cached, stream)
         if not self.queued:
@@ -168,13 +168,13 @@ class _Scan:
             heapq.heappop(self.queued)
 
     def _scan_more(self, cached: CachedItems, stream: Stream) -> None:
-        first, next_epoch = max(stream.start, self.below - PLACES_PER_SCAN), len(stream.current)
+        first, next_epoch = max(stream.first_unread, self.below - PLACES_PER_SCAN), len(stream.epoch)
         if first < next_epoch < self.below:
             first = next_epoch
-        self.found = stream.items_here(first, self.below, cached.parts)
+        self.found = stream.cached_places(first, self.below, cached.parts)
         self.below = first
 
 
 def _is_valid(cached: CachedItems, stream: Stream, place: int) -> bool:
     item = stream.item_at(place)
-    return stream.place_of(item) == place and cached.parts_of(item) != 0
+    return stream.next_place(item) == place and cached.parts_of(item) != 0

@@ -61,22 +61,22 @@ class Reader:
 
     def runway_items(self) -> int:
         """How many items from the next one on are ready without a gap, as far as prefetching has planned."""
-        return self.stream.unbroken(self.cached.parts == self.all_parts)
+        return self.stream.runway_items(self.cached.parts == self.all_parts)
 
     def count_missing(self) -> None:
         """Count the unread items of the epoch that are not ready, each once however often it occurs."""
-        is_missing = (self.stream.place != NEVER) & (self.cached.parts != self.all_parts)
+        is_missing = (self.stream.next_places != NEVER) & (self.cached.parts != self.all_parts)
         self.missing_at_epoch_start = int(np.count_nonzero(is_missing))
 
     def prepare_next_epoch(self) -> Epoch | None:
         """Compute the order of the next epoch; None if the plan does not determine it. Takes a while: run it in a thread."""
         if self.indices is None:
             return None
-        number, plan, indices = self.stream.current.number + 1, self.plan, self.indices.unpack()
+        number, plan, indices = self.stream.epoch.number + 1, self.plan, self.indices.unpack()
         order = plan_order(
             plan.kind, plan.seed, number, indices, rank=plan.rank, world=plan.world, drop_last=bool(plan.drop_last)
         )
-        return Epoch.of(number, self.numbered.numbers_of(order), len(self.stream.place))
+        return Epoch.from_order(number, self.numbered.numbers_of(order), len(self.stream.next_places))
 
 
 def prepare_plan(plan: Plan, indices: Indices, numbered: NumberedManifest, items: int) -> PreparedPlan:
@@ -101,7 +101,7 @@ def prepare_plan(plan: Plan, indices: Indices, numbered: NumberedManifest, items
         raise ProtocolError(f"Plan: field 'position': {plan.position} is beyond the plan's {len(order)} items")
     if order_digest(order) != plan.digest:
         raise ProtocolError("Plan: field 'digest' does not match the order; are reader and daemon of the same version?")
-    epoch = Epoch.of(plan.epoch, numbered.numbers_of(order).astype(np.uint32), items, plan.position)
+    epoch = Epoch.from_order(plan.epoch, numbered.numbers_of(order).astype(np.uint32), items, plan.position)
     return PreparedPlan(plan, _indices_to_keep(plan.kind, indices), numbered, epoch)
 
 

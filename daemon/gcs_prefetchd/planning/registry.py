@@ -3,7 +3,7 @@ given.
 
 Each data root has a seeded stream until a reader's plan replaces it. To compute an order takes a while, so the caller does it
 in a thread: `prepare`, `SeededStreams.prepare` and `Reader.prepare_next_epoch` compute one; `register`, `start_seeded` and
-`Stream.append` put it in force.
+`Stream.set_next_epoch` put it in force.
 """
 
 import logging
@@ -82,7 +82,7 @@ class Registry:
         self._grow(data_root, self.catalog.add_newest(numbered))
         seeded = self._readers.get(seeded_stream_id(data_root))
         if seeded is not None or not self._readers_of(data_root):
-            self.seeded.mark_due(data_root, seeded.stream.current.number if seeded else 0)
+            self.seeded.mark_due(data_root, seeded.stream.epoch.number if seeded else 0)
 
     def add_earlier_manifest(self, numbered: NumberedManifest) -> None:
         """Let plans refer to a manifest from before this daemon started, of a data root that it has listed since."""
@@ -120,11 +120,11 @@ class Registry:
         if known is not None and known.data_root != plan.data_root:
             self._remove(known, f"continues in {plan.data_root}")
             known = None
-        stream = Stream(plan.stream, plan.job, prepared.epoch, endless=is_endless) if known is None else known.stream
+        stream = Stream(plan.stream, plan.job, prepared.epoch, is_endless=is_endless) if known is None else known.stream
         reader = self._make_reader(stream, prepared)
         if known is not None:
-            stream.turn(prepared.epoch)
-            stream.job, stream.endless = plan.job, is_endless
+            stream.start_epoch(prepared.epoch)
+            stream.job, stream.is_endless = plan.job, is_endless
             reader.waits, reader.report_gap_s = known.waits, known.report_gap_s
         self._readers.pop(seeded_stream_id(plan.data_root), None)
         self.seeded.cancel_due(plan.data_root)
@@ -161,8 +161,8 @@ class Registry:
 
     def waiting_reader(self, part: PartRef) -> Reader | None:
         """The reader that waits for a part: the one that will read its item next."""
-        waiting = [reader for reader in self._readers_of(part.data_root) if reader.stream.place_of(part.item) != NEVER]
-        return min(waiting, key=lambda one: one.stream.place_of(part.item), default=None)
+        waiting = [reader for reader in self._readers_of(part.data_root) if reader.stream.next_place(part.item) != NEVER]
+        return min(waiting, key=lambda one: one.stream.next_place(part.item), default=None)
 
     def finish_adoption(self) -> None:
         """Sort the files that `CachedFiles.adopt` added; they were cached when the epochs started."""
@@ -192,7 +192,7 @@ class Registry:
             reader.last_seen_s = now_s
             reader.stream.rate.add(count, now_s)
             self.eviction.extend_known(reader.data_root, reader.stream, self.window_items(reader), now_s)
-            if reader.is_seeded and reader.stream.ended:
+            if reader.is_seeded and reader.stream.is_finished:
                 self._end_seeded_epoch(reader)
 
     def _mark_read(self, job: str, part: PartRef, now_s: float) -> Reader | None:
@@ -205,13 +205,13 @@ class Registry:
         return None
 
     def _end_seeded_epoch(self, reader: Reader) -> None:
-        stream, number = reader.stream, reader.stream.current.number + 1
-        if stream.upcoming is None:
+        stream, number = reader.stream, reader.stream.epoch.number + 1
+        if stream.next_epoch is None:
             self.seeded.mark_due(reader.data_root, number)
             return
-        stream.advance()
+        stream.start_next_epoch()
         plan = replace(reader.plan, epoch=number)
-        prepared = PreparedPlan(plan, reader.indices, reader.numbered, stream.current)
+        prepared = PreparedPlan(plan, reader.indices, reader.numbered, stream.epoch)
         self._add(self._make_reader(stream, prepared, is_seeded=True))
 
     # The table of readers

@@ -52,7 +52,7 @@ class SeededStreams:
         )  # fmt: skip
         indices = np.arange(len(numbered.manifest), dtype=np.uint32)
         order = numbered.numbers_of(plan_order(plan.kind, plan.seed, epoch, indices))
-        return PreparedPlan(plan, PackedIndices(indices), numbered, Epoch.of(epoch, order, history.end))
+        return PreparedPlan(plan, PackedIndices(indices), numbered, Epoch.from_order(epoch, order, history.end))
 
 
 def seeded_stream_id(data_root: str) -> str:

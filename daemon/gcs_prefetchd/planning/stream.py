@@ -1,8 +1,9 @@
-"""One stream: what a reader will read, epoch after epoch, how far it has come, and when it will read an item next. Pure.
+"""One stream: what a reader reads, epoch after epoch, its position by the reads that were reported, and when it will read an
+item next. Pure.
 
-Places count from the start of the current epoch; those of the next epoch follow on. How much of the order is *known* is the
-rule of docs/planner.md: to the end of the current epoch, and into the next one's head as far as the window reaches; for an
-endless stream with replacement, one epoch's length ahead.
+A place is an index into the order of the current epoch; the places of the next epoch follow on. How much of the order is
+*known* is the rule of docs/planner.md: to the end of the current epoch, and into the next one's head as far as the window
+reaches; for an endless stream with replacement, one epoch's length ahead.
 """
 
 from dataclasses import dataclass
@@ -20,181 +21,182 @@ NEVER = 0xFFFF_FFFF
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One epoch's order of numbered items, and for each item its first place in it that is still to be read, or NEVER.
+    """The order of numbered items in one epoch, read from `position` on.
 
-    What comes before `position` has been read.
-    `following` holds, for each place, the next one of the same item; None where no item comes twice. The stream whose epoch it
-    becomes takes it over, and goes on in `first`.
+    `first_places` holds for each item its first unread place, or NEVER. `following` holds for each place the next place of the
+    same item, or NEVER; it is None if no item occurs twice. The stream that starts the epoch takes over `first_places` and
+    changes it.
     """
 
     number: int
     position: int
     order: Indices
-    first: Indices
+    first_places: Indices
     following: Indices | None
 
     @classmethod
-    def of(cls, number: int, order: Indices, items: int, position: int = 0) -> "Epoch":
-        """Prepare an order of numbers below `items`, to be read from `position` on.
+    def from_order(cls, number: int, order: Indices, items: int, position: int = 0) -> "Epoch":
+        """Prepare an order of item numbers, all of them below `items`.
 
-        A million takes some 20 ms, ten times that where items come twice: for a thread.
+        A million takes some 20 ms, ten times that if items occur twice: run it in a thread.
         """
-        first = np.full(items, NEVER, dtype=np.uint32)
-        places, left = np.arange(position, len(order), dtype=np.uint32), order[position:]
-        first[left[::-1]] = places[::-1]  # of several assignments the last one holds: the first place
-        if np.array_equal(first[left], places):
-            return cls(number, position, order, first, None)
+        first_places = np.full(items, NEVER, dtype=np.uint32)
+        places, unread = np.arange(position, len(order), dtype=np.uint32), order[position:]
+        first_places[unread[::-1]] = places[::-1]  # of several assignments to an item the last one holds: its first place
+        if np.array_equal(first_places[unread], places):
+            return cls(number, position, order, first_places, None)
         following = np.full(len(order), NEVER, dtype=np.uint32)
         by_item = np.argsort(order, kind="stable").astype(np.uint32)
-        again = order[by_item[1:]] == order[by_item[:-1]]
-        following[by_item[:-1][again]] = by_item[1:][again]
-        return cls(number, position, order, first, following)
+        is_repeated = order[by_item[1:]] == order[by_item[:-1]]
+        following[by_item[:-1][is_repeated]] = by_item[1:][is_repeated]
+        return cls(number, position, order, first_places, following)
 
     def __len__(self) -> int:
         return len(self.order)
 
-    def after(self, place: int) -> int:
-        """The next place of the same item, or NEVER."""
+    def following_place(self, place: int) -> int:
+        """The next place of the item at this place, or NEVER."""
         return NEVER if self.following is None else int(self.following[place])
 
 
 class Stream:
-    """Where one reader is in its order.
+    """The order of one reader, and its position.
 
-    `endless`: one epoch's length is known ahead at any moment. `position` counts the reads of this epoch. Workers overtake
-    each other, and a report can get lost: `start` is the first place not read yet, `front` the one after the last read.
-    `place` is each item's next known place, or NEVER. `planned` is how far prefetching has come, `advised` how far
-    what is here has been read ahead.
+    `is_endless`: one epoch's length is known ahead at any moment. `position` counts the reads of this epoch. Workers overtake
+    each other and reports get lost, so it is no place: `first_unread` is the first unread place, and `front` the place after
+    the farthest read. `next_places` holds each item's next known place, or NEVER. Three places limit what was done so far:
+    `known_end` what is known, `planned_end` prefetching, `read_ahead_end` reading cached files into memory.
     """
 
-    def __init__(self, stream_id: str, job: str, epoch: Epoch, *, endless: bool = False) -> None:
+    def __init__(self, stream_id: str, job: str, epoch: Epoch, *, is_endless: bool = False) -> None:
         self.id = stream_id
         self.job = job
-        self.endless = endless
+        self.is_endless = is_endless
         self.rate = MovingRate()
-        self.turn(epoch)
+        self.start_epoch(epoch)
 
     def __len__(self) -> int:
-        return len(self.current)
+        return len(self.epoch)
 
     @property
-    def ended(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether all of the epoch has been read."""
-        return self.position >= len(self.current)
+        return self.position >= len(self.epoch)
 
-    def turn(self, epoch: Epoch) -> None:
-        """Another epoch begins: what was not read of the one before will not be."""
-        self.current = epoch
-        self.upcoming: Epoch | None = None
-        self.known = len(epoch)
-        self.position = self.start = self.front = self.planned = self.advised = epoch.position
-        self.place = epoch.first  # a copy would take memory and, of a large epoch, the event loop's time
-        self._places = self.place.data  # one number in or out of it takes a third of the time that numpy needs
+    def start_epoch(self, epoch: Epoch) -> None:
+        """Start another epoch. What was not read of the one before counts no longer."""
+        self.epoch = epoch
+        self.next_epoch: Epoch | None = None
+        self.known_end = len(epoch)
+        self.position = self.first_unread = self.front = self.planned_end = self.read_ahead_end = epoch.position
+        self.next_places = epoch.first_places  # a copy would cost memory, and for a large epoch the event loop's time
+        self._next_places = self.next_places.data  # to read or write one number takes a third of the time that numpy needs
         self._order = epoch.order.data
 
-    def advance(self) -> None:
-        """The next epoch, which is known, begins. What has been read of its head already stays so."""
-        assert self.upcoming is not None
-        upcoming, length = self.upcoming, len(self.current)
-        head = upcoming.order[: self.known - length]
-        read: list[int] = head[self.place[head] > np.arange(length, self.known)].tolist()
-        self.turn(upcoming)
+    def start_next_epoch(self) -> None:
+        """Start the next epoch, which must be known. What has been read of its head stays read."""
+        assert self.next_epoch is not None
+        next_epoch, length = self.next_epoch, len(self.epoch)
+        head = next_epoch.order[: self.known_end - length]
+        read: list[int] = head[self.next_places[head] > np.arange(length, self.known_end)].tolist()
+        self.start_epoch(next_epoch)
         for item in read:
             self.mark_read(item)
 
+    def set_next_epoch(self, epoch: Epoch) -> None:
+        """Set the next epoch's order, which `extend_known` needs towards the end of this one."""
+        self.next_epoch = epoch
+
     def grow(self, items: int) -> None:
-        """Make room for the numbers of more items; none of them is in the order."""
-        if items > len(self.place):
-            self.place = np.concatenate([self.place, np.full(items - len(self.place), NEVER, dtype=np.uint32)])
-            self._places = self.place.data
+        """Make space for more item numbers; none of them is in the order."""
+        if items > len(self.next_places):
+            more = np.full(items - len(self.next_places), NEVER, dtype=np.uint32)
+            self.next_places = np.concatenate([self.next_places, more])
+            self._next_places = self.next_places.data
 
-    def append(self, epoch: Epoch) -> None:
-        """The next epoch's order, which `reveal` needs towards the end of this one."""
-        self.upcoming = epoch
-
-    def place_of(self, item: int) -> int:
+    def next_place(self, item: int) -> int:
         """The next known place of an item, or NEVER."""
-        return self._places[item]
+        return self._next_places[item]
 
     def item_at(self, place: int) -> int:
         """The item at a known place."""
         length = len(self._order)
         if place < length:
             return self._order[place]
-        assert self.upcoming is not None
-        return int(self.upcoming.order[place - length])
+        assert self.next_epoch is not None
+        return int(self.next_epoch.order[place - length])
 
-    def items_here(self, first: int, end: int, present: NDArray[np.uint8]) -> list[int]:
-        """The known places from `first` to `end`, all of one epoch, whose item is present and is not read before them."""
+    def cached_places(self, first: int, end: int, parts: NDArray[np.uint8]) -> list[int]:
+        """The known places from `first` to `end`, all of one epoch, where a cached item is read next."""
         length = len(self._order)
-        epoch, base = (self.current, 0) if end <= length else (self.upcoming, length)
+        epoch, base = (self.epoch, 0) if end <= length else (self.next_epoch, length)
         assert epoch is not None
         items = epoch.order[first - base : end - base]
-        here = (present[items] != 0) & (self.place[items] == np.arange(first, end, dtype=np.uint32))
-        found: list[int] = (np.flatnonzero(here) + first).tolist()
-        return found
+        is_cached = (parts[items] != 0) & (self.next_places[items] == np.arange(first, end, dtype=np.uint32))
+        places: list[int] = (np.flatnonzero(is_cached) + first).tolist()
+        return places
 
-    def unbroken(self, here: NDArray[np.bool_]) -> int:
-        """How many items not read yet, from the first of them on and as far as planned, are `here` before one is not."""
-        end = min(self.planned, len(self.current))
-        items = self.current.order[self.start : end]
-        unread = self.place[items] == np.arange(self.start, max(self.start, end), dtype=np.uint32)
-        gaps = np.flatnonzero(unread & ~here[items])
-        return int(np.count_nonzero(unread[: gaps[0]] if len(gaps) else unread))
+    def runway_items(self, is_ready: NDArray[np.bool_]) -> int:
+        """How many unread items, from the first one on and as far as prefetching has planned, are ready before one is not."""
+        end = min(self.planned_end, len(self.epoch))
+        items = self.epoch.order[self.first_unread : end]
+        is_unread = self.next_places[items] == np.arange(self.first_unread, max(self.first_unread, end), dtype=np.uint32)
+        gaps = np.flatnonzero(is_unread & ~is_ready[items])
+        return int(np.count_nonzero(is_unread[: gaps[0]] if len(gaps) else is_unread))
 
     def mark_read(self, item: int) -> bool:
-        """Note that the item was read, at its next known place; False where it has none."""
-        places = self._places
-        place = places[item]
+        """Mark the item as read, at its next known place; False if it has none."""
+        next_places = self._next_places
+        place = next_places[item]
         if place == NEVER:
             return False
-        places[item] = self._place_after(place, item)
+        next_places[item] = self._following_place(place, item)
         self.position += 1
         self.front = max(self.front, place + 1)
-        if place == self.start:
-            start, known = place + 1, self.known
-            while start < known and places[self.item_at(start)] != start:
-                start += 1
-            self.start = start
+        if place == self.first_unread:
+            first_unread, known_end = place + 1, self.known_end
+            while first_unread < known_end and next_places[self.item_at(first_unread)] != first_unread:
+                first_unread += 1
+            self.first_unread = first_unread
         return True
 
-    def reveal(self, window: int) -> list[int]:
-        """Let what is known reach as far as it should by now; returns the items that have a next place with it."""
-        length = len(self.current)
-        wanted = self.window_start(window) + (length if self.endless else window)
-        end = min(wanted, length + (0 if self.upcoming is None else len(self.upcoming)))
-        revealed = []
-        for place in range(self.known, end):
+    def extend_known(self, window: int) -> list[int]:
+        """Extend what is known as far as it should reach by now; returns the items that have a next place because of it."""
+        length = len(self.epoch)
+        wanted_end = self.window_start(window) + (length if self.is_endless else window)
+        end = min(wanted_end, length + (0 if self.next_epoch is None else len(self.next_epoch)))
+        needed = []
+        for place in range(self.known_end, end):
             item = self.item_at(place)
-            if self._places[item] == NEVER:
-                self._places[item] = place
-                revealed.append(item)
-        self.known = max(self.known, end)
-        return revealed
+            if self._next_places[item] == NEVER:
+                self._next_places[item] = place
+                needed.append(item)
+        self.known_end = max(self.known_end, end)
+        return needed
 
     def window_start(self, window: int) -> int:
-        """Where the window begins: at the first place not read. One that a lost report left unread holds up nothing: half of
-        the window at least lies ahead of the last read."""
-        return max(self.start, self.front - window // 2)
+        """The first place of the window: the first unread place. A place that a lost report left unread does not hold the
+        window up: at least half of it lies ahead of the farthest read."""
+        return max(self.first_unread, self.front - window // 2)
 
     def plan_again(self, item: int) -> None:
-        """Something of this item is not on disk although it was planned: plan from there once more."""
-        place = self._places[item]
-        if place < self.planned:
-            self.planned = max(place, self.start)
+        """Plan from this item on again: it is not ready although it was planned."""
+        place = self._next_places[item]
+        if place < self.planned_end:
+            self.planned_end = max(place, self.first_unread)
 
-    def in_s(self, place: int, now_s: float) -> float:
-        """In how many seconds the place will be read, at the rate of late; 0 where it is overdue."""
-        return max(0, place - self.start) / self.rate.per_s(now_s)
+    def time_until_s(self, place: int, now_s: float) -> float:
+        """In how many seconds the place will be read, at the current rate; 0 if it is overdue."""
+        return max(0, place - self.first_unread) / self.rate.per_s(now_s)
 
-    def _place_after(self, place: int, item: int) -> int:
+    def _following_place(self, place: int, item: int) -> int:
         length = len(self._order)
         if place >= length:
-            assert self.upcoming is not None
-            after = self.upcoming.after(place - length)
+            assert self.next_epoch is not None
+            following = self.next_epoch.following_place(place - length)
         else:
-            after = self.current.after(place)
-            if after != NEVER:
-                return after
-            after = NEVER if self.upcoming is None else int(self.upcoming.first[item])
-        return after + length if after != NEVER and after + length < self.known else NEVER
+            following = self.epoch.following_place(place)
+            if following != NEVER:
+                return following
+            following = NEVER if self.next_epoch is None else int(self.next_epoch.first_places[item])
+        return following + length if following != NEVER and following + length < self.known_end else NEVER

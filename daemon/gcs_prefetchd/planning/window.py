@@ -17,7 +17,7 @@ def window_items(stream: Stream, download_s: MovingDuration, report_gap_s: Movin
     wait_s = download_s.mean_s + 3 * download_s.deviation_s
     wait_s += report_gap_s.mean_s + report_gap_s.deviation_s
     # Workers overtake each other, and all of them are served; but items left behind by a lost report hardly count.
-    ahead = min(stream.front - stream.start, 2 * (stream.front - stream.position))
+    ahead = min(stream.front - stream.first_unread, 2 * (stream.front - stream.position))
     needed = int(stream.rate.per_s(now_s) * wait_s) + ahead
     return min(needed + spare, MAX_WINDOW_ITEMS)
 

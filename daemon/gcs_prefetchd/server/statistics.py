@@ -128,7 +128,7 @@ class Statistics:
             {
                 "id": reader.stream.id,
                 "data_root": reader.data_root,
-                "epoch": reader.stream.current.number,
+                "epoch": reader.stream.epoch.number,
                 "position": reader.stream.position,
                 "length": len(reader.stream),
                 "runway_items": (runway := reader.runway_items()),
