@@ -622,3 +622,9 @@ def test_python_in_documents_is_python_and_imports_what_exists(document: Path) -
 def test_the_changelog_begins_with_this_version() -> None:
     versions = re.findall(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert versions[0] == __version__
+
+
+def test_the_changelog_of_a_first_release_has_nothing_but_what_was_added() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    if len(re.findall(r"^## ", text, re.MULTILINE)) == 1:
+        assert re.findall(r"^### (.*)$", text, re.MULTILINE) == ["Added"]
