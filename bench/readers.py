@@ -20,10 +20,10 @@ from gcs_dataset import (
     list_items_local,
     worker_init_fn,
 )
-from gcs_dataset.expected_checksums import Versions
+from gcs_dataset.expected_checksums import ExpectedStamps
 from gcs_dataset.image_label_pairs import Pairs
 from gcs_dataset.plan_registration import PlanSender
-from gcs_dataset.read_reports import ReadReporter, Reads
+from gcs_dataset.read_reports import ReadCounts, ReadReporter
 from gcs_prefetchd.shared.checksums import read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.item_patterns import IMAGE_PATTERN, LABEL_PATTERN
@@ -75,7 +75,7 @@ class PlainBytes(Dataset[int]):
     def read(self, index: int) -> list[bytes]:
         """The bytes of the item's image and label."""
         data = []
-        for path in self._pairs.of(self._ids[index]):
+        for path in self._pairs.paths_of(self._ids[index]):
             with open(path, "rb") as file:  # noqa: PTH123 - Path.read_bytes takes a third longer
                 data.append(file.read())
         return data
@@ -92,7 +92,7 @@ class StoredBytes(Dataset[int]):
         self._manifest = manifest
         self._job = job
         self._pairs = Pairs.below(DATA_ROOT, IMAGE_PATTERN, LABEL_PATTERN)
-        self._versions = Versions(manifest)
+        self._versions = ExpectedStamps(manifest)
         self._here: tuple[int, DaemonClient, ReadReporter] | None = None
 
     def __len__(self) -> int:
@@ -103,7 +103,7 @@ class StoredBytes(Dataset[int]):
 
     def read(self, index: int) -> list[bytes]:
         """The bytes of the item's image and label."""
-        uris = self._pairs.of(self._manifest.ids[index])
+        uris = self._pairs.paths_of(self._manifest.ids[index])
         data = self._hits(index, uris)
         _, client, reporter = self._connections()
         missing = [uri for uri, one in zip(uris, data, strict=True) if one is None]
@@ -112,7 +112,7 @@ class StoredBytes(Dataset[int]):
             data = self._hits(index, uris)
             if errors or None in data:
                 raise RuntimeError(f"{missing}: {errors or 'not cached'}")
-        reporter.add(Reads(hits=len(uris) - len(missing), misses=len(missing)), uris)
+        reporter.add(ReadCounts(hits=len(uris) - len(missing), misses=len(missing)), uris)
         return [one for one in data if one is not None]
 
     def close(self) -> None:

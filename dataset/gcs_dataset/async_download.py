@@ -1,6 +1,7 @@
-"""Objects downloaded in a thread with an event loop of its own, many at a time, in the order they were asked for.
+"""Downloads objects in a thread with an event loop of its own, many at a time, and yields them in the requested order.
 
-Loads aiohttp: imported by nothing but the iteration of AsyncImageDataset.
+Loads aiohttp, so only an iteration of AsyncImageDataset imports it. It uses the daemon's client, because google-cloud-storage
+needs a thread for each download in flight. No other module imports anything of gcs_prefetchd outside `shared`.
 """
 
 import asyncio
@@ -25,8 +26,8 @@ __all__ = ["Downloads"]
 Uris = list[str]
 Fetched = tuple[Uris, list[bytes]]
 
-WAITING_ITEMS = 8  # downloaded and not yet taken; a full queue holds further downloads back
-MAX_CONNECTIONS = 256  # more bring nothing at 30 ms
+QUEUED_ITEMS = 8  # downloaded and not yet read; a full queue pauses further downloads
+MAX_CONNECTIONS = 256  # more do not help at a latency of 30 ms
 DEADLINE_S = 120.0
 STOP_TIMEOUT_S = 10.0
 
@@ -34,19 +35,19 @@ STOP_TIMEOUT_S = 10.0
 class Downloads:
     """Iterates over `(uris, their bytes)` for each list of URIs in `requests`, `concurrency` lists of which are in flight.
 
-    Entering it starts the thread; leaving it, garbage collection or the interpreter's end stops it. What cannot be read raises
-    at its place in the order, and ends the iteration.
+    Entering it starts the thread; leaving it, garbage collection or the interpreter's exit stops it. If an object cannot be
+    read, its error is raised at its position in the order and ends the iteration.
     """
 
     def __init__(self, requests: Iterator[Uris], concurrency: int) -> None:
         self._requests = requests
         self._concurrency = concurrency
-        self._queue: janus.Queue[Fetched | Exception] = janus.Queue(WAITING_ITEMS)
+        self._queue: janus.Queue[Fetched | Exception] = janus.Queue(QUEUED_ITEMS)
         self._stop: weakref.finalize[..., Downloads] | None = None
 
     def __enter__(self) -> Self:
         running: Future[_Running] = Future()
-        # The thread must not hold this object, or it would never be collected.
+        # The thread must not refer to this object, or it would never be collected.
         arguments = (running, self._requests, self._concurrency, self._queue)
         thread = threading.Thread(target=_run, args=arguments, name="gcs-dataset-downloads", daemon=True)
         thread.start()
@@ -80,7 +81,7 @@ def _run(
         running.set_result((asyncio.get_running_loop(), task))
         try:
             await _fetch_all(requests, concurrency, queue)
-        except Exception as exc:  # the reader gets it
+        except Exception as exc:  # raised in the reader
             await queue.async_q.put(exc)
         finally:
             queue.shutdown()
@@ -99,9 +100,9 @@ def _stop(pid: int, running: _Running, thread: threading.Thread) -> None:
     loop, task = running
     if pid != os.getpid():
         return  # a fork copied the object and not the thread
-    with suppress(RuntimeError):  # the loop is closed: it has come to its end
+    with suppress(RuntimeError):  # the loop is closed: it has finished
         loop.call_soon_threadsafe(task.cancel)
-    if thread is not threading.current_thread():  # garbage is collected in whatever thread happens to run
+    if thread is not threading.current_thread():  # garbage may be collected in any thread, this one too
         thread.join(STOP_TIMEOUT_S)
 
 

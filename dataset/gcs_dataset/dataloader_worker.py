@@ -1,4 +1,4 @@
-"""What every DataLoader worker does first."""
+"""The initialisation of a DataLoader worker."""
 
 import random
 
@@ -11,9 +11,9 @@ __all__ = ["worker_init_fn"]
 
 
 def worker_init_fn(worker_id: int) -> None:
-    """Seed Python's and numpy's generators from torch's, which differs from worker to worker, and make malloc keep memory.
+    """Seed Python's and numpy's generators from torch's, which differs between workers, and let malloc keep freed memory.
 
-    So transforms that use `random` or `numpy.random` draw their own in every worker and repeat with torch's seed.
+    So transforms that use `random` or `numpy.random` draw different numbers in every worker, and repeat with torch's seed.
     """
     seed = torch.initial_seed()
     random.seed(seed)

@@ -1,8 +1,8 @@
-"""Ready-made pairs of DataLoaders, `{"train": ..., "test": ...}`, one function for each way to read a dataset.
+"""Ready-made pairs of DataLoaders, `{"train": ..., "test": ...}`: one function for each way to read a dataset.
 
-What they have in common: images and labels are listed, items that lack one of them are reported and left out, the split is
-that of `consistent_train_test_split`, and without a `transform` the samples are tensors (`to_tensors`), because PIL images
-cannot be batched. Further keyword arguments: `label_mode`, `image_pattern`, `label_pattern` as in ImageDataset.
+All of them list images and labels, report and leave out items that lack one of them, and split the items with
+`consistent_train_test_split`. Without a `transform` the samples are tensors (`to_tensors`), because PIL images cannot be
+batched. `label_mode`, `image_pattern` and `label_pattern` are those of ImageDataset.
 """
 
 import os
@@ -20,6 +20,7 @@ from gcs_dataset.gcs_listing import list_manifest
 from gcs_dataset.gcs_loader import gcs_pil_loader
 from gcs_dataset.image_dataset import ImageDataset
 from gcs_dataset.image_label_pairs import LabelMode, pillow_mode
+from gcs_dataset.item_listing import Items, warn_of_incomplete
 from gcs_dataset.local_loader import list_pairs_local, pil_loader
 from gcs_dataset.manifest_source import get_manifest
 from gcs_dataset.plan_registration import PlanSender
@@ -27,7 +28,7 @@ from gcs_dataset.planned_dataloader import PlannedDataLoader
 from gcs_dataset.planned_sampler import PlannedSampler
 from gcs_dataset.relisting import Relisting
 from gcs_dataset.stream_dataset import AsyncImageDataset
-from gcs_dataset.train_test_split import Items, Selection, consistent_train_test_split, warn_of_incomplete
+from gcs_dataset.train_test_split import Selection, consistent_train_test_split
 from gcs_prefetchd.shared.item_patterns import IMAGE_PATTERN, LABEL_PATTERN, ItemPatterns
 from gcs_prefetchd.shared.manifest import Manifest
 from gcs_prefetchd.shared.objects import DataRoot
@@ -38,11 +39,11 @@ Loaders = dict[str, DataLoader[Any]]
 Transform = Callable[[tuple[Any, Any]], Any]
 
 ASYNC_CONCURRENCY = 128
-BATCHES_PER_WORKER = 2  # DataLoader's prefetch_factor: how many batches each worker is given ahead
+BATCHES_PER_WORKER = 2  # DataLoader's default prefetch_factor: how many batches each worker gets ahead
 
 
 @dataclass(frozen=True, slots=True)
-class _Parts:
+class _PartSettings:
     """Where the parts of an item lie and how they are read."""
 
     label_mode: LabelMode
@@ -53,7 +54,7 @@ class _Parts:
     def item_patterns(self) -> ItemPatterns:
         return ItemPatterns((self.image_pattern, self.label_pattern))
 
-    def listed(self, gcs_data_root: str) -> Manifest:
+    def list_items(self, gcs_data_root: str) -> Manifest:
         data_root = DataRoot.parse(gcs_data_root)
         manifest = list_manifest(data_root, self.item_patterns)
         warn_of_incomplete(Items(manifest.ids, manifest.incomplete), self.item_patterns, data_root.uri)
@@ -84,12 +85,12 @@ def get_local_dataloaders(
     image_pattern: str = IMAGE_PATTERN,
     label_pattern: str = LABEL_PATTERN,
 ) -> Loaders:
-    """DataLoaders over a local folder. Raises ItemError where it holds no complete item."""
-    parts = _Parts(label_mode, image_pattern, label_pattern)
+    """DataLoaders over a local folder. Raises ItemError if it holds no complete item."""
+    parts = _PartSettings(label_mode, image_pattern, label_pattern)
     items = list_pairs_local(data_root, parts.item_patterns)
     warn_of_incomplete(items, parts.item_patterns, os.fspath(data_root))
     dataset = parts.dataset(data_root, items.ids, pil_loader, transform)
-    return _shuffled(dataset, items.ids, batch_size, test_ratio, num_workers)
+    return _indexed_loaders(dataset, items.ids, batch_size, test_ratio, num_workers)
 
 
 def get_streamed_dataloaders(
@@ -103,14 +104,14 @@ def get_streamed_dataloaders(
     image_pattern: str = IMAGE_PATTERN,
     label_pattern: str = LABEL_PATTERN,
 ) -> Loaders:
-    """DataLoaders that read every image and label from GCS when it is wanted.
+    """DataLoaders that read each image and label from GCS when it is needed.
 
-    Raises ItemError where no complete item lies below the data root, ObjectMissingError where there is no such bucket.
+    Raises ItemError if no complete item lies below the data root, ObjectMissingError if there is no such bucket.
     """
-    parts = _Parts(label_mode, image_pattern, label_pattern)
-    manifest = parts.listed(gcs_data_root)
+    parts = _PartSettings(label_mode, image_pattern, label_pattern)
+    manifest = parts.list_items(gcs_data_root)
     dataset = parts.dataset(gcs_data_root, manifest.ids, gcs_pil_loader, transform)
-    return _shuffled(dataset, manifest.ids, batch_size, test_ratio, num_workers)
+    return _indexed_loaders(dataset, manifest.ids, batch_size, test_ratio, num_workers)
 
 
 def get_async_dataloaders(
@@ -131,7 +132,7 @@ def get_async_dataloaders(
     get_streamed_dataloaders does.
     """
     pillow_mode(label_mode)
-    ids = _Parts(label_mode, image_pattern, label_pattern).listed(gcs_data_root).ids
+    ids = _PartSettings(label_mode, image_pattern, label_pattern).list_items(gcs_data_root).ids
     train, test = (Selection(ids, side.numpy()) for side in consistent_train_test_split(ids, test_ratio))
 
     def stream(items: Selection, passes: int | None) -> DataLoader[Any]:
@@ -165,23 +166,23 @@ def get_cached_dataloaders(
     image_pattern: str = IMAGE_PATTERN,
     label_pattern: str = LABEL_PATTERN,
 ) -> dict[str, PlannedDataLoader]:
-    """DataLoaders that read through the cache of the daemon that serves `cache_dir`, and tell it what they will read.
+    """DataLoaders that read through the cache of the daemon of `cache_dir`, and send it their plans.
 
     "train" is shuffled by `seed` and the epoch (`replacement` draws with replacement), "test" is in order; both are the same
-    with and without a daemon. Where torch.distributed is initialised, each rank gets its share of one global order. They are
-    PlannedDataLoaders: `state_dict` and `load_state_dict` resume in the middle of an epoch, `set_epoch` says which is next.
+    with and without a daemon. If torch.distributed is initialised, each rank gets its share of one global order. They are
+    PlannedDataLoaders: `state_dict` and `load_state_dict` resume in the middle of an epoch, `set_epoch` names the next one.
     Each of them follows the data root from epoch to epoch (Relisting). Raises as get_streamed_dataloaders does.
     """
     pillow_mode(label_mode)
-    parts = _Parts(label_mode, image_pattern, label_pattern)
+    parts = _PartSettings(label_mode, image_pattern, label_pattern)
     manifest = get_manifest(gcs_data_root, cache_dir, image_pattern=image_pattern, label_pattern=label_pattern)
 
     def planned(side: int, name: str) -> PlannedDataLoader:
-        # Nothing is shared with the other side: each begins its epochs, and moves on to newer listings, when it will.
+        # Nothing is shared with the other side: each starts its epochs, and changes to newer listings, independently.
         loader = CachedLoader(cache_dir, manifest=manifest)
         dataset = parts.dataset(gcs_data_root, manifest.ids, loader, transform)
         indices = consistent_train_test_split(manifest.ids, test_ratio)[side]
-        is_drawn = name == "train" and len(indices) > 0  # a split may leave a side empty, and there is nothing to shuffle then
+        is_drawn = name == "train" and len(indices) > 0  # a split may leave a side empty, with nothing to shuffle
         sampler = PlannedSampler(
             indices,
             seed=seed,
@@ -203,7 +204,9 @@ def get_cached_dataloaders(
     return {name: planned(side, name) for side, name in enumerate(("train", "test"))}
 
 
-def _shuffled(dataset: ImageDataset, items: Sequence[str], batch_size: int, test_ratio: float, num_workers: int) -> Loaders:
+def _indexed_loaders(
+    dataset: ImageDataset, items: Sequence[str], batch_size: int, test_ratio: float, num_workers: int
+) -> Loaders:
     train, test = consistent_train_test_split(items, test_ratio)
     return {
         "train": _loader(dataset, SubsetRandomSampler(train.tolist()), batch_size, num_workers),
@@ -216,5 +219,5 @@ def _loader(dataset: Dataset[Any], sampler: Sampler[int] | None, batch_size: int
 
 
 def _worker_settings(num_workers: int) -> dict[str, Any]:
-    # Workers that live on keep their connections, their imports and the memory that malloc kept.
+    # Persistent workers keep their connections, their imports and the memory that malloc kept.
     return {"num_workers": num_workers, "worker_init_fn": worker_init_fn, "persistent_workers": num_workers > 0}

@@ -1,4 +1,4 @@
-"""The transform of those who bring none: images to tensors that the default collate can batch."""
+"""The default transform: images to tensors that the default collate function can batch."""
 
 import numpy as np
 import torch
@@ -8,9 +8,9 @@ __all__ = ["to_tensors"]
 
 
 def to_tensors(pair: tuple[Image.Image, Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image as uint8 (channels, height, width); label likewise, or int64 (height, width) where it holds class indices.
+    """Image as uint8 (channels, height, width); label likewise, or int64 (height, width) if it holds class indices.
 
-    A batch of them needs images of one size: bring a transform that crops or resizes where they differ.
+    Images of one batch must have the same size: if they differ, use a transform that crops or resizes them.
     """
     image, label = pair
     pixels, classes = _channels_first(image), _channels_first(label)

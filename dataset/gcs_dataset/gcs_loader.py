@@ -1,4 +1,4 @@
-"""Images straight from GCS, one request an image: the loader of those without a daemon, and everyone's fallback."""
+"""Reads images directly from GCS, one request an image: the loader without a daemon, and the fallback with one."""
 
 import base64
 import struct
@@ -11,7 +11,7 @@ from PIL import Image
 
 from gcs_dataset.background_call import call_in_background
 from gcs_dataset.decode import decode
-from gcs_dataset.gcs_client import SOCKET_TIMEOUT_S, retrying, storage_client
+from gcs_dataset.gcs_client import SOCKET_TIMEOUT_S, call_with_retries, storage_client
 from gcs_prefetchd.shared.checksums import crc32c_of
 from gcs_prefetchd.shared.errors import WrongBytesError
 from gcs_prefetchd.shared.objects import ObjectName, parse_object_uri
@@ -24,9 +24,9 @@ DEADLINE_S = 120.0
 class GCSLoader:
     """A loader of `gs://` URIs: `loader(uri)` is a PIL image. Holds settings only, so any process can have a copy.
 
-    Follows google-cloud-storage's conventions: application default credentials, or STORAGE_EMULATOR_HOST for a stand-in. Every
-    object's size and crc32c are checked. What may pass (408, 429, 5xx, lost connections, damaged bodies) is tried again
-    until `deadline_s` after the start. `user_project` pays for buckets whose owner has the requester pay.
+    Follows google-cloud-storage's conventions: application default credentials, or STORAGE_EMULATOR_HOST for an emulator. Every
+    object's size and crc32c are checked. Transient errors (408, 429, 5xx, lost connections, damaged bodies) are retried until
+    `deadline_s` after the start. `user_project` is billed for requester-pays buckets.
     """
 
     def __init__(self, deadline_s: float = DEADLINE_S, *, user_project: str | None = None) -> None:
@@ -36,7 +36,7 @@ class GCSLoader:
     def __call__(self, uri: str, mode: str | None = "RGB") -> Image.Image:
         """The image, converted to `mode`; None keeps the stored mode.
 
-        Raises ItemError where the object is no image, ObjectMissingError, AccessDeniedError, CredentialsError, and
+        Raises ItemError if the object is not an image, ObjectMissingError, AccessDeniedError, CredentialsError, and
         OriginUnavailableError at the deadline.
         """
         return decode(self.read(uri), uri, mode)
@@ -50,9 +50,9 @@ class GCSLoader:
         return [decode(one, uri, mode) for one, uri, mode in zip(data, uris, modes, strict=True)]
 
     def read(self, uri: str) -> bytes:
-        """The object's bytes as they are stored; raises as a call does."""
+        """The object's bytes as stored; raises as a call does, except for ItemError."""
         name = parse_object_uri(uri)
-        return retrying(uri, partial(_download, name, self.user_project), self.deadline_s)
+        return call_with_retries(uri, partial(_download, name, self.user_project), self.deadline_s)
 
 
 gcs_pil_loader = GCSLoader()
@@ -60,10 +60,10 @@ gcs_pil_loader = GCSLoader()
 
 
 def _download(name: ObjectName, user_project: str | None) -> bytes:
-    # client.bucket() asks nothing; get_bucket() would be one more request, and a permission that readers often lack.
+    # client.bucket() sends no request; get_bucket() would send one, and needs a permission that readers often lack.
     blob = storage_client().bucket(name.bucket, user_project=user_project).blob(name.name)
-    # Stored bytes, so that a hit and a miss are the same; its own retries off, for there is one around all of this.
-    # Its own check off as well: it raises ValueError for a header without a "=", and takes no other hash for one that is none.
+    # Stored bytes, so that a hit and a miss are the same. The library's own retries are off: call_with_retries has its own. Its
+    # check is off as well: it raises ValueError for a header without a "=", and accepts a response with an invalid hash.
     data: bytes = blob.download_as_bytes(raw_download=True, checksum=None, retry=None, timeout=SOCKET_TIMEOUT_S)
     _check(data, blob)
     return data
@@ -71,27 +71,27 @@ def _download(name: ObjectName, user_project: str | None) -> bytes:
 
 def _check(data: bytes, blob: Any) -> None:
     """Raise WrongBytesError unless these are the object's bytes."""
-    named = None
+    expected = None
     with suppress(WrongBytesError):
-        named = _named_checksum(blob)
-    if named is None:
-        # No hash in the answer: it may be a proxy's. GCS's metadata always have one.
+        expected = _checksum_of(blob)
+    if expected is None:
+        # No hash in the response: it may be a proxy's. GCS's metadata always has one.
         blob.reload(retry=None, timeout=SOCKET_TIMEOUT_S)
-        named = _named_checksum(blob)
+        expected = _checksum_of(blob)
         if blob.size != len(data):
-            raise WrongBytesError(f"{len(data)} of {blob.size} bytes came")
-    if named is not None and crc32c_of(data) != named:
-        raise WrongBytesError(f"{len(data)} bytes came whose crc32c is not {blob.crc32c}")
+            raise WrongBytesError(f"received {len(data)} of {blob.size} bytes")
+    if expected is not None and crc32c_of(data) != expected:
+        raise WrongBytesError(f"received {len(data)} bytes whose crc32c is not {blob.crc32c}")
 
 
-def _named_checksum(blob: Any) -> int | None:
+def _checksum_of(blob: Any) -> int | None:
     return None if blob.crc32c is None else checksum_of_base64(blob.crc32c)
 
 
 def checksum_of_base64(text: str) -> int:
-    """A crc32c as GCS writes it: base64 of 4 big-endian bytes. Raises WrongBytesError where it is none."""
+    """A crc32c as GCS writes it: base64 of 4 big-endian bytes. Raises WrongBytesError if it is not one."""
     try:
         (checksum,) = struct.unpack(">I", base64.b64decode(text, validate=True))
     except (ValueError, struct.error) as exc:
-        raise WrongBytesError(f"GCS names the crc32c {text!r}, which is none") from exc
+        raise WrongBytesError(f"GCS sent {text!r}, which is not a valid crc32c") from exc
     return int(checksum)

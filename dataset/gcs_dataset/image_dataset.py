@@ -1,4 +1,4 @@
-"""The dataset of image and label pairs, read by whatever loader it is given."""
+"""The dataset of image and label pairs, read by any loader."""
 
 import operator
 import os
@@ -19,13 +19,13 @@ class ImageDataset(Dataset[Any]):
     """Pairs of a PIL image and a PIL label, by index into `items`.
 
     - `data_root`: a folder, or `gs://bucket/prefix`; an item's parts lie at `image_pattern` and `label_pattern` below it.
-    - `items`: ids, any sequence of str. Kept, not copied: a manifest's ids stay in the memory that all workers share.
+    - `items`: ids, any sequence of str. Not copied: a manifest's ids stay in the memory that all workers share.
     - `loader`: `loader(path)` is the image in RGB. With `label_mode="index"`, labels are loaded by `loader(path, mode=None)`
-      and keep their class indices. A loader with a method `load_many(paths, modes)` gets both parts at once;
-      one with `load_item(index, paths, modes)` gets the index into `items` as well.
-    - `transform`: takes the pair as ONE tuple; what it returns is the sample.
+      and keep their class indices. A loader with a method `load_many(paths, modes)` loads both parts at once;
+      one with `load_item(index, paths, modes)` also receives the index into `items`.
+    - `transform`: receives the pair as ONE tuple, and returns the sample.
 
-    Raises SettingsError for a `label_mode` or pattern that cannot be used; reading raises what the loader raises.
+    Raises SettingsError for an invalid `label_mode` or pattern; reading raises what the loader raises.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class ImageDataset(Dataset[Any]):
         return len(self.items)
 
     def __getitem__(self, index: SupportsIndex) -> Any:
-        """`(image, label)`, or what the transform makes of it; negative indices count from the end."""
+        """`(image, label)`, or what the transform returns for it; negative indices count from the end."""
         if isinstance(index, slice):
-            raise TypeError("ImageDataset takes one index; torch.utils.data.Subset takes several")
-        place = operator.index(index)
-        image, label = self._load(place, self._pairs.of(self.items[place]))
+            raise TypeError("ImageDataset accepts one index; torch.utils.data.Subset accepts several")
+        position = operator.index(index)
+        image, label = self._load(position, self._pairs.paths_of(self.items[position]))
         return (image, label) if self.transform is None else self.transform((image, label))
 
     def _load(self, index: int, paths: list[str]) -> list[Image.Image]:
@@ -70,5 +70,5 @@ class ImageDataset(Dataset[Any]):
         image_path, label_path = paths
         if self._label_mode is None:
             return [self.loader(image_path), self.loader(label_path, mode=None)]
-        # One argument, so that a loader that knows no modes will do.
+        # One argument, so that a loader without a `mode` parameter works.
         return [self.loader(image_path), self.loader(label_path)]

@@ -1,4 +1,4 @@
-"""Where the image and the label of an item lie, and how its label is wanted."""
+"""Where the image and the label of an item lie, and the mode in which labels are read."""
 
 import os
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ class Pairs:
 
     @classmethod
     def below(cls, data_root: str | os.PathLike[str], image_pattern: str, label_pattern: str) -> "Pairs":
-        """Raises InvalidNameError for a URI that is none, SettingsError for a pattern without `{id}`."""
+        """Raises InvalidNameError for an invalid URI, SettingsError for a pattern without `{id}`."""
         root = os.fspath(data_root)
         root = DataRoot.parse(root).uri if "://" in root else root.rstrip("/")
         return cls(root, ItemPatterns((image_pattern, label_pattern)))
 
-    def of(self, item_id: str) -> list[str]:
+    def paths_of(self, item_id: str) -> list[str]:
         """The paths or URIs of the item's image and label."""
         return [f"{self.root}/{self.item_patterns.part_name(item_id, part)}" for part in (0, 1)]
 

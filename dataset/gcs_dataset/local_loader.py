@@ -1,4 +1,4 @@
-"""Images and listings of a local folder."""
+"""Reads and lists the images of a local folder."""
 
 import os
 import posixpath
@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from gcs_dataset.decode import decode
-from gcs_dataset.train_test_split import Items, complete_items, ids_of
+from gcs_dataset.item_listing import Items, complete_items, ids_of_names
 from gcs_prefetchd.shared.errors import ItemError
 from gcs_prefetchd.shared.item_patterns import ItemPatterns
 
@@ -17,7 +17,7 @@ __all__ = ["list_items_local", "list_pairs_local", "pil_loader"]
 def pil_loader(path: str | os.PathLike[str], mode: str | None = "RGB") -> Image.Image:
     """The image in a local file, fully loaded and converted to `mode`; None keeps the stored mode (class indices of labels).
 
-    Raises ItemError where the file cannot be read or is no image.
+    Raises ItemError if the file cannot be read or is not an image.
     """
     try:
         data = Path(path).read_bytes()
@@ -29,15 +29,15 @@ def pil_loader(path: str | os.PathLike[str], mode: str | None = "RGB") -> Image.
 def list_items_local(path: str | os.PathLike[str]) -> list[str]:
     """The sorted ids of the files below a folder: their paths without the extension (`a/7.jpg` is `a/7`).
 
-    Raises ItemError where there is no such folder, no file in it, or where two files have the same id.
+    Raises ItemError if there is no such folder, no file in it, or if two files have the same id.
     """
-    return ids_of(_files_below(Path(path)), os.fspath(path))
+    return ids_of_names(_files_below(Path(path)), os.fspath(path))
 
 
 def list_pairs_local(data_root: str | os.PathLike[str], item_patterns: ItemPatterns) -> Items:
-    """The items of a local data root that have all their parts, and what the others lack."""
+    """The items of a local data root that have all their parts, and the parts that the others lack."""
     root = Path(data_root)
-    # A pattern may begin in the middle of a name (`photo-{id}.jpg`), and only what precedes its last slash is a folder.
+    # A pattern may have text before its id (`photo-{id}.jpg`), and only the part before its last slash is a folder.
     folders = {posixpath.dirname(start) for start in item_patterns.folders()}
     names = [posixpath.join(folder, name) for folder in folders for name in _files_below(root / folder)]
     return complete_items(names, item_patterns, str(root))

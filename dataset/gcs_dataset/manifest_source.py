@@ -1,4 +1,4 @@
-"""The manifest that a data root's readers go by: the daemon's, else a listing of their own, which is the same."""
+"""The manifest that the readers of a data root use: the daemon's, else one of their own listing, which is the same."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gcs_dataset.background_call import call_in_background
 from gcs_dataset.gcs_listing import list_manifest
-from gcs_dataset.train_test_split import Items, warn_of_incomplete
+from gcs_dataset.item_listing import Items, warn_of_incomplete
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.errors import ManifestError, PrefetchdError
 from gcs_prefetchd.shared.item_patterns import IMAGE_PATTERN, LABEL_PATTERN, ItemPatterns
@@ -19,7 +19,7 @@ from gcs_prefetchd.shared.objects import DataRoot
 __all__ = ["daemon_manifest", "get_manifest", "load_saved_manifest", "newer_manifest"]
 
 STATUS_TIMEOUT_S = 5.0
-NEWEST_TIMEOUT_S = 1.0  # one that has listed answers in a millisecond, and an epoch waits for it
+NEWEST_TIMEOUT_S = 1.0  # a daemon that has listed responds in a millisecond, and an epoch waits for it
 MANIFEST_TIMEOUT_S = 300.0  # the daemon may have to list a million objects first
 
 log = logging.getLogger("gcs_dataset")
@@ -34,9 +34,8 @@ def get_manifest(
 ) -> Manifest:
     """The items of a data root, frozen: its `ids` for an ImageDataset, itself for a CachedLoader.
 
-    The daemon's; without a daemon that has one of these patterns, a listing of our own, with a warning. Items that lack a
-    part are named in a warning and left out. Raises ItemError where none is complete, ObjectMissingError where there is no
-    such bucket.
+    The daemon's manifest; if no daemon has one with these patterns, GCS is listed here, with a warning. Items that lack a part
+    are named in a warning and left out. Raises ItemError if no item is complete, ObjectMissingError if there is no such bucket.
     """
     data_root, item_patterns = DataRoot.parse(gcs_data_root), ItemPatterns((image_pattern, label_pattern))
     try:
@@ -54,7 +53,7 @@ def daemon_manifest(data_root: DataRoot, cache_dir: Path) -> Manifest:
     """The daemon's latest manifest, mapped into memory; raises DaemonUnavailableError, ProtocolError or ManifestError."""
     client = DaemonClient(cache_dir, STATUS_TIMEOUT_S)
     try:
-        client.status()  # tells a daemon that hangs from one that lists
+        client.status()  # finds out whether the daemon responds: its first listing may take minutes
         client.close()
         client.timeout_s = MANIFEST_TIMEOUT_S
         return load_manifest(Path(client.manifest(data_root.uri).path))
@@ -62,29 +61,31 @@ def daemon_manifest(data_root: DataRoot, cache_dir: Path) -> Manifest:
         client.close()
 
 
-def newer_manifest(held: Manifest, cache_dir: Path, passed_over: str = "") -> Manifest | None:
-    """The daemon's latest manifest of the same data root; None where it is the held one or has the digest `passed_over`.
+def newer_manifest(current: Manifest, cache_dir: Path, rejected_digest: str = "") -> Manifest | None:
+    """The daemon's latest manifest of the same data root; None if it is `current` or has the digest `rejected_digest`.
 
-    One request, for which a second at most is waited. A daemon that is absent, slow or wrong has no newer one.
+    Sends one request and waits a second at most. A daemon that is absent, slow or faulty has no newer one.
     """
-    asked = call_in_background(partial(_latest, held.data_root, cache_dir))
-    if not wait([asked], NEWEST_TIMEOUT_S).done:
+    request = call_in_background(partial(_latest, current.data_root, cache_dir))
+    if not wait([request], NEWEST_TIMEOUT_S).done:
         return None
     try:
-        latest = asked.result()
+        latest = request.result()
     except PrefetchdError:
-        return None  # the readers say that there is no daemon
-    return None if latest.digest in (held.digest, passed_over) else load_saved_manifest(Path(latest.path), held)
+        return None  # the readers log that there is no daemon
+    return None if latest.digest in (current.digest, rejected_digest) else load_saved_manifest(Path(latest.path), current)
 
 
-def load_saved_manifest(folder: Path, held: Manifest) -> Manifest | None:
-    """Map a saved manifest of the same data root and patterns; None where it cannot be read or is of others."""
+def load_saved_manifest(folder: Path, current: Manifest) -> Manifest | None:
+    """Map a saved manifest of the same data root and patterns; None if it cannot be read or is of others."""
     try:
         manifest = load_manifest(folder)
-        if (manifest.data_root, manifest.item_patterns) != (held.data_root, held.item_patterns):
-            raise ManifestError(f"manifest {folder}: is of {manifest.data_root.uri} with {manifest.item_patterns.patterns}")
+        if (manifest.data_root, manifest.item_patterns) != (current.data_root, current.item_patterns):
+            raise ManifestError(
+                f"manifest {folder}: is of {manifest.data_root.uri}, patterns {manifest.item_patterns.patterns}"
+            )
     except ManifestError as exc:
-        log.info("%s; %s goes on as it was listed before", exc, held.data_root.uri)
+        log.info("%s; %s keeps its current listing", exc, current.data_root.uri)
         return None
     return manifest
 

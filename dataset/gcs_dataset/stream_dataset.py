@@ -1,4 +1,4 @@
-"""The dataset of those who stream: many downloads in flight in one event loop per worker, delivered in the stream's order."""
+"""The streaming dataset: many downloads in flight in one event loop per worker, delivered in the stream's order."""
 
 import itertools
 import os
@@ -19,14 +19,14 @@ from gcs_prefetchd.shared.item_patterns import IMAGE_PATTERN, LABEL_PATTERN
 
 __all__ = ["AsyncImageDataset", "generate_stream"]
 
-DRAWN_AT_ONCE = 1024
+CHUNK_ITEMS = 1024
 
 
 def generate_stream(items: Sequence[str], seed: int | None = None, worker: int = 0, workers: int = 1) -> Iterator[str]:
-    """Endless ids, drawn with replacement: positions `worker`, `worker + workers`, ... of the stream that `seed` names.
+    """Endless ids, drawn with replacement: positions `worker`, `worker + workers`, ... of the stream of `seed`.
 
-    So the workers' shares never overlap, and interleaved they are the stream of one. None takes a random seed. Raises
-    SettingsError where there is nothing to draw from or no such worker.
+    The workers' shares never overlap, and interleaved they are the stream of a single worker. `seed=None` uses a random seed.
+    Raises SettingsError if `items` is empty or there is no such worker.
     """
     if not items:
         raise SettingsError("items must hold at least one id to draw from")
@@ -36,7 +36,7 @@ def generate_stream(items: Sequence[str], seed: int | None = None, worker: int =
 
 
 def _draw(items: Sequence[str], seed: int, worker: int, workers: int) -> Iterator[str]:
-    count = DRAWN_AT_ONCE * workers
+    count = CHUNK_ITEMS * workers
     for start in itertools.count(0, count):
         for index in endless_order(seed, start, count, len(items))[worker::workers].tolist():
             yield items[index]
@@ -46,12 +46,13 @@ class AsyncImageDataset(IterableDataset[Any]):
     """Pairs of a PIL image and a PIL label from GCS, `concurrency` items of each worker in flight.
 
     - `passes=None` draws from `items` without end and with replacement; a number reads them in order that many times.
-      Either way each worker gets its own share.
-    - `seed` fixes the draw; None follows torch's seed and draws anew in each iteration.
+      In both cases each worker reads its own share.
+    - `seed` fixes the draw; None uses torch's seed and draws anew in each iteration.
     - `transform`, `label_mode` and the patterns are those of ImageDataset.
 
-    Credentials are application default ones, or none with STORAGE_EMULATOR_HOST. An item that cannot be read raises, at its
-    place in the stream, an error that names its object. Ending the iteration, in whatever way, ends thread and connections.
+    Uses application default credentials, or none with STORAGE_EMULATOR_HOST. An item that cannot be read raises an error that
+    names its object, at the item's position in the stream. However the iteration ends, its thread stops and its connections are
+    closed.
     """
 
     def __init__(
@@ -78,13 +79,13 @@ class AsyncImageDataset(IterableDataset[Any]):
         self.label_mode = label_mode
         self._label_mode = pillow_mode(label_mode)
         self._pairs = Pairs.below(data_root, image_pattern, label_pattern)
-        self._iterations: Counter[int] = Counter()  # by worker, for workers can be threads that share this object
+        self._iterations: Counter[int] = Counter()  # by worker, because workers can be threads that share this object
 
     def __iter__(self) -> Iterator[Any]:
-        """Pairs, or what the transform makes of them."""
-        from gcs_dataset.async_download import Downloads  # loads aiohttp, which only those who stream need
+        """Pairs, or what the transform returns for them."""
+        from gcs_dataset.async_download import Downloads  # loads aiohttp, which only streaming needs
 
-        pairs = map(self._pairs.of, self._share())
+        pairs = map(self._pairs.paths_of, self._share())
         with Downloads(pairs, self.concurrency) as downloads:
             for uris, data in downloads:
                 image, label = map(decode, data, uris, ["RGB", self._label_mode])
@@ -106,6 +107,6 @@ class AsyncImageDataset(IterableDataset[Any]):
         info = get_worker_info()
         if info is None:
             return int(torch.empty((), dtype=torch.int64).random_().item())
-        # What all workers of one iteration have in common. Workers that live on keep it, so they count their iterations.
+        # Shared by all workers of one iteration. Persistent workers keep it, so they count their iterations.
         self._iterations[info.id] += 1
         return info.seed - info.id + self._iterations[info.id] - 1

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from gcs_dataset import CachedLoader, ImageDataset, to_tensors
-from gcs_dataset.expected_checksums import Versions
+from gcs_dataset.expected_checksums import ExpectedStamps
 from gcs_dataset.gcs_loader import GCSLoader
 from gcs_prefetchd.shared.errors import InvalidNameError, ItemError, ObjectMissingError
 from gcs_prefetchd.shared.item_patterns import ItemPatterns
@@ -116,7 +116,7 @@ def test_a_cached_object_that_is_no_image_is_asked_of_gcs(server: ServingGCS, tm
     cache_file(tmp_path, URI, b"an older generation that was no image")
     assert number_of(loader(URI)) == 3
     server.put("pictures", "set/images/0003.jpg", b"still no image")
-    with pytest.raises(ItemError, match=f"{URI}: is no image"):
+    with pytest.raises(ItemError, match=f"{URI}: is not an image"):
         loader(URI)
 
 
@@ -340,7 +340,7 @@ def test_a_copy_of_the_loader_has_the_manifest(server: ServingGCS, tmp_path: Pat
 
 
 def test_to_find_an_items_generations_takes_microseconds() -> None:
-    versions = Versions(manifest_of(500))
+    versions = ExpectedStamps(manifest_of(500))
     uris = [version.name.uri for version in versions._manifest.versions(333)]
     expected = versions.of(uris)
     assert None not in expected

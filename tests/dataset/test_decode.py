@@ -46,13 +46,13 @@ def test_a_gzipped_object_is_unpacked(members: int) -> None:
     ids=["empty", "html", "cut", "header", "gzipped text", "zeros"],
 )
 def test_what_is_no_image_is_named(data: bytes) -> None:
-    with pytest.raises(ItemError, match=r"gs://b/images/7\.jpg: is no image"):
+    with pytest.raises(ItemError, match=r"gs://b/images/7\.jpg: is not an image"):
         decode(data, "gs://b/images/7.jpg")
 
 
 @pytest.mark.parametrize("data", [gzip.compress(image_bytes(7))[:-20], gzip.compress(image_bytes(7))[:40] + bytes(80)])
 def test_damaged_gzip_is_named(data: bytes) -> None:
-    with pytest.raises(ItemError, match=r"x: is (damaged gzip|gzip that ends too early)"):
+    with pytest.raises(ItemError, match=r"x: is (damaged gzip|truncated gzip)"):
         decode(data, "x")
 
 

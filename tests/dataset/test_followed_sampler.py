@@ -195,7 +195,7 @@ def test_a_daemon_that_starts_in_the_middle_learns_the_position(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("yielded", "why"),
     [
-        ([3, ITEMS], f"yields the index {ITEMS}, and {ROOT} has {ITEMS} items"),
+        ([3, ITEMS], f"yields the index {ITEMS}, but {ROOT} has {ITEMS} items"),
         ([-1], "yields the index -1"),
         ([[1, 2], [3, 2**40]], "yields the index 1099511627776"),
         (["0003"], "yields '0003', which is neither an index nor a list of indices"),
@@ -209,12 +209,12 @@ def test_what_is_no_index_of_the_manifest_is_named(tmp_path: Path, yielded: list
 
 
 def test_a_sampler_that_never_ends_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="more than 1000 times; one that never ends cannot be followed"):
+    with pytest.raises(SettingsError, match="more than 1000 times; an endless sampler cannot be followed"):
         next(iter(FollowedSampler(itertools.count(), CachedLoader(tmp_path), ROOT, most_items=1000)))
 
 
 def test_a_data_root_must_be_named_and_be_the_manifests(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="data_root must say"):
+    with pytest.raises(SettingsError, match="data_root must name"):
         follow([1], CachedLoader(tmp_path))
     with pytest.raises(SettingsError, match=f"data_root is gs://pictures/other, and the loader's manifest is of {ROOT}"):
         follow([1], CachedLoader(tmp_path, manifest=manifest_of(3)), "gs://pictures/other")

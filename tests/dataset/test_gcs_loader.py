@@ -127,10 +127,10 @@ def test_a_page_of_the_right_length_is_not_the_object(server: ServingGCS) -> Non
 def test_the_deadline_holds_whatever_the_server_does(server: ServingGCS, fault: Fault) -> None:
     server.faults.add(fault, KEY)
     started_s = time.monotonic()
-    with pytest.raises(OriginUnavailableError, match=f"{URI}: gave up after 0.6 s .*not answered in full") as caught:
+    with pytest.raises(OriginUnavailableError, match=f"{URI}: gave up after 0.6 s .*no complete response") as caught:
         GCSLoader(deadline_s=0.6)(URI)
     assert time.monotonic() - started_s < 5
-    assert "tries" in str(caught.value)
+    assert "attempts" in str(caught.value)
     server.release()
 
 
@@ -198,7 +198,7 @@ def test_a_user_project_pays(server: ServingGCS) -> None:
 
 def test_an_object_that_is_no_image_is_named(server: ServingGCS) -> None:
     server.put("pictures", "set/images/text.jpg", b"no image")
-    with pytest.raises(ItemError, match=f"{ROOT}/images/text.jpg: is no image"):
+    with pytest.raises(ItemError, match=f"{ROOT}/images/text.jpg: is not an image"):
         gcs_pil_loader(f"{ROOT}/images/text.jpg")
 
 

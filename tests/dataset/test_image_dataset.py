@@ -78,7 +78,7 @@ def test_every_kind_of_index_will_do(folder: Path, index: int) -> None:
 
 def test_slices_and_what_is_out_of_range_are_refused(folder: Path) -> None:
     dataset = ImageDataset(folder, ["0000"])
-    with pytest.raises(TypeError, match="takes one index"):
+    with pytest.raises(TypeError, match="accepts one index"):
         dataset[0:1]  # type: ignore[index]
     for index in [1, -2]:
         with pytest.raises(IndexError):

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from gcs_dataset import CachedLoader
-from gcs_dataset.read_reports import ReadReporter, Reads
+from gcs_dataset.read_reports import ReadCounts, ReadReporter
 from support.datasets import NotingDaemon
 
 
@@ -20,7 +20,7 @@ def test_reads_are_summed_into_few_reports(tmp_path: Path) -> None:
     with NotingDaemon(tmp_path) as daemon:
         reporter = ReadReporter(tmp_path, "job")
         for number in range(1000):
-            reporter.add(Reads(hits=2, wait_s=0.5), [f"gs://pictures/{number}", "gs://pictures/label"])
+            reporter.add(ReadCounts(hits=2, wait_s=0.5), [f"gs://pictures/{number}", "gs://pictures/label"])
         reporter.close()
         assert daemon.reads() == (2000, 0, 0)
         assert sum(report.wait_s for report in daemon.reports) == 500
@@ -32,8 +32,8 @@ def test_reads_are_summed_into_few_reports(tmp_path: Path) -> None:
 def test_counts_of_the_time_without_a_daemon_arrive_once_it_is_there(tmp_path: Path) -> None:
     reporter = ReadReporter(tmp_path, "job")
     for number in range(10_500):
-        reporter.add(Reads(fallbacks=1), [f"gs://pictures/{number}"])
-    reporter.add(Reads(hits=1), ["gs://pictures/last"])
+        reporter.add(ReadCounts(fallbacks=1), [f"gs://pictures/{number}"])
+    reporter.add(ReadCounts(hits=1), ["gs://pictures/last"])
     with NotingDaemon(tmp_path) as daemon:
         daemon.wait_for(lambda daemon: daemon.reads() == (1, 0, 10_500))
         named = [uri for report in daemon.reports for uri in report.objects]
@@ -46,9 +46,9 @@ def test_counts_of_the_time_without_a_daemon_arrive_once_it_is_there(tmp_path: P
 def test_counts_survive_a_restart_of_the_daemon(tmp_path: Path) -> None:
     reporter = ReadReporter(tmp_path, "job")
     with NotingDaemon(tmp_path) as first:
-        reporter.add(Reads(hits=1), ["gs://pictures/1"])
+        reporter.add(ReadCounts(hits=1), ["gs://pictures/1"])
         first.wait_for(lambda daemon: daemon.reads() == (1, 0, 0))
-    reporter.add(Reads(hits=2), ["gs://pictures/2"])
+    reporter.add(ReadCounts(hits=2), ["gs://pictures/2"])
     with NotingDaemon(tmp_path) as second:
         second.wait_for(lambda daemon: daemon.reads() == (2, 0, 0))
         reporter.close()
@@ -59,9 +59,9 @@ def test_a_report_whose_answer_was_lost_is_sent_again_as_it_was(tmp_path: Path) 
     reporter = ReadReporter(tmp_path, "job")
     with NotingDaemon(tmp_path) as daemon:
         daemon.loses.add("/v1/reads")
-        reporter.add(Reads(hits=1, wait_s=0.5), ["gs://pictures/1"])
+        reporter.add(ReadCounts(hits=1, wait_s=0.5), ["gs://pictures/1"])
         daemon.wait_for(lambda daemon: len(daemon.reports) == 1)
-        reporter.add(Reads(misses=1), ["gs://pictures/2"])
+        reporter.add(ReadCounts(misses=1), ["gs://pictures/2"])
         daemon.wait_for(lambda daemon: len(daemon.reports) == 3)
         daemon.loses.clear()
         daemon.wait_for(lambda daemon: daemon.reports[-1].misses == 1)
@@ -80,10 +80,10 @@ def test_a_refused_report_holds_up_none_after_it(tmp_path: Path) -> None:
     reporter = ReadReporter(tmp_path, "job")
     with NotingDaemon(tmp_path) as daemon:
         daemon.refuses["/v1/reads"] = (400, "no such object")
-        reporter.add(Reads(hits=1), ["gs://pictures/strange"])
+        reporter.add(ReadCounts(hits=1), ["gs://pictures/strange"])
         daemon.wait_for(lambda daemon: daemon.refused > 0)
         daemon.refuses.clear()
-        reporter.add(Reads(hits=1), ["gs://pictures/2"])
+        reporter.add(ReadCounts(hits=1), ["gs://pictures/2"])
         daemon.wait_for(lambda daemon: daemon.reads() == (2, 0, 0))
         assert [uri for report in daemon.reports for uri in report.objects] == ["gs://pictures/2"]
         reporter.close()
@@ -92,7 +92,7 @@ def test_a_refused_report_holds_up_none_after_it(tmp_path: Path) -> None:
 def test_the_end_waits_for_no_daemon_that_hangs(tmp_path: Path) -> None:
     reporter = ReadReporter(tmp_path, "job")
     with NotingDaemon(tmp_path) as daemon, daemon.hanging():
-        reporter.add(Reads(hits=1), ["gs://pictures/1"])
+        reporter.add(ReadCounts(hits=1), ["gs://pictures/1"])
         started_s = time.monotonic()
         reporter.close()
         assert time.monotonic() - started_s < 4
@@ -123,6 +123,6 @@ def test_a_report_costs_its_reader_microseconds(tmp_path: Path) -> None:
     names = ["gs://pictures/images/7.jpg", "gs://pictures/labels/7.png"]
     started_s = time.thread_time()
     for _ in range(10_000):
-        reporter.add(Reads(hits=2), names)
+        reporter.add(ReadCounts(hits=2), names)
     assert (time.thread_time() - started_s) / 10_000 < 20e-6
     reporter.close()

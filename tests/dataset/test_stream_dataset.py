@@ -158,7 +158,7 @@ def test_a_missing_object_raises_at_its_place_and_is_named(server: ServingGCS) -
 
 def test_an_error_reaches_the_main_process_as_it_is(server: ServingGCS) -> None:
     server.put("pictures", "set/images/0003.jpg", b"no image")
-    with pytest.raises(ItemError, match=f"{ROOT}/images/0003.jpg: is no image"):
+    with pytest.raises(ItemError, match=f"{ROOT}/images/0003.jpg: is not an image"):
         read_all(DataLoader(AsyncImageDataset(ROOT, IDS, numbers, passes=1), batch_size=None, num_workers=2))
 
 

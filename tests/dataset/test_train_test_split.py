@@ -1,6 +1,5 @@
-"""Ids and the split of items into training and testing."""
+"""The split of items into training and testing."""
 
-import logging
 import pickle
 import time
 from pathlib import Path
@@ -13,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gcs_dataset import consistent_train_test_split
-from gcs_dataset.train_test_split import Items, Selection, ids_of, warn_of_incomplete
-from gcs_prefetchd.shared.errors import ItemError, SettingsError
+from gcs_dataset.train_test_split import Selection
+from gcs_prefetchd.shared.errors import SettingsError
 from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.manifest import Ids, build_manifest, load_manifest
 from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion
@@ -64,35 +63,6 @@ def test_a_million_ids_are_split_in_seconds() -> None:
     started_s = time.process_time()
     consistent_train_test_split(ids, 0.1)
     assert time.process_time() - started_s < 5  # 0.5 s on an idle core
-
-
-def test_ids_lose_their_extension_and_placeholders_are_no_items() -> None:
-    assert ids_of(["b.jpg", "a/", "a/7.jpg", "a/x.y.jpg"], "here") == ["a/7", "a/x.y", "b"]
-
-
-def test_a_listing_without_items_is_named() -> None:
-    with pytest.raises(ItemError, match="here: holds no items"):
-        ids_of(["a/"], "here")
-
-
-def test_two_names_with_one_id_are_both_named() -> None:
-    with pytest.raises(ItemError, match=r"here: a/7\.jpg and a/7\.png have the same id 'a/7'"):
-        ids_of(["a/7.jpg", "a/7.png"], "here")
-
-
-def test_missing_parts_are_reported_once_with_the_first_names(caplog: pytest.LogCaptureFixture) -> None:
-    missing = tuple(f"here/labels/{number}.png" for number in range(8))
-    with caplog.at_level(logging.WARNING):
-        warn_of_incomplete(Items(Ids.from_sorted(["a"]), missing), ItemPatterns(), "here")
-    [line] = [record.getMessage() for record in caplog.records]
-    assert line.startswith("here: ")
-    assert "here/labels/0.png" in line
-    assert "and 3 more" in line
-
-
-def test_no_item_at_all_says_what_was_looked_for() -> None:
-    with pytest.raises(ItemError, match=r"here: holds no item \(images/\{id\}\.jpg with labels/\{id\}\.png\)"):
-        warn_of_incomplete(Items(Ids.from_sorted([]), ()), ItemPatterns(), "here")
 
 
 def test_a_selection_is_the_items_it_names() -> None:

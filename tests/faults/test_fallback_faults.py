@@ -105,7 +105,7 @@ def test_what_gcs_refuses_is_an_error_after_one_request_and_there_once_gcs_gives
     server: ServingGCS, status: int, error: type[OriginError]
 ) -> None:
     server.faults.add(Status(status), KEY, requests=1)
-    with pytest.raises(error, match=f"{URI}: GCS says {status}"):
+    with pytest.raises(error, match=f"{URI}: GCS returned {status}"):
         load.read(URI)
     assert server.counts.media[KEY] == 1
     assert load.read(URI) == DATA

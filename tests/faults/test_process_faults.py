@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gcs_dataset.read_reports import ReadReporter, Reads
+from gcs_dataset.read_reports import ReadCounts, ReadReporter
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.errors import DaemonUnavailableError
 from gcs_prefetchd.testing import Counts, ServingGCS
@@ -198,10 +198,10 @@ def test_reads_that_a_suspended_daemon_was_told_of_are_counted_once(daemon: Daem
     reporter = ReadReporter(daemon.cache_dir, "job")
     before = connections(daemon)
     with suspended(daemon):
-        reporter.add(Reads(hits=3), uris)
+        reporter.add(ReadCounts(hits=3), uris)
         wait_for(lambda: connections(daemon) > before + 1, within_s=30)
     wait_for(lambda: daemon.stats()["reads"]["hits"])
-    reporter.add(Reads(misses=1), [])
+    reporter.add(ReadCounts(misses=1), [])
     wait_for(lambda: daemon.stats()["reads"]["misses"])
     assert daemon.stats()["reads"]["hits"] == 3
     reporter.close()
