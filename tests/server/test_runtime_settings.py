@@ -5,20 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from gcs_prefetchd.fetch.download_slots import Slots
+from gcs_prefetchd.fetch.download_slots import DownloadSlots
 from gcs_prefetchd.server.runtime_settings import CHANGEABLE, Tuning, make_slots
 from gcs_prefetchd.shared.errors import ProtocolError
 from support.daemons import make_settings
 
 
-def tuning(tmp_path: Path, **changes: object) -> tuple[Tuning, Slots]:
+def tuning(tmp_path: Path, **changes: object) -> tuple[Tuning, DownloadSlots]:
     settings = make_settings(tmp_path, "http://127.0.0.1:1", **changes)
     slots = make_slots(settings)
     return Tuning(settings, slots), slots
 
 
-def bounds(slots: Slots) -> tuple[int, int, float | None, float | None]:
-    return slots.limit.least, slots.limit.most, slots.governor.max_requests_per_s, slots.governor.max_bytes_per_s
+def bounds(slots: DownloadSlots) -> tuple[int, int, float | None, float | None]:
+    return slots.concurrency.minimum, slots.concurrency.maximum, slots.rate.max_requests_per_s, slots.rate.max_bytes_per_s
 
 
 def test_the_slots_begin_with_the_settings(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.cache.observer import CacheObserver, ChooseVictims, EvictableFiles, LeastRecentlyUsed
 from gcs_prefetchd.cache.reservation import writer_for
-from gcs_prefetchd.fetch.adaptive_concurrency import Limit
-from gcs_prefetchd.fetch.download_slots import Slots
-from gcs_prefetchd.fetch.rate_limit import Governor
+from gcs_prefetchd.fetch.adaptive_concurrency import AdaptiveConcurrency
+from gcs_prefetchd.fetch.download_slots import DownloadSlots
+from gcs_prefetchd.fetch.rate_limit import RateLimit
 from gcs_prefetchd.shared.checksums import ATTRIBUTE, Stamp, crc32c_of
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 from gcs_prefetchd.shared.paths import cache_path
@@ -84,9 +84,9 @@ async def put(cache: Cache, name: str, data: bytes, generation: int = 1, choose_
     return path_of(name)
 
 
-def slots_of(count: int) -> Slots:
+def slots_of(count: int) -> DownloadSlots:
     """So many slots, whatever happens."""
-    return Slots(Limit(count, count), Governor())
+    return DownloadSlots(AdaptiveConcurrency(count, count), RateLimit())
 
 
 def keeping(cache: Cache, *kept: str) -> ChooseVictims:

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from gcs_prefetchd.cache.cache import Cache
-from gcs_prefetchd.fetch.adaptive_concurrency import Limit
-from gcs_prefetchd.fetch.download_slots import Slots
+from gcs_prefetchd.fetch.adaptive_concurrency import AdaptiveConcurrency
+from gcs_prefetchd.fetch.download_slots import DownloadSlots
 from gcs_prefetchd.fetch.fetcher import Fetcher
-from gcs_prefetchd.fetch.rate_limit import Governor
+from gcs_prefetchd.fetch.rate_limit import RateLimit
 from gcs_prefetchd.gcs.client import Access, GCSClient
 from gcs_prefetchd.shared.checksums import crc32c_of
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
@@ -30,7 +30,7 @@ async def fetching(
     max_requests_per_s: float | None = None,
     max_bytes_per_s: float | None = None,
 ) -> AsyncIterator[tuple[Fetcher, GCSClient]]:
-    slots = Slots(Limit(1, most), Governor(max_requests_per_s, max_bytes_per_s, time.monotonic()))
+    slots = DownloadSlots(AdaptiveConcurrency(1, most), RateLimit(max_requests_per_s, max_bytes_per_s, time.monotonic()))
     async with GCSClient(Access(gcs.url, anonymous=True), connections=512, deadline_s=30.0, before_page=slots.page) as origin:
         fetcher = Fetcher(cache, origin, slots)
         yield fetcher, origin
@@ -58,7 +58,7 @@ async def test_a_server_that_refuses_what_is_too_much_is_asked_for_less(gcs: GCS
     versions = put(gcs, 800)
     async with fetching(gcs, cache) as (fetcher, origin):
         await prefetch(fetcher, cache, versions)
-        assert fetcher.slots.limit.now <= 40
+        assert fetcher.slots.concurrency.limit <= 40
         assert origin.counters.errors["503"] < len(versions)
 
 
@@ -67,7 +67,7 @@ async def test_a_server_that_is_never_busy_is_asked_for_more(gcs: GCSServer, cac
     versions = put(gcs, 600)
     async with fetching(gcs, cache, most=256) as (fetcher, _):
         await prefetch(fetcher, cache, versions)
-        assert fetcher.slots.limit.now > 128
+        assert fetcher.slots.concurrency.limit > 128
     assert gcs.counts.peak_open_media > 128
 
 
@@ -82,7 +82,7 @@ async def test_prefetches_retries_and_pages_together_keep_to_the_requests_a_seco
         now_s = time.monotonic()
         assert gcs.counts.total() == 130
         # What went at once at first, and the last one, were not waited for; a debt of the last tries may be left.
-        assert now_s - began_s + fetcher.slots.governor.wait_s(now_s) >= (130 - 4) / 50
+        assert now_s - began_s + fetcher.slots.rate.wait_s(now_s) >= (130 - 4) / 50
 
 
 async def test_prefetches_keep_to_the_bytes_a_second(gcs: GCSServer, cache: Cache) -> None:
@@ -117,7 +117,7 @@ async def test_a_change_of_the_rate_frees_the_prefetches_that_wait(gcs: GCSServe
     async with fetching(gcs, cache, max_requests_per_s=1.0) as (fetcher, _):
         waiting = asyncio.create_task(prefetch(fetcher, cache, versions))
         await gcs.wait_for(lambda counts: counts.total() == 1)
-        fetcher.slots.set_bounds(1, 128, None, None)
+        fetcher.slots.set_limits(1, 128, None, None)
         assert await asyncio.wait_for(waiting, 10) < 10
 
 
@@ -128,7 +128,7 @@ async def test_fewer_slots_hold_as_soon_as_downloads_end(gcs: GCSServer, cache: 
     async with fetching(gcs, cache, most=8) as (fetcher, _):
         waiting = asyncio.create_task(prefetch(fetcher, cache, versions))
         await gcs.wait_for(lambda counts: counts.open_media == 8)
-        fetcher.slots.set_bounds(1, most, None, None)
+        fetcher.slots.set_limits(1, most, None, None)
         gcs.faults.clear()
         gcs.pace = Pace(latency_s=0.005)
         gcs.release()

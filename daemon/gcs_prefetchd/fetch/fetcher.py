@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.observer import ChooseVictims
 from gcs_prefetchd.cache.reservation import writer_for
-from gcs_prefetchd.fetch.download_slots import Slots, Ticket, Turn
+from gcs_prefetchd.fetch.download_slots import DownloadSlots, Ticket
 from gcs_prefetchd.fetch.process_download import bring_by
 from gcs_prefetchd.fetch.process_pool import FetchProcesses
 from gcs_prefetchd.gcs.client import GCSClient
@@ -34,7 +34,7 @@ class _Job:
     version: ObjectVersion | None
     room: ChooseVictims
     at_any_cost: bool
-    turn: Turn
+    ticket: Ticket
     task: asyncio.Task[None]
 
     def serves(self, version: ObjectVersion | None, room: ChooseVictims) -> bool:
@@ -55,7 +55,7 @@ class Fetcher:
         self,
         cache: Cache,
         origin: GCSClient,
-        slots: Slots,
+        slots: DownloadSlots,
         download_s: MovingDuration | None = None,
         processes: FetchProcesses | None = None,
     ) -> None:
@@ -121,7 +121,7 @@ class Fetcher:
         path = cache_path(name.bucket, name.name)
         while (job := self._under_way.get(path)) is not None:
             if demand:
-                self.slots.promote(job.turn)
+                self.slots.promote(job.ticket)
             if job.serves(version, room):
                 break
             # It may bring what is wanted all the same. If not, it is asked for on our own terms.
@@ -143,37 +143,37 @@ class Fetcher:
     def _start(self, path: str, name: ObjectName, version: ObjectVersion | None, room: ChooseVictims, *, demand: bool) -> _Job:
         if self._closed:
             raise DaemonUnavailableError(f"fetch {name.uri}: the daemon is stopping")
-        turn = Turn(demand, version.size if version is not None else 0)
-        task = asyncio.create_task(self._bring(name, version, room, turn), name=f"fetch {name.uri}")
-        job = self._under_way[path] = _Job(version, room, demand, turn, task)
+        ticket = Ticket(self.slots, demand, version.size if version is not None else 0)
+        task = asyncio.create_task(self._bring(name, version, room, ticket), name=f"fetch {name.uri}")
+        job = self._under_way[path] = _Job(version, room, demand, ticket, task)
         task.add_done_callback(lambda done: self._ended(path, done))
         return job
 
-    async def _bring(self, name: ObjectName, version: ObjectVersion | None, room: ChooseVictims, turn: Turn) -> None:
+    async def _bring(self, name: ObjectName, version: ObjectVersion | None, room: ChooseVictims, ticket: Ticket) -> None:
         started_s = time.monotonic()
-        await self.slots.acquire(turn)
+        await self.slots.acquire(ticket)
         try:
-            if version is None or not await self._bring_by_process(version, room, turn):
+            if version is None or not await self._bring_by_process(version, room, ticket):
                 async with writer_for(self._cache, name, room) as writer:
                     if version is not None:
                         await writer.start(version)  # nothing is asked of GCS for which there is no room
-                    await writer.publish(await self._origin.download(name, version, writer, Ticket(self.slots, turn)))
+                    await writer.publish(await self._origin.download(name, version, writer, ticket))
         finally:
-            self.slots.release(turn)
+            self.slots.release(ticket)
         self.download_s.add(time.monotonic() - started_s)
-        if turn.demand:
+        if ticket.is_demand:
             self.fetched.demand += 1
         else:
             self.fetched.prefetch += 1
 
-    async def _bring_by_process(self, version: ObjectVersion, room: ChooseVictims, turn: Turn) -> bool:
+    async def _bring_by_process(self, version: ObjectVersion, room: ChooseVictims, ticket: Ticket) -> bool:
         """Whether a fetch process has brought it. What a reader waits for is fetched here, without a hop."""
-        process = self._processes.least_busy() if self._processes is not None and not turn.demand else None
+        process = self._processes.least_busy() if self._processes is not None and not ticket.is_demand else None
         if process is None:
             return False
-        if await bring_by(process, self._cache, version, room, Ticket(self.slots, turn)):
+        if await bring_by(process, self._cache, version, room, ticket):
             return True
-        self.slots.again(turn)
+        self.slots.reacquire(ticket)
         return False
 
     def _ended(self, path: str, task: asyncio.Task[None]) -> None:

@@ -1,60 +1,60 @@
-"""Lines of the log that would repeat: the first of a kind is said at once, those after it in one line now and then."""
+"""Log lines that would repeat: the first of a kind is logged at once, the later ones are summed up in one line per period."""
 
 import asyncio
 import logging
 from dataclasses import dataclass
 
-__all__ = ["Repeats"]
+__all__ = ["LogThrottle"]
 
 
 @dataclass(slots=True)
-class _Unsaid:
-    """Of one kind: how many lines were not said since the last that was, the last of them, and when they will be."""
+class _Withheld:
+    """The lines of one kind that were not logged yet: their count, the last of them, and the timer that will log it."""
 
     timer: asyncio.TimerHandle
     count: int = 0
-    line: str = ""
+    last_line: str = ""
 
 
-class Repeats:
-    """Says lines of any number of kinds, of each at most one line in `every_s` seconds; `close` says what is left.
+class LogThrottle:
+    """Logs at most one line per kind in `period_s` seconds, as a warning. `close` logs the rest.
 
-    Thousands of lines that differ in a name alone tell no more than their number does, and fill a disk.
+    Thousands of lines that differ only in a name say no more than their number does, and fill a disk.
     """
 
-    def __init__(self, log: logging.Logger, every_s: float) -> None:
+    def __init__(self, log: logging.Logger, period_s: float) -> None:
         self._log = log
-        self._every_s = every_s
-        self._unsaid: dict[str, _Unsaid] = {}
+        self._period_s = period_s
+        self._withheld: dict[str, _Withheld] = {}
 
     def warn(self, kind: str, line: str) -> bool:
-        """Say the line, or count it to those of its kind that are said together. Returns whether it was said."""
-        if kind not in self._unsaid:
-            self._unsaid[kind] = _Unsaid(self._say_later(kind))
+        """Log the line, or withhold it until the period of its kind ends. Returns whether it was logged."""
+        if kind not in self._withheld:
+            self._withheld[kind] = _Withheld(self._start_period(kind))
             self._log.warning("%s", line)
             return True
-        self._unsaid[kind].count += 1
-        self._unsaid[kind].line = line
+        self._withheld[kind].count += 1
+        self._withheld[kind].last_line = line
         return False
 
     def close(self) -> None:
-        """Say what is left to be said."""
-        for unsaid in self._unsaid.values():
-            unsaid.timer.cancel()
-            self._say(unsaid)
-        self._unsaid.clear()
+        """Log what is withheld."""
+        for withheld in self._withheld.values():
+            withheld.timer.cancel()
+            self._sum_up(withheld)
+        self._withheld.clear()
 
-    def _say_later(self, kind: str) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_later(self._every_s, self._time_has_come, kind)
+    def _start_period(self, kind: str) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(self._period_s, self._end_period, kind)
 
-    def _time_has_come(self, kind: str) -> None:
-        unsaid = self._unsaid.pop(kind)
-        if unsaid.count:
-            self._say(unsaid)
-            self._unsaid[kind] = _Unsaid(self._say_later(kind))
+    def _end_period(self, kind: str) -> None:
+        withheld = self._withheld.pop(kind)
+        if withheld.count:
+            self._sum_up(withheld)
+            self._withheld[kind] = _Withheld(self._start_period(kind))
 
-    def _say(self, unsaid: _Unsaid) -> None:
-        if unsaid.count == 1:
-            self._log.warning("%s", unsaid.line)
-        elif unsaid.count:
-            self._log.warning("%s; %s more like it since the line before", unsaid.line, f"{unsaid.count - 1:,}")
+    def _sum_up(self, withheld: _Withheld) -> None:
+        if withheld.count == 1:
+            self._log.warning("%s", withheld.last_line)
+        elif withheld.count:
+            self._log.warning("%s; %s more like it since the line before", withheld.last_line, f"{withheld.count - 1:,}")

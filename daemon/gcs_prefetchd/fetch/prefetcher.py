@@ -10,7 +10,7 @@ from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.observer import ChooseVictims
 from gcs_prefetchd.cache.page_cache import ReadAhead
 from gcs_prefetchd.fetch.fetcher import Fetcher
-from gcs_prefetchd.fetch.log_throttle import Repeats
+from gcs_prefetchd.fetch.log_throttle import LogThrottle
 from gcs_prefetchd.fetch.prefetch_observer import PrefetchObserver
 from gcs_prefetchd.planning.item_refs import ItemRef
 from gcs_prefetchd.planning.reader import Reader
@@ -95,7 +95,7 @@ class Prefetcher:
         self._refused = False
         self._filled: set[str] = set()  # streams beyond whose windows there is no room that is free
         self._named: set[ObjectVersion] = set()  # those that the log has named, of which it says no more
-        self._repeats = Repeats(log, SAY_AGAIN_S)
+        self._log_throttle = LogThrottle(log, SAY_AGAIN_S)
         self._ahead_of: dict[str, Epoch] = {}  # the epochs whose next one is being worked out, by their streams
         self._bringing: dict[tuple[str, int], _Bringing] = {}
         self._objects = 0  # that are being brought
@@ -123,7 +123,7 @@ class Prefetcher:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            self._repeats.close()
+            self._log_throttle.close()
 
     def wake(self) -> None:
         """A plan has come, something was read, or something left the cache: look again."""
@@ -192,7 +192,7 @@ class Prefetcher:
             self._advise(one)
         for _ in range(BURST_ITEMS):
             # Every slot is worth an object that waits for it; more would only stand in line before items nearer to a reader.
-            if self._objects >= self._fetcher.slots.count:
+            if self._objects >= self._fetcher.slots.prefetch_capacity:
                 return False
             soonest: tuple[float, _Ahead, int] | None = None
             for one in ahead:
@@ -331,7 +331,7 @@ class Prefetcher:
 
     def _say_once(self, kind: str, version: ObjectVersion, line: str) -> None:
         # Only those that were named are remembered: a bucket can refuse millions.
-        if version not in self._named and self._repeats.warn(kind, line):
+        if version not in self._named and self._log_throttle.warn(kind, line):
             self._named.add(version)
 
     def _try_again(self) -> None:

@@ -5,9 +5,9 @@ import logging
 import time
 from collections.abc import Mapping
 
-from gcs_prefetchd.fetch.adaptive_concurrency import Limit
-from gcs_prefetchd.fetch.download_slots import Slots
-from gcs_prefetchd.fetch.rate_limit import Governor
+from gcs_prefetchd.fetch.adaptive_concurrency import AdaptiveConcurrency
+from gcs_prefetchd.fetch.download_slots import DownloadSlots
+from gcs_prefetchd.fetch.rate_limit import RateLimit
 from gcs_prefetchd.settings import Settings, change_settings, format_value
 from gcs_prefetchd.shared.errors import ProtocolError, SettingsError
 
@@ -21,17 +21,17 @@ SIZES = ("max_bytes_per_s",)
 Value = int | float | None
 
 
-def make_slots(settings: Settings) -> Slots:
+def make_slots(settings: Settings) -> DownloadSlots:
     """Slots with the bounds that the settings give."""
     least, most = _bounds(settings)
-    governor = Governor(settings.max_requests_per_s, settings.max_bytes_per_s, time.monotonic())
-    return Slots(Limit(least, most), governor)
+    rate = RateLimit(settings.max_requests_per_s, settings.max_bytes_per_s, time.monotonic())
+    return DownloadSlots(AdaptiveConcurrency(least, most), rate)
 
 
 class Tuning:
     """Changes settings in force; a restart has those of its configuration again."""
 
-    def __init__(self, settings: Settings, slots: Slots) -> None:
+    def __init__(self, settings: Settings, slots: DownloadSlots) -> None:
         self._settings = settings
         self._slots = slots
 
@@ -50,7 +50,7 @@ class Tuning:
             raise ProtocolError(str(exc)) from None
         before, self._settings = self.values(), changed
         least, most = _bounds(changed)
-        self._slots.set_bounds(least, most, changed.max_requests_per_s, changed.max_bytes_per_s)
+        self._slots.set_limits(least, most, changed.max_requests_per_s, changed.max_bytes_per_s)
         for name, value in self.values().items():
             if value != before[name]:
                 log.info(

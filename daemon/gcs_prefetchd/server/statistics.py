@@ -104,17 +104,17 @@ class Statistics:
         }
 
     def _limits(self) -> dict[str, Any]:
-        now_s, slots, governor = time.monotonic(), self.fetcher.slots, self.fetcher.slots.governor
+        now_s, slots, rate = time.monotonic(), self.fetcher.slots, self.fetcher.slots.rate
         return {
-            "concurrency": slots.limit.now,
-            "min_concurrency": slots.limit.least,
-            "max_concurrency": slots.limit.most,
-            "last_change_reason": slots.limit.last_change_reason,
+            "concurrency": slots.concurrency.limit,
+            "min_concurrency": slots.concurrency.minimum,
+            "max_concurrency": slots.concurrency.maximum,
+            "last_change_reason": slots.concurrency.last_change_reason,
             "last_change_age_s": round(now_s - slots.last_change_s, 3),
-            "requests_per_s": governor.requests.per_s(now_s),
-            "allowed_requests_per_s": round(governor.allowed_requests_per_s, 1),
-            "bytes_per_s": governor.received_bytes.per_s(now_s),
-            "allowed_bytes_per_s": governor.max_bytes_per_s,
+            "requests_per_s": rate.requests.per_s(now_s),
+            "allowed_requests_per_s": round(rate.allowed_requests_per_s, 1),
+            "bytes_per_s": rate.received_bytes.per_s(now_s),
+            "allowed_bytes_per_s": rate.max_bytes_per_s,
             "throttled_s": round(slots.throttled_s, 3),
         }
 
