@@ -144,7 +144,7 @@ def test_a_required_setting_that_is_missing_names_its_flag(tmp_path: Path, name:
     flag = {"data_roots": "--data-root", "cache_dir": "--cache-dir", "cache_size": "--cache-size"}[name]
     others = {key: value for key, value in REQUIRED.items() if key != name}
     for toml in ("", f'{name} = ""'):
-        with pytest.raises(SettingsError, match=rf"^setting {name} is missing: give {flag}.* GCS_PREFETCHD_{name.upper()} "):
+        with pytest.raises(SettingsError, match=rf"^setting {name} is missing: use {flag}.* GCS_PREFETCHD_{name.upper()} "):
             load(others, toml, tmp_path)
 
 
@@ -200,40 +200,50 @@ def test_a_bad_value_names_its_source(tmp_path: Path) -> None:
         load(REQUIRED | {"seed": "x"})
 
 
+@pytest.mark.parametrize("size", ["200GB", "200 GB", " 200gb ", "0.2TB", 200 * 10**9, 2e11])
+def test_a_size_is_a_number_and_a_unit_or_a_whole_number_of_bytes(tmp_path: Path, size: object) -> None:
+    assert load(REQUIRED | {"cache_size": size}).cache_size == 200 * 10**9
+    if not isinstance(size, str):
+        assert load({**REQUIRED, "cache_size": None}, f"cache_size = {size}", tmp_path).cache_size == 200 * 10**9
+
+
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
         ("cache_size", "0", "must be more than 0, as in 200GB"),
         ("cache_size", "0GB", "must be more than 0"),
-        ("cache_size", "10 Q", "is no size; write a number and a unit"),
-        ("cache_size", "-5", "is no size"),
-        ("cache_size", -5, "is no size"),
-        ("cache_size", True, "is no size"),
-        ("cache_size", "9" * 400 + ".0", "is no size"),
-        ("cache_size", [1], "is no size"),
-        ("min_free", "1 QB", "is no size"),
-        ("http", "127.0.0.1", "is no address; write HOST:PORT"),
-        ("http", "8484", "is no address"),
-        ("http", ":8484", "is no address"),
-        ("http", "127.0.0.1:", "is no address"),
-        ("http", "127.0.0.1:70000", "is no address"),
-        ("http", "127.0.0.1:-1", "is no address"),
-        ("http", "127.0.0.1:²", "is no address"),
-        ("http", "127.0.0.1:" + "0" * 5000, "is no address"),
-        ("http", "local host:80", "is no address"),
+        ("cache_size", "10 Q", "is not a valid size; write a number and a unit"),
+        ("cache_size", "-5", "is not a valid size"),
+        ("cache_size", -5, "is not a valid size"),
+        ("cache_size", "500MB/s", "is not a valid size"),
+        ("cache_size", "1.5", "is not a valid size"),
+        ("cache_size", 1.5, "is not a valid size"),
+        ("cache_size", True, "is not a valid size"),
+        ("cache_size", "9" * 400 + ".0", "is not a valid size"),
+        ("cache_size", [1], "is not a valid size"),
+        ("min_free", "1 QB", "is not a valid size"),
+        ("http", "127.0.0.1", "is not a valid address; write HOST:PORT"),
+        ("http", "8484", "is not a valid address"),
+        ("http", ":8484", "is not a valid address"),
+        ("http", "127.0.0.1:", "is not a valid address"),
+        ("http", "127.0.0.1:70000", "is not a valid address"),
+        ("http", "127.0.0.1:-1", "is not a valid address"),
+        ("http", "127.0.0.1:²", "is not a valid address"),
+        ("http", "127.0.0.1:" + "0" * 5000, "is not a valid address"),
+        ("http", "local host:80", "is not a valid address"),
         ("http", "http://127.0.0.1:8484", "does not appear to be"),
         ("http", "[::x]:80", "does not appear to be"),
         ("http", 8484, "should be a valid string"),
-        ("endpoint", "127.0.0.1:9000", "is no root URL; write http://HOST:PORT"),
-        ("endpoint", "ftp://host", "is no root URL"),
-        ("endpoint", "http://", "is no root URL"),
-        ("endpoint", "http://host/storage/v1", "is no root URL"),
-        ("endpoint", "http://host?x=1", "is no root URL"),
-        ("endpoint", "http://host#x", "is no root URL"),
-        ("endpoint", "http://host:99999", "is no root URL"),
-        ("endpoint", "http://user:secret@host", "is no root URL"),
-        ("endpoint", "http://[::1", "is no root URL"),
-        ("endpoint", "http://ho\nst", "is no root URL"),
+        ("endpoint", "127.0.0.1:9000", "is not a valid root URL; write http://HOST:PORT"),
+        ("endpoint", "ftp://host", "is not a valid root URL"),
+        ("endpoint", "http://", "is not a valid root URL"),
+        ("endpoint", "http://host/storage/v1", "is not a valid root URL"),
+        ("endpoint", "http://host?x=1", "is not a valid root URL"),
+        ("endpoint", "http://host#x", "is not a valid root URL"),
+        ("endpoint", "http://host:99999", "is not a valid root URL"),
+        ("endpoint", "http://user:secret@host", "is not a valid root URL"),
+        ("endpoint", "http://[::1", "is not a valid root URL"),
+        ("endpoint", "http://ho\nst", "is not a valid root URL"),
         ("data_roots", "pictures/train", "is no gs:// URI; write gs://bucket/prefix"),
         ("data_roots", ["gs://Pictures/train"], "'Pictures' is no bucket name"),
         ("data_roots", ["gs://pictures/" + "x" * 2000], "GCS allows 1 to 1024"),
@@ -245,12 +255,16 @@ def test_a_bad_value_names_its_source(tmp_path: Path) -> None:
         ("image_pattern", "images/*.jpg", "must hold {id} once"),
         ("label_pattern", "{id}/{id}.png", "must hold {id} once"),
         ("label_pattern", "images/{id}.jpg", "stands for both the image and the label"),
-        ("cache_dir", "a\0b", "holds a NUL character"),
-        ("cache_dir", "~nobody-of-this-name/cache", "names a user who has no home directory here"),
+        ("cache_dir", "a\0b", "contains a NUL character"),
+        ("cache_dir", "~nobody-of-this-name/cache", "names a user who has no home directory on this machine"),
         ("cache_dir", 5, "not a valid path"),
         ("seed", "-1", "should be greater than or equal to 0"),
         ("seed", str(2**63), "should be less than 9223372036854775808"),
         ("seed", "1.5", "should be a valid integer"),
+        ("concurrency", True, "should be a number"),
+        ("window_items", True, "should be a number"),
+        ("deadline_s", False, "should be a number"),
+        ("max_requests_per_s", True, "should be a number"),
         ("concurrency", 0, "should be greater than or equal to 1"),
         ("concurrency", 5000, "should be less than or equal to 1024"),
         ("min_concurrency", 0, "should be greater than or equal to 1"),
@@ -258,7 +272,9 @@ def test_a_bad_value_names_its_source(tmp_path: Path) -> None:
         ("max_requests_per_s", "inf", "should be less than or equal to 1000000"),
         ("max_requests_per_s", "nan", "should be"),
         ("max_bytes_per_s", 0, "must be more than 0"),
-        ("max_bytes_per_s", "fast", "is no size"),
+        ("max_bytes_per_s", "500MB/s", "is not a valid size; write a number and a unit"),
+        ("max_bytes_per_s", True, "is not a valid size"),
+        ("max_bytes_per_s", "fast", "is not a valid size"),
         ("deadline_s", 0, "should be greater than 0"),
         ("deadline_s", float("nan"), "should be"),
         ("relist_s", float("inf"), "should be a finite number"),
@@ -328,7 +344,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_is_no_toml_is_named(tmp_path: Path, toml: bytes) -> None:
-    with pytest.raises(SettingsError, match=r"^setting config: .*config\.toml: not TOML: ") as caught:
+    with pytest.raises(SettingsError, match=r"^setting config: .*config\.toml: is not valid TOML: ") as caught:
         load(REQUIRED, toml, tmp_path)
     assert "\n" not in str(caught.value)
 

@@ -24,10 +24,10 @@ __all__ = ["main"]
 
 EXIT_FAILED = 1
 EXIT_BAD_SETTING = 2
-# A thread that comes back from a system call waits so long for one that goes on and on. By default that is 5 ms, in which the
-# event loop would deal with a dozen objects, and the one thread that makes files makes none.
-SWITCH_S = 0.0005
-NOBODY = ParentProcess(None)
+# How long a thread that returns from a system call waits for one that does not yield. By default that is 5 ms, in which the
+# event loop would handle a dozen objects while the one thread that creates files creates none.
+SWITCH_INTERVAL_S = 0.0005
+NO_PARENT = ParentProcess(None)
 
 app = typer.Typer(
     help="Prefetch a training job's images from Google Cloud Storage into a local cache, in the order the job will read them.",
@@ -35,9 +35,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-CacheDir = Annotated[Path, typer.Option(help="The daemon's cache directory.", envvar="GCS_PREFETCHD_CACHE_DIR")]
+CacheDir = Annotated[Path, typer.Option(help="The daemon's cache directory.", metavar="PATH", envvar="GCS_PREFETCHD_CACHE_DIR")]
 
 
 def main() -> None:
@@ -45,28 +46,70 @@ def main() -> None:
     app()
 
 
-@app.command()
-def start(
-    data_root: Annotated[list[str] | None, typer.Option(help="gs://bucket/prefix to serve; may be repeated.")] = None,
-    cache_dir: Annotated[str | None, typer.Option(help="Cache directory: new, empty, or made by this daemon.")] = None,
-    cache_size: Annotated[str | None, typer.Option(help="The most bytes of objects to hold, such as 200GB.")] = None,
-    seed: Annotated[str | None, typer.Option(help="Seed of the order prefetched before a reader comes. [default: 0]")] = None,
-    endpoint: Annotated[str | None, typer.Option(help="Root URL of a stand-in for GCS.")] = None,
-    anonymous: Annotated[bool | None, typer.Option("--anonymous", help="Send no credentials.")] = None,
-    credentials: Annotated[str | None, typer.Option(help="A service account's key file.")] = None,
-    http: Annotated[str | None, typer.Option(help="HOST:PORT of the statistics. [default: 127.0.0.1:8484]")] = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other setting; see docs/configuration.md.")
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
-    foreground: Annotated[
-        bool, typer.Option("--foreground", help="Stay here and log to stderr: for systemd, containers.")
-    ] = False,
-    check_config: Annotated[
-        bool, typer.Option("--check-config", help="Say which settings are in force, and start nothing.")
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(f"gcs-prefetchd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options_of_every_command(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Start the daemon; returns when it is ready and says where its statistics are."""
+    pass
+
+
+@app.command()
+def start(
+    data_root: Annotated[
+        list[str] | None, typer.Option(help="A data root to serve, gs://bucket/prefix. Repeat it for more.", metavar="URI")
+    ] = None,
+    cache_dir: Annotated[
+        str | None, typer.Option(help="The cache directory: new, empty, or made by this daemon.", metavar="PATH")
+    ] = None,
+    cache_size: Annotated[
+        str | None, typer.Option(help="The most bytes of objects to cache, such as 200GB.", metavar="SIZE")
+    ] = None,
+    seed: Annotated[
+        str | None,
+        typer.Option(help="The seed of the order to prefetch before a reader connects. [default: 0]", metavar="NUMBER"),
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="The root URL of an emulator or a private endpoint. [default: GCS]", metavar="URL")
+    ] = None,
+    anonymous: Annotated[
+        bool | None, typer.Option("--anonymous", help="Send no credentials: for public buckets and emulators.")
+    ] = None,
+    credentials: Annotated[
+        str | None, typer.Option(help="A key file. [default: application default credentials]", metavar="PATH")
+    ] = None,
+    http: Annotated[
+        str | None, typer.Option(help="The address of the statistics. [default: 127.0.0.1:8484]", metavar="HOST:PORT")
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Any other setting; docs/configuration.md lists them. Repeat it for more.", metavar="NAME=VALUE"
+        ),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="A TOML file of settings.", metavar="PATH")] = None,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay in the foreground and log to stderr: for systemd and containers.")
+    ] = False,
+    check_config: Annotated[
+        bool, typer.Option("--check-config", help="Check the settings, print them, and start nothing.")
+    ] = False,
+) -> None:
+    """Start the daemon.
+
+    Returns when the daemon is ready, and prints where its statistics are. A data root, the cache directory and the cache size
+    are required.
+
+    Settings come from a TOML file, from GCS_PREFETCHD_* environment variables and from flags. Flags win over the environment,
+    and the environment over the file.
+    """
     flags: dict[str, object] = {
         "data_roots": data_root or None,
         "cache_dir": cache_dir,
@@ -77,11 +120,11 @@ def start(
         "credentials": credentials,
         "http": http,
     }
-    with _failing_in_a_line():
-        settings = load_settings(flags | _named_settings(setting or [], "--set "), config)
+    with _exit_on_error():
+        settings = load_settings(flags | _parse_pairs(setting or [], "--set "), config)
         if check_config:
             check_cache_fits_disk(settings)
-            _show_settings(settings)
+            _print_settings(settings)
         elif foreground:
             _run(settings)
         else:
@@ -91,35 +134,41 @@ def start(
 
 @app.command()
 def stop(cache_dir: CacheDir) -> None:
-    """Stop the daemon of a cache directory; returns when it has ended. The cache stays."""
+    """Stop the daemon; the cache stays.
+
+    Returns when the daemon has exited.
+    """
     try:
         with closing(DaemonClient(cache_dir)) as client:
             pid = client.status().pid
             with wait_for_exit(pid) as wait:
                 client.stop()
-                ended = wait()
+                has_exited = wait()
     except DaemonUnavailableError:
         print(f"no daemon is running for {cache_dir}")
         return
-    if not ended:
-        _fail(PrefetchdError(f"the daemon (pid {pid}) has not ended yet"), EXIT_FAILED)
+    if not has_exited:
+        _fail(PrefetchdError(f"the daemon (pid {pid}) has not exited yet"), EXIT_FAILED)
     print(f"stopped (pid {pid}); the cache in {cache_dir} is kept")
 
 
 @app.command()
 def status(cache_dir: CacheDir) -> None:
-    """Say whether the daemon runs; exit status 1 where it does not."""
+    """Show whether the daemon runs.
+
+    The exit status is 1 if it does not.
+    """
     try:
         with closing(DaemonClient(cache_dir)) as client:
             daemon = client.status()
             facts = daemon_facts(client.stats())
-        about = read_daemon_file(cache_dir)
+        daemon_file = read_daemon_file(cache_dir)
     except DaemonUnavailableError as exc:
         print(f"not running: {exc}")
         raise typer.Exit(EXIT_FAILED) from None
     print(f"running: pid {daemon.pid}, version {daemon.version}")
     print(f"serving: {', '.join(daemon.data_roots)}")
-    print(f"statistics: {about.get('http')}")
+    print(f"statistics: {daemon_file.get('http')}")
     print(f"downloads: {facts['Downloads']}")
     print(f"rate: {facts['Rate']}")
 
@@ -127,9 +176,9 @@ def status(cache_dir: CacheDir) -> None:
 @app.command()
 def stats(
     cache_dir: CacheDir,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what /stats answers.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON object that /stats returns.")] = False,
 ) -> None:
-    """Show the cache's statistics."""
+    """Show the statistics."""
     try:
         with closing(DaemonClient(cache_dir)) as client:
             snapshot = client.stats()
@@ -138,19 +187,22 @@ def stats(
     if as_json:
         print(json.dumps(snapshot, indent=2))
     else:
-        _show_stats(snapshot)
+        _print_stats(snapshot)
+
+
+# typer would show "NAME=VALUE <list[str]>" below the description, which explains the argument already.
+Pairs = Annotated[list[str] | None, typer.Argument(metavar="NAME=VALUE", hidden=True)]
 
 
 @app.command("set")
-def change(
-    cache_dir: CacheDir,
-    pairs: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="A setting and its new value; no value is none.")
-    ] = None,
-) -> None:
-    """Change settings of a running daemon until it ends, and show those that can be changed so."""
+def change(cache_dir: CacheDir, pairs: Pairs = None) -> None:
+    """Show or change settings of the running daemon.
+
+    Without NAME=VALUE, shows the settings that can be changed. A change lasts until the daemon stops. An empty value, as in
+    max_bytes_per_s=, removes a limit.
+    """
     try:
-        changes = {name: _number(value) for name, value in _named_settings(pairs or [], "").items()}
+        changes = {name: _parse_value(value) for name, value in _parse_pairs(pairs or [], "").items()}
         with closing(DaemonClient(cache_dir)) as client:
             values = client.change_settings(changes) if changes else client.settings()
     except (SettingsError, ProtocolError) as exc:
@@ -161,106 +213,101 @@ def change(
         print(f"{name} = {format_value(name, value)}")
 
 
-@app.command()
-def version() -> None:
-    """Print the version."""
-    print(__version__)
-
-
 def _run_in_background(settings: Settings) -> None:
-    started = fork_daemon()
-    if isinstance(started, ForkedDaemon):
-        _say_ready(started.wait_until_ready(), settings)
+    other = fork_daemon()
+    if isinstance(other, ForkedDaemon):
+        _print_ready(other.wait_until_ready(), settings)
     else:
-        with _failing_in_a_line(started):
-            _run(settings, started)
+        with _exit_on_error(other):
+            _run(settings, other)
 
 
-def _run(settings: Settings, starter: ParentProcess = NOBODY) -> None:
-    # Loaded only here: the other commands, and whoever waits for the daemon to be ready, answer in half the time.
+def _run(settings: Settings, parent: ParentProcess = NO_PARENT) -> None:
+    # Imported only here: the other commands, and the parent that waits for the daemon, then start in half the time.
     import uvloop
 
     from gcs_prefetchd.service.daemon import ReadyDaemon, serve
     from gcs_prefetchd.shared.malloc import keep_freed_memory
 
-    os.umask(0o027)  # the group reads the cache, nobody else does
+    os.umask(0o027)  # the group can read the cache, others cannot
     keep_freed_memory()
-    sys.setswitchinterval(SWITCH_S)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     setup_logging(None, settings.log_level)
-    log_file = settings.log_file or (settings.cache_dir / "daemon.log" if starter.waits else None)
+    log_file = settings.log_file or (settings.cache_dir / "daemon.log" if parent.exists else None)
 
     def on_claimed() -> None:
         setup_logging(log_file, settings.log_level)
 
-    def on_ready(started: ReadyDaemon) -> None:
-        starter.tell({"pid": started.pid, "http": started.http})
+    def on_ready(daemon: ReadyDaemon) -> None:
+        parent.report({"pid": daemon.pid, "http": daemon.http})
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             runner.run(serve(settings, on_claimed, on_ready))
         except MemoryError:
-            os._exit(EXIT_FAILED)  # the loop itself had none; to close it would hang, and the cache survives an end like this
+            # The event loop itself was out of memory, so closing it could hang. The cache survives such an exit.
+            os._exit(EXIT_FAILED)
 
 
-def _named_settings(pairs: list[str], flag: str) -> dict[str, str]:
-    named = {}
+def _parse_pairs(pairs: list[str], flag: str) -> dict[str, str]:
+    values = {}
     for pair in pairs:
         name, separator, value = pair.partition("=")
         if not separator:
             raise SettingsError(f"{flag}{pair!r}: write NAME=VALUE, as in {flag}concurrency=64")
-        named[name.strip().replace("-", "_")] = value.strip()
-    return named
+        values[name.strip().replace("-", "_")] = value.strip()
+    return values
 
 
-def _number(value: str) -> object:
-    """As the daemon's socket wants it: a number, null for none, else the text."""
+def _parse_value(value: str) -> object:
+    """As the daemon's socket expects it: a number, null for no value, or text."""
     for kind in (int, float):
         with suppress(ValueError):
             return kind(value)
     return value or None
 
 
-def _say_ready(answer: dict[str, Any], settings: Settings) -> None:
+def _print_ready(report: dict[str, Any], settings: Settings) -> None:
     log_file = settings.log_file or settings.cache_dir / "daemon.log"
-    print(f"gcs-prefetchd is ready (pid {answer['pid']})")
-    print(f"  statistics  {answer['http']}/")
+    print(f"gcs-prefetchd is ready (pid {report['pid']})")
+    print(f"  statistics  {report['http']}/")
     print(f"  cache       {settings.cache_dir}, {format_size(settings.cache_size)} at most")
     print(f"  log         {log_file}")
     print(f"  stop        gcs-prefetchd stop --cache-dir {settings.cache_dir}")
 
 
-def _show_settings(settings: Settings) -> None:
+def _print_settings(settings: Settings) -> None:
     for name, value in settings.model_dump(mode="json").items():
         shown = "" if value is None else ", ".join(value) if isinstance(value, list) else value
         print(f"{name} = {shown}")
 
 
-def _show_stats(snapshot: dict[str, Any]) -> None:
-    _show_facts(daemon_facts(snapshot))
-    for one in snapshot["streams"]:
-        print(f"\n{one['id']}: epoch {one['epoch']} of {one['data_root']}")
-        _show_facts(stream_facts(one))
+def _print_stats(snapshot: dict[str, Any]) -> None:
+    _print_facts(daemon_facts(snapshot))
+    for stream in snapshot["streams"]:
+        print(f"\n{stream['id']}: epoch {stream['epoch']} of {stream['data_root']}")
+        _print_facts(stream_facts(stream))
 
 
-def _show_facts(facts: Mapping[str, str]) -> None:
+def _print_facts(facts: Mapping[str, str]) -> None:
     for name, value in facts.items():
         print(f"{name:<14}{value}")
 
 
 @contextmanager
-def _failing_in_a_line(starter: ParentProcess = NOBODY) -> Iterator[None]:
-    """End with one line and a status where the body fails: on stderr, or told to whoever started us."""
+def _exit_on_error(parent: ParentProcess = NO_PARENT) -> Iterator[None]:
+    """Turn an error of the body into one line and an exit status: on stderr, or reported to the parent process."""
     try:
         yield
     except SettingsError as exc:
-        _fail(exc, EXIT_BAD_SETTING, starter)
+        _fail(exc, EXIT_BAD_SETTING, parent)
     except PrefetchdError as exc:
-        _fail(exc, EXIT_FAILED, starter)
+        _fail(exc, EXIT_FAILED, parent)
 
 
-def _fail(error: PrefetchdError, status: int, starter: ParentProcess = NOBODY) -> NoReturn:
+def _fail(error: PrefetchdError, status: int, parent: ParentProcess = NO_PARENT) -> NoReturn:
     text = " ".join(str(error).split())
-    if not starter.waits:
+    if not parent.exists:
         print(f"gcs-prefetchd: {text}", file=sys.stderr)
-    starter.tell({"error": text, "status": status})
+    parent.report({"error": text, "status": status})
     raise typer.Exit(status)

@@ -1,4 +1,4 @@
-"""The daemon's settings: TOML file, environment (`GCS_PREFETCHD_*`), flags; the later wins. See `docs/configuration.md`."""
+"""The daemon's settings: a TOML file, `GCS_PREFETCHD_*` variables, flags; later sources win. See `docs/configuration.md`."""
 
 import os
 import tomllib
@@ -8,8 +8,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from gcs_prefetchd.shared.byte_sizes import exact_size, format_size, parse_size
 from gcs_prefetchd.shared.errors import InvalidNameError, SettingsError
@@ -27,102 +35,127 @@ __all__ = [
 ]
 
 ENVIRONMENT_PREFIX = "GCS_PREFETCHD_"
-SHOWN_AT_MOST = 200  # characters of a bad value
+MAX_SHOWN_CHARACTERS = 200  # of an invalid value
 MAX_CONCURRENCY = 1024
-CORES_A_FETCH_PROCESS, MOST_FETCH_PROCESSES = 4, 8
+CORES_PER_FETCH_PROCESS, MAX_FETCH_PROCESSES = 4, 8
 
+
+def _refuse_boolean(value: object) -> object:
+    """Python counts True as 1; in a configuration file `concurrency = true` is a mistake."""
+    if isinstance(value, bool):
+        raise ValueError("should be a number")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_refuse_boolean)]
+Number = Annotated[float, BeforeValidator(_refuse_boolean)]
 Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size, when_used="json")]
 
 
-class Settings(BaseSettings):
-    """What the daemon does. Every field is a key of the TOML file and, with the prefix, an environment variable."""
+class Settings(BaseModel):
+    """All settings. Each field is a key of the TOML file and, with the prefix, an environment variable.
 
-    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, extra="forbid", frozen=True, env_ignore_empty=True)
+    `docs/configuration.md` has a table for each group of fields, which begins with the field's description.
+    """
 
-    data_roots: Annotated[list[str], NoDecode] = Field(
-        min_length=1, description="The data roots to serve, gs://bucket/prefix; in the environment separated by commas."
+    # label_pattern's default must differ from image_pattern, so defaults are validated, too.
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    # What to serve
+    data_roots: list[str] = Field(
+        min_length=1, description="The data roots to serve, each `gs://bucket/prefix`. None may lie within another."
     )
-    cache_dir: Path = Field(description="The cache directory: empty, new, or a cache that this daemon made.")
-    cache_size: Size = Field(description="The most bytes of objects that the cache holds, such as 200GB or 1.5TiB.")
-    min_free: Size = Field(10**9, description="The free space that is always left on the cache's file system.")
-    seed: int = Field(0, ge=0, lt=2**63, description="The seed of the order that is prefetched before any reader has come.")
-    endpoint: str | None = Field(None, description="The root URL of GCS, for a stand-in or a private endpoint.")
-    anonymous: bool = Field(False, description="Send no credentials: for public buckets and stand-ins.")
-    credentials: Path | None = Field(
-        None, description="A service account's key file; without one, application default credentials are used."
+    image_pattern: str = Field(IMAGE_PATTERN, description="Where an item's image lies below the data root.")
+    label_pattern: str = Field(
+        LABEL_PATTERN, description="Where an item's label lies below the data root. Must differ from `image_pattern`."
     )
-    user_project: str | None = Field(None, description="The project that pays for requests to requester-pays buckets.")
-    http: str = Field("127.0.0.1:8484", description="Where statistics are served, HOST:PORT; port 0 picks a free one.")
-    concurrency: int = Field(256, ge=1, le=MAX_CONCURRENCY, description="The most downloads at a time.")
-    min_concurrency: int = Field(
-        8, ge=1, le=MAX_CONCURRENCY, description="The fewest downloads to which the limit adapts, within concurrency."
+
+    # The cache
+    cache_dir: Path = Field(description="The cache directory: new, empty, or made by this daemon.")
+    cache_size: Size = Field(
+        description="The most bytes of objects that the cache holds, downloads in progress included, such as 200GB or 1.5TiB."
     )
-    max_requests_per_s: float | None = Field(
-        None, ge=1, le=1_000_000, description="The most requests to GCS a second; GCS's ramp rule holds with and without it."
+    min_free: Size = Field(10**9, description="The free space that the daemon leaves on the cache's file system.")
+    policy: Literal["plan", "lru"] = Field(
+        "plan", description="What to evict first: `plan` goes by the readers' plans, `lru` evicts the least recently used."
     )
-    max_bytes_per_s: Size | None = Field(None, description="The most bytes a second from GCS, such as 500MB; without it any.")
-    window_items: int | None = Field(
+    rescan_s: Number = Field(
+        300.0, ge=1, allow_inf_nan=False, description="The pause between two comparisons of the index with the files."
+    )
+    watch_opens: bool = Field(
+        False, description="Count files that other programs open by path as recently used. Costs 10 to 20 us of CPU per open."
+    )
+
+    # Prefetching
+    seed: Integer = Field(
+        0, ge=0, lt=2**63, description="The seed of the order that is prefetched before the first reader connects."
+    )
+    window_items: Integer | None = Field(
         None,
         ge=1,
         le=1_000_000,
-        description="How many items ahead of a reader are kept on disk; without it as many as it takes.",
+        description="How many items ahead of each reader are prefetched. By default as many as the reader's rate requires.",
     )
-    policy: Literal["plan", "lru"] = Field(
-        "plan", description="What is dropped first: by the readers' plans, or the least recently used whatever they plan."
-    )
-    fetch_processes: int | None = Field(
+    fetch_processes: Integer | None = Field(
         None,
         ge=0,
         le=64,
-        description="How many processes prefetch for the daemon; 0: it does so itself. By default by cores.",
+        description="How many processes prefetch for the daemon; 0 means the daemon itself. By default one per four cores.",
     )
-    deadline_s: float = Field(60.0, gt=0, le=3600, description="After how many seconds of trying an object is given up.")
-    relist_s: float = Field(
-        3600.0, ge=1, allow_inf_nan=False, description="After how many seconds a data root is listed again."
-    )
-    rescan_s: float = Field(
-        300.0, ge=1, allow_inf_nan=False, description="After how many seconds the index is held against the files again."
-    )
-    read_ahead: bool = Field(
-        True, description="Have cached files read into memory shortly before a reader with a plan opens them."
-    )
-    watch_opens: bool = Field(
-        False,
-        description="Let files that other programs open by path count as recently used. Costs 10 to 20 us of CPU an open.",
-    )
-    stop_deadline_s: float = Field(10.0, gt=0, le=600, description="After how many seconds a stop no longer waits.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least severe line that is logged.")
-    log_file: Path | None = Field(
-        None, description="Where to log; without it stderr in the foreground, daemon.log in the cache directory otherwise."
-    )
-    image_pattern: str = Field(IMAGE_PATTERN, description="Where an item's image lies below the data root.")
-    label_pattern: str = Field(LABEL_PATTERN, description="Where an item's label lies below the data root.")
+    read_ahead: bool = Field(True, description="Read cached files into memory shortly before a reader with a plan opens them.")
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)  # load_settings merges the sources, to say which one a bad value came from
+    # Limits
+    concurrency: Integer = Field(256, ge=1, le=MAX_CONCURRENCY, description="The most downloads at a time.")
+    min_concurrency: Integer = Field(
+        8,
+        ge=1,
+        le=MAX_CONCURRENCY,
+        description="The fewest downloads at a time to which the adaptive limit falls, or `concurrency` if that is less.",
+    )
+    max_requests_per_s: Number | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="The most requests to GCS per second. GCS's ramp rule applies with or without it.",
+    )
+    max_bytes_per_s: Size | None = Field(
+        None, description="The most bytes of objects per second from GCS, such as 500MB. By default unlimited."
+    )
+    deadline_s: Number = Field(
+        60.0, gt=0, le=3600, description="After how long the daemon gives up on an object or a listing page, retries included."
+    )
+
+    # Google Cloud Storage
+    endpoint: str | None = Field(None, description="The root URL of an emulator or a private endpoint. By default GCS itself.")
+    anonymous: bool = Field(False, description="Send no credentials: for public buckets and emulators.")
+    credentials: Path | None = Field(None, description="A key file. By default application default credentials are used.")
+    user_project: str | None = Field(None, description="The project that pays for requests to requester-pays buckets.")
+    relist_s: Number = Field(3600.0, ge=1, allow_inf_nan=False, description="The pause between two listings of a data root.")
+
+    # The service
+    http: str = Field("127.0.0.1:8484", description="The address of the statistics, `HOST:PORT`. Port 0 picks a free one.")
+    stop_deadline_s: Number = Field(
+        10.0, gt=0, le=600, description="After how long a stop no longer waits and the process exits."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least severe level to log.")
+    log_file: Path | None = Field(
+        None, description="The log file. By default stderr with `--foreground`, otherwise `daemon.log` in the cache directory."
+    )
 
     @property
     def roots(self) -> list[DataRoot]:
-        """The data roots, read."""
+        """The parsed data roots."""
         return [DataRoot.parse(uri) for uri in self.data_roots]
 
     @property
     def fetch_process_count(self) -> int:
-        """How many fetch processes there are to be: one for every four cores, from one to eight.
+        """How many fetch processes to start: one for every four cores, from one to eight.
 
-        More are for who knows the node: eight fill a link of 20 Gbit/s, and a container may have fewer cores than it sees.
+        More must be asked for: eight fill a link of 20 Gbit/s, and a container may have fewer cores than it sees.
         """
         if self.fetch_processes is not None:
             return self.fetch_processes
-        return min(max(1, len(os.sched_getaffinity(0)) // CORES_A_FETCH_PROCESS), MOST_FETCH_PROCESSES)
+        return min(max(1, len(os.sched_getaffinity(0)) // CORES_PER_FETCH_PROCESS), MAX_FETCH_PROCESSES)
 
     @property
     def item_patterns(self) -> ItemPatterns:
@@ -131,7 +164,7 @@ class Settings(BaseSettings):
 
     @property
     def http_address(self) -> tuple[str, int]:
-        """Host and port."""
+        """Host and port of the statistics."""
         return _split_address(self.http)
 
     @field_validator("data_roots", mode="before")
@@ -154,22 +187,22 @@ class Settings(BaseSettings):
 
     @field_validator("cache_size", "max_bytes_per_s")
     @classmethod
-    def _check_more_than_0(cls, value: int | None) -> int | None:
+    def _check_positive(cls, value: int | None) -> int | None:
         if value is not None and value <= 0:
             raise ValueError("must be more than 0, as in 200GB")
         return value
 
     @field_validator("cache_dir", "credentials", "log_file")
     @classmethod
-    def _absolute(cls, value: Path | None) -> Path | None:
+    def _make_absolute(cls, value: Path | None) -> Path | None:
         if value is None:
             return None
         if "\0" in str(value):
-            raise ValueError("is no path: it holds a NUL character")
+            raise ValueError("is not a valid path: it contains a NUL character")
         try:
             return value.expanduser().absolute()
         except RuntimeError:  # ~somebody
-            raise ValueError("names a user who has no home directory here") from None
+            raise ValueError("names a user who has no home directory on this machine") from None
 
     @field_validator("endpoint")
     @classmethod
@@ -181,9 +214,9 @@ class Settings(BaseSettings):
             is_root = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
         except ValueError:
             is_root = False
-        # A password in it would be logged; spaces and line breaks are what urlsplit passes over.
+        # A password in the URL would be logged. urlsplit ignores spaces and line breaks.
         if not is_root or url.username is not None or url.query or url.fragment or url.path.strip("/") or not _is_plain(value):
-            raise ValueError("is no root URL; write http://HOST:PORT")
+            raise ValueError("is not a valid root URL; write http://HOST:PORT")
         return value.rstrip("/")
 
     @field_validator("http")
@@ -212,7 +245,10 @@ _REQUIRED = {name for name, field in Settings.model_fields.items() if field.is_r
 
 
 def load_settings(flags: Mapping[str, object], config: Path | None, environment: Mapping[str, str] | None = None) -> Settings:
-    """The settings in force. `flags` wins over the environment, and that over the file. Raises SettingsError with one line."""
+    """Merge the sources and check every value. `flags` win over the environment, and the environment over the file.
+
+    Raises SettingsError with one line, which names the source of a bad value.
+    """
     environment = os.environ if environment is None else environment
     if config is None and (named := environment.get(f"{ENVIRONMENT_PREFIX}CONFIG")):
         config = Path(named)
@@ -222,33 +258,27 @@ def load_settings(flags: Mapping[str, object], config: Path | None, environment:
         "on the command line": {key: value for key, value in flags.items() if value is not None},
     }
     merged: dict[str, object] = {}
-    origin: dict[str, str] = {}
+    source_of: dict[str, str] = {}
     for source, values in sources.items():
         for key, value in values.items():
-            if key not in Settings.model_fields:  # before pydantic, to which `_env_file` and its like mean something
-                name = key if key.isidentifier() and len(key) <= SHOWN_AT_MOST else _shown(key)
-                raise SettingsError(f"setting {name} {source} is unknown; docs/configuration.md names the settings")
+            if key not in Settings.model_fields:
+                name = key if key.isidentifier() and len(key) <= MAX_SHOWN_CHARACTERS else _shorten(key)
+                raise SettingsError(f"setting {name} {source} is unknown; docs/configuration.md lists the settings")
             if value == "" and key in _REQUIRED:
                 merged.pop(key, None)
             else:
                 merged[key] = None if value == "" and key in _OPTIONAL else value
-            origin[key] = source
-    try:
-        return Settings(**merged)  # type: ignore[arg-type]  # pydantic checks every value
-    except ValidationError as exc:
-        raise SettingsError(_one_line(exc, origin)) from None
+            source_of[key] = source
+    return _validate(merged, source_of)
 
 
 def change_settings(settings: Settings, changes: Mapping[str, object], source: str) -> Settings:
-    """The same settings but for these, which came from `source`. Raises SettingsError with one line."""
-    try:
-        return Settings(**(settings.model_dump() | dict(changes)))
-    except ValidationError as exc:
-        raise SettingsError(_one_line(exc, dict.fromkeys(changes, source))) from None
+    """A copy of the settings with these changes, which come from `source`. Raises SettingsError with one line."""
+    return _validate(settings.model_dump() | dict(changes), dict.fromkeys(changes, source))
 
 
 def format_value(name: str, value: object) -> str:
-    """The value of a setting that can be changed while the daemon runs, as a user would write it; "none" for None."""
+    """The value of a setting that can be changed while the daemon runs, with its unit; "none" for None."""
     if value is None:
         return "none"
     if name == "max_bytes_per_s" and isinstance(value, int):
@@ -258,13 +288,13 @@ def format_value(name: str, value: object) -> str:
 
 
 def check_cache_fits_disk(settings: Settings) -> None:
-    """Raise SettingsError where the cache's file system is smaller than `cache_size`."""
+    """Raise SettingsError if the cache's file system is smaller than `cache_size`."""
     try:
         existing = next(path for path in (settings.cache_dir, *settings.cache_dir.parents) if path.exists())
-        about = os.statvfs(existing)
+        file_system = os.statvfs(existing)
     except OSError as exc:
-        raise SettingsError(f"setting cache_dir: {_shown(str(settings.cache_dir))}: {exc.strerror}") from None
-    disk_bytes = about.f_blocks * about.f_frsize
+        raise SettingsError(f"setting cache_dir: {_shorten(str(settings.cache_dir))}: {exc.strerror}") from None
+    disk_bytes = file_system.f_blocks * file_system.f_frsize
     if settings.cache_size > disk_bytes:
         raise SettingsError(
             f"setting cache_size: {format_size(settings.cache_size)} is more than the disk of {settings.cache_dir} holds "
@@ -278,7 +308,7 @@ def _read_file(config: Path) -> dict[str, object]:
     except OSError as exc:
         raise SettingsError(f"setting config: {config}: {exc.strerror}") from None
     except (ValueError, RecursionError) as exc:
-        raise SettingsError(f"setting config: {config}: not TOML: {exc}") from None
+        raise SettingsError(f"setting config: {config}: is not valid TOML: {exc}") from None
 
 
 def _read_environment(environment: Mapping[str, str]) -> dict[str, object]:
@@ -289,29 +319,36 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, object]:
     }
 
 
+def _validate(values: Mapping[str, object], source_of: Mapping[str, str]) -> Settings:
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as exc:
+        raise SettingsError(_describe_first_error(exc, source_of)) from None
+
+
 def _split_address(value: str) -> tuple[str, int]:
     host, separator, port = value.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     is_port = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535
     if not separator or not host or not is_port or not _is_plain(host):
-        raise ValueError("is no address; write HOST:PORT, as in 127.0.0.1:8484")
+        raise ValueError("is not a valid address; write HOST:PORT, as in 127.0.0.1:8484")
     if ":" in host:
         ip_address(host)
     return host, int(port)
 
 
-def _one_line(exc: ValidationError, origin: Mapping[str, str]) -> str:
+def _describe_first_error(exc: ValidationError, source_of: Mapping[str, str]) -> str:
     first = exc.errors()[0]
     name = str(first["loc"][0])
     if first["type"] == "missing":
         flag = {"data_roots": "--data-root gs://bucket/prefix"}.get(name, "--" + name.replace("_", "-"))
-        return f"setting {name} is missing: give {flag}, set {ENVIRONMENT_PREFIX}{name.upper()} or name it in the config file"
-    return f"setting {name} {origin.get(name, 'by default')}: {_shown(first['input'])} {_reason(first['msg'])}"
+        return f"setting {name} is missing: use {flag}, set {ENVIRONMENT_PREFIX}{name.upper()} or add it to the config file"
+    return f"setting {name} {source_of.get(name, 'by default')}: {_shorten(first['input'])} {_reason(first['msg'])}"
 
 
-def _shown(value: object) -> str:
+def _shorten(value: object) -> str:
     shown = repr(value)
-    return shown if len(shown) <= SHOWN_AT_MOST else shown[:SHOWN_AT_MOST] + "..."
+    return shown if len(shown) <= MAX_SHOWN_CHARACTERS else shown[:MAX_SHOWN_CHARACTERS] + "..."
 
 
 def _is_plain(text: str) -> bool:

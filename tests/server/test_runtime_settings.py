@@ -70,8 +70,8 @@ def test_a_change_holds_at_once_and_leaves_the_others(
         (b'{"max_requests_per_s": NaN}', "setting max_requests_per_s in the request: nan should be"),
         (b'{"max_requests_per_s": 0}', "setting max_requests_per_s in the request: 0 should be greater than or equal to 1"),
         (b'{"max_requests_per_s": []}', "setting max_requests_per_s: must be a number or null, not list"),
-        (b'{"max_bytes_per_s": "fast"}', "setting max_bytes_per_s in the request: 'fast' is no size"),
-        (b'{"max_bytes_per_s": -1}', "setting max_bytes_per_s in the request: -1 is no size"),
+        (b'{"max_bytes_per_s": "fast"}', "setting max_bytes_per_s in the request: 'fast' is not a valid size"),
+        (b'{"max_bytes_per_s": -1}', "setting max_bytes_per_s in the request: -1 is not a valid size"),
         (b'{"max_bytes_per_s": {}}', "setting max_bytes_per_s: must be a number, null or a size such as 500MB, not dict"),
     ],
 )

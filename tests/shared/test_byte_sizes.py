@@ -27,10 +27,12 @@ from gcs_prefetchd.shared.byte_sizes import exact_size, format_size, parse_size
         ("1.001K", 1001),
         ("999999999999999999", 999_999_999_999_999_999),
         (4096, 4096),
+        (2e11, 200 * 10**9),
+        ("1.0", 1),
         (10**12, 10**12),
     ],
 )
-def test_a_number_and_a_unit_are_so_many_bytes(text: str | int, size_bytes: int) -> None:
+def test_a_number_and_a_unit_are_so_many_bytes(text: object, size_bytes: int) -> None:
     assert parse_size(text) == size_bytes
 
 
@@ -56,12 +58,19 @@ def test_a_number_and_a_unit_are_so_many_bytes(text: str | int, size_bytes: int)
             "nan",
             "inf",
         ),
+        *("500MB/s", "1 MB per s", "1.5", "0.5B", "200 G B"),
         *("10 iB", "٣GB", "²", "9" * 19, "9" * 5000, "9" * 400 + ".0", "1." + "9" * 5000, "5\x00", "5\nGB!", "None", "True"),
     ],
 )
-def test_anything_else_is_told_what_to_write(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^is no size; write a number and a unit, as in 200GB or 1\.5TiB$"):
+def test_any_other_text_is_refused_with_what_to_write(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^is not a valid size; write a number and a unit, as in 200GB or 1\.5TiB$"):
         parse_size(text)
+
+
+@pytest.mark.parametrize("value", [True, False, None, 1.5, 1e30, float("nan"), -5, [1], b"200GB", {"GB": 200}])
+def test_a_value_that_is_neither_text_nor_a_whole_number_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match=r"^is not a valid size; "):
+        parse_size(value)
 
 
 @given(st.text(max_size=30) | st.from_regex(r"[0-9.]{1,500} ?[kKmMgGtTpP]?i?[bB]?", fullmatch=True))
@@ -70,7 +79,7 @@ def test_no_text_raises_anything_but_a_value_error(text: str) -> None:
     try:
         assert parse_size(text) >= 0
     except ValueError as exc:
-        assert "is no size" in str(exc)  # noqa: PT017  # some texts are sizes
+        assert "is not a valid size" in str(exc)  # noqa: PT017  # some texts are sizes
 
 
 @given(st.integers(0, 10**18 - 1))

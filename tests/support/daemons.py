@@ -73,7 +73,7 @@ def make_settings(cache_dir: Path, endpoint: str, **changes: object) -> Settings
         "deadline_s": 10.0,
         "fetch_processes": 0,
     }
-    return Settings(**(values | changes))  # type: ignore[arg-type]  # pydantic checks every value
+    return Settings.model_validate(values | changes)
 
 
 @asynccontextmanager

@@ -263,14 +263,36 @@ def code_of(document: Path) -> str:
 # --- docs/configuration.md
 
 
+def settings_rows() -> list[list[str]]:
+    """The rows of all tables below "Settings", one table for each topic."""
+    _, found, rest = text_of("configuration.md").partition("\n## Settings\n")
+    topics = rest.partition("\n## ")[0].split("\n### ")[1:]
+    assert found
+    assert len(topics) > 3
+    return [row for topic in topics for row in table(topic)]
+
+
 def test_every_setting_is_documented_and_no_other() -> None:
-    assert [code(row[0]) for row in table(section("configuration.md", "## Settings"))] == list(Settings.model_fields)
+    assert [code(row[0]) for row in settings_rows()] == list(Settings.model_fields)
+
+
+def test_a_documented_setting_starts_with_its_own_description() -> None:
+    """So the document and `Settings` cannot contradict each other; the document may add more."""
+    for row in settings_rows():
+        described = Settings.model_fields[code(row[0])].description
+        assert described
+        assert plain(row[4]).startswith(plain(described).rstrip(".")), row[0]
+
+
+def plain(text: str) -> str:
+    """The text without links and marks of code."""
+    return re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text).replace("`", "")
 
 
 def test_documented_defaults_are_those_in_force() -> None:
     required = {"data_roots": ["gs://bucket"], "cache_dir": "/c", "cache_size": "1GB"}
     defaults = load_settings(required, None, {})
-    for row in table(section("configuration.md", "## Settings")):
+    for row in settings_rows():
         name, default = code(row[0]), row[2]
         field = Settings.model_fields[name]
         if default == "required":
@@ -282,14 +304,14 @@ def test_documented_defaults_are_those_in_force() -> None:
 
 
 def test_documented_flags_exist_and_no_flag_is_undocumented() -> None:
-    documented = {code(row[3]) for row in table(section("configuration.md", "## Settings"))}
-    others = table(section("configuration.md", "## Flags of `start` that are no settings"))
+    documented = {code(row[3]) for row in settings_rows()}
+    others = table(section("configuration.md", "## Flags of `start` that are not settings"))
     documented |= {code(row[0]).split(" ")[0] for row in others}
     assert documented == flags_of("start") - {"--help"}
 
 
 def test_the_example_file_is_a_configuration(tmp_path: Path) -> None:
-    example = re.search(r"```toml\n(.*?)```", section("configuration.md", "## An example file"), re.DOTALL)
+    example = re.search(r"```toml\n(.*?)```", section("configuration.md", "## How to give a setting"), re.DOTALL)
     assert example
     (tmp_path / "config.toml").write_text(example[1])
     assert load_settings({}, tmp_path / "config.toml", {}).data_roots == ["gs://my-bucket/my-dataset"]

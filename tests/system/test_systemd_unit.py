@@ -13,14 +13,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "systemd/gcs-prefetchd.service"
 EXAMPLE = ROOT / "systemd/config.toml"
-PREFIX = "/srv/prefetch"  # not the default, so that a path which ignores PREFIX shows
-BASE_PYTHON = Path(sys.executable).resolve()  # not .venv's own: a user has no .venv
+PREFIX = "/srv/prefetch"  # not the default, so that a path which ignores PREFIX is found
+BASE_PYTHON = Path(sys.executable).resolve()  # not .venv's: a user has no .venv
 
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 
 
 def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    # Under `make test` make's own variables are in the environment, and DESTDIR must be ours alone.
+    # `make test` sets variables of its own, and DESTDIR must come only from us.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")} | {"DESTDIR": ""}
     return subprocess.run(command, cwd=ROOT, env=inherited | environment, capture_output=True, text=True, check=False)
 
@@ -31,18 +31,18 @@ def make(target: str, destdir: Path, prefix: str = PREFIX, **environment: str) -
 
 
 def tree(directory: Path) -> dict[str, tuple[int, int]]:
-    """Every file below, by its path; a file that was written anew has another inode."""
+    """Every file below, by its path; a rewritten file has another inode."""
     return {str(path.relative_to(directory)): (path.lstat().st_ino, path.lstat().st_size) for path in directory.rglob("*")}
 
 
 def unit_setting(name: str, text: str | None = None) -> str:
-    """The value of a setting that the unit has exactly once."""
+    """The value of a setting that the unit contains exactly once."""
     (value,) = re.findall(rf"^{name}=(.*)$", UNIT.read_text() if text is None else text, re.MULTILINE)
     return str(value)
 
 
 def example_settings(text: str) -> dict[str, object]:
-    """The settings that the example names, those behind a "#" too."""
+    """The settings that the example names, including those after a "#"."""
     return tomllib.loads(re.sub(r"^#(?=[a-z_]+ = )", "", text, flags=re.MULTILINE))
 
 
@@ -70,7 +70,7 @@ def test_the_unit_is_exposed_at_most_one_and_a_half() -> None:
 
 @needs_systemd
 def test_systemd_finds_nothing_wrong_with_the_installed_unit(installed: Path, tmp_path: Path) -> None:
-    """With the installed command under the unit's own path: verify complains of a missing or mistyped one."""
+    """With the installed command under the unit's own path: verify reports a missing or mistyped command."""
     root = tmp_path / "root"
     copy_without_libraries(installed, root)
     shutil.copytree("/usr/lib/systemd/system", root / "usr/lib/systemd/system", symlinks=True)
@@ -79,7 +79,7 @@ def test_systemd_finds_nothing_wrong_with_the_installed_unit(installed: Path, tm
 
 
 @pytest.mark.skipif(shutil.which("systemd-sysusers") is None, reason="systemd-sysusers is not installed")
-def test_sysusers_makes_the_user_and_the_group_that_the_unit_runs_as(installed: Path, tmp_path: Path) -> None:
+def test_sysusers_creates_the_user_and_the_group_that_the_unit_runs_as(installed: Path, tmp_path: Path) -> None:
     source = installed / "usr/local/lib/sysusers.d/gcs-prefetchd.conf"
     target = tmp_path / "usr/local/lib/sysusers.d/gcs-prefetchd.conf"
     target.parent.mkdir(parents=True)
@@ -104,7 +104,7 @@ def test_install_puts_every_file_in_its_place(installed: Path) -> None:
     assert "/opt/gcs-prefetchd" not in service
 
 
-def test_the_installed_environment_holds_the_daemon_alone_and_depends_on_no_checkout(installed: Path) -> None:
+def test_the_installed_environment_contains_only_the_daemon_and_depends_on_no_checkout(installed: Path) -> None:
     (packages,) = (installed / PREFIX.removeprefix("/")).glob("lib/python3*/site-packages")
     assert (packages / "gcs_prefetchd/__init__.py").is_file()
     assert not [path for path in packages.glob("*.pth") if str(ROOT) in path.read_text()]
@@ -112,8 +112,8 @@ def test_the_installed_environment_holds_the_daemon_alone_and_depends_on_no_chec
     assert not (packages / "PIL").exists()
 
 
-def test_an_installation_works_where_it_was_staged_for(installed: Path) -> None:
-    """Its scripts name the interpreter by the path it will have, not the one where it was made."""
+def test_an_installation_works_at_the_path_it_was_staged_for(installed: Path) -> None:
+    """Its scripts name the interpreter by its final path, not by the path at which it was built."""
     scripts = [path for path in (installed / PREFIX.removeprefix("/") / "bin").iterdir() if not path.is_symlink()]
     assert (installed / PREFIX.removeprefix("/") / "bin/gcs-prefetchd") in scripts
     for script in [*scripts, installed / PREFIX.removeprefix("/") / "pyvenv.cfg"]:
@@ -135,8 +135,8 @@ def test_an_upgrade_replaces_the_program_and_keeps_an_edited_configuration(insta
     stale = tmp_path / PREFIX.removeprefix("/") / "stale"
     stale.touch()
     service = tmp_path / "usr/local/lib/systemd/system/gcs-prefetchd.service"
-    service.write_text("an older one")
-    done = make("install-systemd", tmp_path, PIP_NO_COMPILE="1")  # which saves some seconds
+    service.write_text("an older unit")
+    done = make("install-systemd", tmp_path, PIP_NO_COMPILE="1")  # saves some seconds
     assert done.returncode == 0, done.stderr
     assert "kept /etc/gcs-prefetchd/config.toml" in done.stdout
     assert config.read_text() == 'data_roots = ["gs://mine/all"]\n'
@@ -155,8 +155,8 @@ def test_a_failed_upgrade_leaves_the_installation_as_it_was(installed: Path) -> 
     assert tree(installed) == before
 
 
-def test_install_refuses_a_prefix_that_holds_something_else(tmp_path: Path) -> None:
-    """The environment is replaced as a whole, and PREFIX=/usr is easily typed."""
+def test_install_refuses_a_prefix_that_contains_something_else(tmp_path: Path) -> None:
+    """An installation replaces the whole directory, and PREFIX=/usr is easily typed."""
     theirs = tmp_path / "usr/bin/theirs"
     theirs.parent.mkdir(parents=True)
     theirs.touch()
@@ -169,14 +169,14 @@ def test_install_refuses_a_prefix_that_holds_something_else(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("prefix", ["/home/alice/prefetch", "/root/prefetch", "opt/prefetch", "/opt/../usr", "/opt/a b", "/"])
 def test_install_refuses_a_prefix_that_cannot_work(prefix: str, tmp_path: Path) -> None:
-    """Among them what the unit's own ProtectHome hides from the service."""
+    """Among them paths that the unit's own ProtectHome hides from the service."""
     done = make("install-systemd", tmp_path, prefix=prefix)
     assert done.returncode != 0
     assert "install-systemd: " in done.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_uninstall_leaves_only_what_is_the_administrators(installed: Path, tmp_path: Path) -> None:
+def test_uninstall_leaves_only_the_administrators_configuration(installed: Path, tmp_path: Path) -> None:
     copy_without_libraries(installed, tmp_path)
     done = make("uninstall-systemd", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -191,19 +191,19 @@ def test_the_unit_starts_what_the_default_prefix_installs() -> None:
     assert unit_setting("ExecStart").startswith(f"{prefix[1]}/bin/gcs-prefetchd ")
 
 
-def test_the_example_names_only_known_settings_and_shows_their_defaults() -> None:
+def test_the_example_names_every_setting_and_shows_its_default() -> None:
     from gcs_prefetchd.settings import Settings
 
     named = example_settings(EXAMPLE.read_text())
-    assert named.keys() <= Settings.model_fields.keys()
-    shown = Settings(**named)  # type: ignore[arg-type]  # pydantic checks every value
+    assert named.keys() == Settings.model_fields.keys()
+    shown = Settings.model_validate(named)
     optional = named.keys() - tomllib.loads(EXAMPLE.read_text()).keys()
     for name in optional:
         default = Settings.model_fields[name].default
         assert default is None or getattr(shown, name) == default, name
 
 
-def test_the_example_is_a_configuration_that_the_daemon_takes() -> None:
+def test_the_example_is_a_valid_configuration() -> None:
     from gcs_prefetchd.settings import load_settings
 
     settings = load_settings({}, EXAMPLE, {})

@@ -1,4 +1,4 @@
-"""Starting the daemon as a process of its own, and waiting for one to end; without polling."""
+"""Forking the daemon into the background, and waiting for a process to exit. Nothing polls."""
 
 import json
 import os
@@ -14,53 +14,53 @@ from gcs_prefetchd.shared.errors import DaemonUnavailableError, SettingsError, S
 
 __all__ = ["ForkedDaemon", "ParentProcess", "fork_daemon", "wait_for_exit"]
 
-STOP_PATIENCE_S = 660.0  # more than the longest stop_deadline_s
+EXIT_TIMEOUT_S = 660.0  # more than the longest stop_deadline_s
 
 
 @dataclass(frozen=True, slots=True)
 class ForkedDaemon:
-    """A daemon that was forked off: its process, and the pipe on which it will say that it is ready, or why not."""
+    """The daemon as its parent process sees it: a pid, and a pipe on which it reports that it is ready or has failed."""
 
     pid: int
     pipe: int
 
     def wait_until_ready(self) -> dict[str, Any]:
-        """What it says; raises SettingsError or StartError with its own words where it could not start."""
+        """Return the daemon's report. Raises SettingsError or StartError with the daemon's message if it could not start."""
         try:
             with os.fdopen(self.pipe, "rb") as pipe:
-                answer = json.loads(pipe.read() or b"{}")
+                report = json.loads(pipe.read() or b"{}")
         except KeyboardInterrupt:
             os.kill(self.pid, signal.SIGTERM)
             os.waitpid(self.pid, 0)
             raise
-        if "error" in answer:
-            raise (SettingsError if answer["status"] == 2 else StartError)(answer["error"])
-        if "pid" not in answer:
+        if "error" in report:
+            raise (SettingsError if report["status"] == 2 else StartError)(report["error"])
+        if "pid" not in report:
             status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-            raise StartError(f"the daemon ended before it was ready, with status {status}")
-        return dict(answer)
+            raise StartError(f"the daemon exited before it was ready, with status {status}")
+        return dict(report)
 
 
 class ParentProcess:
-    """Whoever started us and waits at the other end of a pipe; nobody does where there is none."""
+    """The process that forked the daemon and waits at the other end of a pipe. Without a pipe there is none."""
 
     def __init__(self, pipe: int | None = None) -> None:
-        self.waits = pipe is not None
+        self.exists = pipe is not None
         self._pipe = pipe
 
-    def tell(self, answer: dict[str, Any]) -> None:
-        """Answer, once: a daemon that fails after it was ready has nobody left to tell."""
+    def report(self, report: dict[str, Any]) -> None:
+        """Send one report. Later ones are discarded: once the daemon was ready, the parent has exited."""
         if self._pipe is not None:
             pipe, self._pipe = self._pipe, None
-            with suppress(BrokenPipeError), os.fdopen(pipe, "wb") as file:  # it may have been killed
-                file.write(json.dumps(answer).encode())
+            with suppress(BrokenPipeError), os.fdopen(pipe, "wb") as file:  # the parent may have been killed
+                file.write(json.dumps(report).encode())
 
 
 def fork_daemon() -> ForkedDaemon | ParentProcess:
-    """Fork: this process gets a `ForkedDaemon`, and the other one, which outlives it, its `ParentProcess`.
+    """Fork. The parent gets a `ForkedDaemon`; the child, which outlives it, gets its `ParentProcess`.
 
-    A second interpreter would have everything to import again, which takes half as long as the start itself. So call it while
-    there is one thread, and nothing is open.
+    A new interpreter would import everything again, which takes half as long as the whole start. So call this while there is
+    only one thread and nothing is open.
     """
     read_end, write_end = os.pipe()
     sys.stdout.flush()
@@ -70,20 +70,20 @@ def fork_daemon() -> ForkedDaemon | ParentProcess:
         return ForkedDaemon(pid, read_end)
     os.close(read_end)
     os.setsid()
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
+    devnull = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(devnull, 0)
+    os.close(devnull)
     return ParentProcess(write_end)
 
 
 @contextmanager
 def wait_for_exit(pid: int) -> Iterator[Callable[[], bool]]:
-    """Hold on to a process so that its end can be waited for; yields a function that waits and says whether it ended."""
+    """Hold on to a process, so that its pid is not reused. Yields a function that waits and returns whether it has exited."""
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:
-        raise DaemonUnavailableError(f"process {pid} has ended") from None
+        raise DaemonUnavailableError(f"process {pid} has exited") from None
     try:
-        yield lambda: bool(select.select([process], [], [], STOP_PATIENCE_S)[0])
+        yield lambda: bool(select.select([process], [], [], EXIT_TIMEOUT_S)[0])
     finally:
         os.close(process)

@@ -11,13 +11,16 @@ for _power, _letter in enumerate("KMGTP", start=1):
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([A-Za-z]*)")
 
 
-def parse_size(text: str | int) -> int:
-    """The number of bytes; raises ValueError with what to write instead."""
-    match = _SIZE.fullmatch(str(text).strip())
-    unit = _UNITS.get(match[2].upper()) if match else None
-    if match is None or unit is None:
-        raise ValueError("is no size; write a number and a unit, as in 200GB or 1.5TiB")
-    return int(Decimal(match[1]) * unit)
+def parse_size(value: object) -> int:
+    """The number of bytes; raises ValueError with what to write instead.
+
+    Accepts a number and a unit, or a whole number of bytes. pydantic's ByteSize would also accept `500MB/s` and True.
+    """
+    match = _SIZE.fullmatch(str(value).strip())
+    unit_bytes = _UNITS.get(match[2].upper()) if match else None
+    if match is None or unit_bytes is None or (unit_bytes == 1 and Decimal(match[1]) % 1):
+        raise ValueError("is not a valid size; write a number and a unit, as in 200GB or 1.5TiB")
+    return int(Decimal(match[1]) * unit_bytes)
 
 
 def format_size(size_bytes: float) -> str:
