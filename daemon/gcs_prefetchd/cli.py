@@ -12,7 +12,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from gcs_prefetchd import __version__
-from gcs_prefetchd.server.wording import daemon_facts, stream_facts
+from gcs_prefetchd.server.statistics import Statistics
+from gcs_prefetchd.server.statistics_json import from_json
+from gcs_prefetchd.server.statistics_summary import summarize, summarize_stream
 from gcs_prefetchd.service.daemonize import ForkedDaemon, ParentProcess, fork_daemon, wait_for_exit
 from gcs_prefetchd.service.log_setup import setup_logging
 from gcs_prefetchd.settings import Settings, check_cache_fits_disk, format_value, load_settings
@@ -161,16 +163,18 @@ def status(cache_dir: CacheDir) -> None:
     try:
         with closing(DaemonClient(cache_dir)) as client:
             daemon = client.status()
-            facts = daemon_facts(client.stats())
+            summary = summarize(from_json(client.stats()))
         daemon_file = read_daemon_file(cache_dir)
     except DaemonUnavailableError as exc:
         print(f"not running: {exc}")
         raise typer.Exit(EXIT_FAILED) from None
+    except ProtocolError as exc:
+        _fail(exc, EXIT_FAILED)
     print(f"running: pid {daemon.pid}, version {daemon.version}")
     print(f"serving: {', '.join(daemon.data_roots)}")
     print(f"statistics: {daemon_file.get('http')}")
-    print(f"downloads: {facts['Downloads']}")
-    print(f"rate: {facts['Rate']}")
+    print(f"downloads: {summary['Downloads']}")
+    print(f"rate: {summary['Rate']}")
 
 
 @app.command()
@@ -181,13 +185,13 @@ def stats(
     """Show the statistics."""
     try:
         with closing(DaemonClient(cache_dir)) as client:
-            snapshot = client.stats()
-    except DaemonUnavailableError as exc:
+            statistics = client.stats()
+        if as_json:
+            print(json.dumps(statistics, indent=2))
+        else:
+            _print_stats(from_json(statistics))
+    except (DaemonUnavailableError, ProtocolError) as exc:
         _fail(exc, EXIT_FAILED)
-    if as_json:
-        print(json.dumps(snapshot, indent=2))
-    else:
-        _print_stats(snapshot)
 
 
 # typer would show "NAME=VALUE <list[str]>" below the description, which explains the argument already.
@@ -282,16 +286,16 @@ def _print_settings(settings: Settings) -> None:
         print(f"{name} = {shown}")
 
 
-def _print_stats(snapshot: dict[str, Any]) -> None:
-    _print_facts(daemon_facts(snapshot))
-    for stream in snapshot["streams"]:
-        print(f"\n{stream['id']}: epoch {stream['epoch']} of {stream['data_root']}")
-        _print_facts(stream_facts(stream))
+def _print_stats(statistics: Statistics) -> None:
+    _print_summary(summarize(statistics))
+    for stream in statistics.streams:
+        print(f"\n{stream.id}: epoch {stream.epoch} of {stream.data_root}")
+        _print_summary(summarize_stream(stream))
 
 
-def _print_facts(facts: Mapping[str, str]) -> None:
-    for name, value in facts.items():
-        print(f"{name:<14}{value}")
+def _print_summary(summary: Mapping[str, str]) -> None:
+    for heading, text in summary.items():
+        print(f"{heading:<17}{text}")
 
 
 @contextmanager

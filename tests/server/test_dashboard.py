@@ -1,19 +1,20 @@
 """The page at `/`."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
-from typing import Any
 
 import pytest
 
 from gcs_prefetchd.server.dashboard import render_page
-from gcs_prefetchd.server.wording import daemon_facts, stream_facts
-from support.statistics import STREAM, snapshot
+from gcs_prefetchd.server.statistics import Statistics
+from gcs_prefetchd.server.statistics_summary import summarize, summarize_stream
+from support.statistics import STATISTICS, STREAM
 
 HOSTILE = "<script>alert('x')</script>&\"{0}{streams}%s\n"
 
 
 class Page(HTMLParser):
-    """What a browser sees: the texts, and whether every element was closed where it should be."""
+    """The page as a browser parses it: its texts, and the elements that are still open."""
 
     VOID = ("meta", "br", "link")
 
@@ -38,21 +39,21 @@ class Page(HTMLParser):
 
 
 def test_every_element_is_closed_where_it_should_be() -> None:
-    page = Page(render_page(snapshot()))
+    page = Page(render_page(STATISTICS))
     assert page.open == []
     assert page.tags.count("html") == page.tags.count("body") == page.tags.count("h1") == 1
-    assert render_page(snapshot()).startswith("<!doctype html>")
+    assert render_page(STATISTICS).startswith("<!doctype html>")
 
 
 def test_everything_in_the_summary_is_shown() -> None:
-    texts = Page(render_page(snapshot())).texts
-    for facts in (daemon_facts(snapshot()), stream_facts(STREAM)):
-        assert {*facts, *facts.values()} <= set(texts)
+    texts = Page(render_page(STATISTICS)).texts
+    for summary in (summarize(STATISTICS), summarize_stream(STREAM)):
+        assert {*summary, *summary.values()} <= set(texts)
     assert "0.1.0" in texts
 
 
 def test_every_stream_has_a_table_of_its_own() -> None:
-    page = Page(render_page(snapshot(streams=[STREAM, STREAM | {"id": "job/1", "position": 0, "epoch": 4}])))
+    page = Page(render_page(replace(STATISTICS, streams=(STREAM, replace(STREAM, id="job/1", position=0, epoch=4)))))
     assert [text.strip() for text in page.texts if text.startswith("job/")] == ["job/0", "job/1"]
     assert "epoch 3 of gs://pictures/train" in page.texts
     assert "epoch 4 of gs://pictures/train" in page.texts
@@ -60,32 +61,32 @@ def test_every_stream_has_a_table_of_its_own() -> None:
     assert page.tags.count("progress") == 2
 
 
-def test_without_streams_and_errors_it_is_a_page_too() -> None:
-    page = Page(render_page(snapshot(streams=[], origin=snapshot()["origin"] | {"errors": {}})))
+def test_a_daemon_without_streams_and_errors_has_a_page_too() -> None:
+    page = Page(render_page(replace(STATISTICS, streams=(), origin=replace(STATISTICS.origin, errors={}))))
     assert page.open == []
     assert {"none", "None yet."} <= set(page.texts)
 
 
 @pytest.mark.parametrize(
-    "changes",
+    "statistics",
     [
-        {"version": HOSTILE},
-        {"streams": [STREAM | {"id": HOSTILE}]},
-        {"streams": [STREAM | {"data_root": HOSTILE}]},
-        {"origin": snapshot()["origin"] | {"errors": {HOSTILE: 1}}},
+        replace(STATISTICS, version=HOSTILE),
+        replace(STATISTICS, streams=(replace(STREAM, id=HOSTILE),)),
+        replace(STATISTICS, streams=(replace(STREAM, data_root=HOSTILE),)),
+        replace(STATISTICS, origin=replace(STATISTICS.origin, errors={HOSTILE: 1})),
     ],
     ids=["version", "stream", "data root", "error"],
 )
-def test_what_comes_from_outside_is_text_and_nothing_else(changes: dict[str, Any]) -> None:
-    page = Page(render_page(snapshot(**changes)))
-    assert page.tags == Page(render_page(snapshot())).tags
+def test_text_from_outside_stays_text(statistics: Statistics) -> None:
+    page = Page(render_page(statistics))
+    assert page.tags == Page(render_page(STATISTICS)).tags
     assert page.open == []
     assert HOSTILE.strip() in "".join(page.texts)
 
 
-def test_the_page_needs_nothing_from_elsewhere() -> None:
-    """Nodes have no way out, and a page of numbers needs no script."""
-    text = render_page(snapshot())
+def test_the_page_loads_nothing_from_other_hosts() -> None:
+    """Nodes may have no internet access, and a page of numbers needs no script."""
+    text = render_page(STATISTICS)
     assert "<script" not in text
     assert "http://" not in text
     assert "https://" not in text

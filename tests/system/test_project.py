@@ -32,9 +32,10 @@ from gcs_prefetchd.fetch.adaptive_concurrency import CHANGE_REASONS
 from gcs_prefetchd.planning.wait_reasons import WAIT_REASONS
 from gcs_prefetchd.planning.window import MAX_SPARE_ITEMS, MAX_SPARE_SHARE, MAX_WINDOW_ITEMS
 from gcs_prefetchd.server.control_api import Control, control_app
+from gcs_prefetchd.server.prometheus_metrics import METRICS, render_metrics
 from gcs_prefetchd.server.runtime_settings import CHANGEABLE
-from gcs_prefetchd.server.statistics import METRICS
-from gcs_prefetchd.server.stats_http import statistics_app
+from gcs_prefetchd.server.statistics_api import statistics_app
+from gcs_prefetchd.server.statistics_json import to_json
 from gcs_prefetchd.service.daemon import Daemon
 from gcs_prefetchd.settings import ENVIRONMENT_PREFIX, Settings, load_settings
 from gcs_prefetchd.shared import errors, messages
@@ -357,7 +358,7 @@ def endpoints(application: web.Application) -> set[str]:
 
 def test_every_endpoint_is_documented_and_no_other(daemon: Daemon) -> None:
     over_tcp = {code(row[0]) for row in table(section("http-api.md", "## Over TCP"))}
-    assert over_tcp == endpoints(statistics_app(daemon.statistics, lambda: True))
+    assert over_tcp == endpoints(statistics_app(daemon.statistics.collect, lambda: True))
     on_the_socket = {code(row[0]) for row in table(section("http-api.md", "## On the Unix socket"))}
     assert on_the_socket == endpoints(control_app(control_of(daemon)))
 
@@ -375,7 +376,7 @@ def fields(value: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 async def test_every_field_of_the_statistics_is_documented_and_no_other(daemon: Daemon) -> None:
     documented = [code(row[0]) for row in table(section("http-api.md", "### /stats"))]
-    assert documented == list(fields(daemon.statistics.snapshot()))
+    assert documented == list(fields(to_json(daemon.statistics.collect())))
 
 
 def test_every_field_of_the_statistics_has_a_unit() -> None:
@@ -384,7 +385,7 @@ def test_every_field_of_the_statistics_has_a_unit() -> None:
 
 async def test_every_metric_is_documented_and_no_other(daemon: Daemon) -> None:
     served = {}
-    for family in text_string_to_metric_families(daemon.statistics.metrics().decode()):
+    for family in text_string_to_metric_families(render_metrics(daemon.statistics.collect()).decode()):
         for sample in family.samples:
             served[sample.name] = (family.type, set(sample.labels))
     documented = {}
@@ -394,9 +395,8 @@ async def test_every_metric_is_documented_and_no_other(daemon: Daemon) -> None:
 
 
 def test_documented_metrics_say_which_field_they_are() -> None:
-    for name, _, _, field in table(section("http-api.md", "### /metrics")):
-        part, key = METRICS[code(name).removesuffix("_total")][1]
-        assert code(field) == (f"streams[].{key}" if part == "streams" else f"{part}.{key}")
+    documented = {code(name): code(field) for name, _, _, field in table(section("http-api.md", "### /metrics"))}
+    assert documented == {metric.sample_name: metric.field.path for metric in METRICS}
 
 
 def test_every_reason_of_a_limit_is_documented_and_no_other() -> None:

@@ -35,7 +35,7 @@ FIRST_PROBE_ROUNDS, LAST_PROBE_ROUNDS = 16, 800
 
 CHANGE_REASONS: Mapping[str, str] = MappingProxyType(
     {
-        "initial": "initial value",
+        "initial": "set at the start",
         "setting_changed": "changed by a setting",
         "increased": "increased after fast responses",
         "throttled_by_gcs": "decreased after 429 or 503 from GCS",

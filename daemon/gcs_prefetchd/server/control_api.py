@@ -14,7 +14,8 @@ from gcs_prefetchd.fetch.prefetcher import Prefetcher
 from gcs_prefetchd.planning.registry import Registry
 from gcs_prefetchd.server.report_dedup import Reporters
 from gcs_prefetchd.server.runtime_settings import Tuning
-from gcs_prefetchd.server.statistics import Statistics
+from gcs_prefetchd.server.statistics_collector import StatisticsCollector
+from gcs_prefetchd.server.statistics_json import to_json
 from gcs_prefetchd.shared.errors import InvalidNameError, PrefetchdError, ProtocolError
 from gcs_prefetchd.shared.messages import FetchRequest, FetchResponse, ManifestResponse, Plan, ReadReport, Status
 from gcs_prefetchd.shared.objects import DataRoot, parse_object_uri
@@ -41,7 +42,7 @@ class Control:
     cache: Cache
     registry: Registry
     prefetcher: Prefetcher
-    statistics: Statistics
+    statistics: StatisticsCollector
     tuning: Tuning
     recall: Callable[[str, str], Awaitable[None]]  # of a data root, the listing with this digest, where it can be had
     stop: Callable[[], None]
@@ -141,7 +142,7 @@ class _Handlers:
         return _json(self.control.status().to_json())
 
     async def stats(self, _: web.Request) -> web.Response:
-        return web.json_response(self.control.statistics.snapshot())
+        return web.json_response(to_json(self.control.statistics.collect()))
 
     async def manifest(self, request: web.Request) -> web.Response:
         return _json(self.control.manifest(request.query.get("data_root", "")).to_json())

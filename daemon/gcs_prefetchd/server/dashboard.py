@@ -1,30 +1,30 @@
-"""The page at `/`: the statistics for a person with a browser, without a script."""
+"""The page at `/`: the statistics in a browser, without a script. Pure."""
 
 import html
 from collections.abc import Mapping
-from typing import Any
 
-from gcs_prefetchd.server.wording import daemon_facts, stream_facts
+from gcs_prefetchd.server.statistics import Statistics, StreamStatistics
+from gcs_prefetchd.server.statistics_summary import summarize, summarize_stream
 
 __all__ = ["render_page"]
 
 
-def render_page(snapshot: Mapping[str, Any]) -> str:
-    """The snapshot as a page that loads itself anew every two seconds."""
-    streams = "".join(map(_stream, snapshot["streams"])) or "<p>None yet.</p>"
-    return _PAGE.format(version=html.escape(snapshot["version"]), facts=_table(daemon_facts(snapshot)), streams=streams)
+def render_page(statistics: Statistics) -> str:
+    """The statistics as a page that reloads itself every two seconds."""
+    streams = "".join(map(_stream, statistics.streams)) or "<p>None yet.</p>"
+    return _PAGE.format(version=html.escape(statistics.version), summary=_table(summarize(statistics)), streams=streams)
 
 
-def _stream(stream: Mapping[str, Any]) -> str:
-    where = f"epoch {stream['epoch']} of {stream['data_root']}"
+def _stream(stream: StreamStatistics) -> str:
+    epoch = f"epoch {stream.epoch} of {stream.data_root}"
     return (
-        f"<h3>{html.escape(stream['id'])} <small>{html.escape(where)}</small></h3>"
-        f'<progress max="{max(1, stream["length"])}" value="{stream["position"]}"></progress>{_table(stream_facts(stream))}'
+        f"<h3>{html.escape(stream.id)} <small>{html.escape(epoch)}</small></h3>"
+        f'<progress max="{max(1, stream.length)}" value="{stream.position}"></progress>{_table(summarize_stream(stream))}'
     )
 
 
-def _table(facts: Mapping[str, str]) -> str:
-    rows = (f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in facts.items())
+def _table(summary: Mapping[str, str]) -> str:
+    rows = (f"<tr><th>{heading}</th><td>{html.escape(text)}</td></tr>" for heading, text in summary.items())
     return f"<table>{''.join(rows)}</table>"
 
 
@@ -41,7 +41,7 @@ th, td {{ text-align: left; vertical-align: top; padding: .35rem .75rem .35rem 0
 th {{ font-weight: 600; white-space: nowrap; width: 9rem }} td {{ overflow-wrap: anywhere }}
 </style></head><body>
 <h1>gcs-prefetchd <small>{version}</small></h1>
-{facts}
+{summary}
 <h2>Streams</h2>
 {streams}
 <p><small>As JSON: <a href="/stats">/stats</a>. For Prometheus: <a href="/metrics">/metrics</a>.</small></p>

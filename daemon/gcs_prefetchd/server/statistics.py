@@ -1,269 +1,372 @@
-"""What `/stats` and `/metrics` say: one snapshot, from the parts that count."""
+"""What the statistics are: every field with its unit, its meaning and its kind of metric. Pure.
 
-import asyncio
-import os
-import threading
-import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+`/stats`, `/metrics` and the tables of `docs/http-api.md` are generated from these classes, so each field is described once.
+"""
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from types import MappingProxyType
+from typing import Any, Literal, get_args
 
-from gcs_prefetchd import __version__
-from gcs_prefetchd.cache.cache import Cache
-from gcs_prefetchd.fetch.fetcher import Fetcher
-from gcs_prefetchd.fetch.prefetcher import Prefetcher
-from gcs_prefetchd.fetch.process_pool import FetchProcesses
-from gcs_prefetchd.gcs.counters import RequestCounters
-from gcs_prefetchd.planning.registry import Registry
-from gcs_prefetchd.planning.wait_reasons import WAIT_REASONS
-from gcs_prefetchd.shared.messages import ReadReport
+__all__ = [
+    "CacheStatistics",
+    "Field",
+    "LimitStatistics",
+    "Meaning",
+    "OriginStatistics",
+    "PrefetchStatistics",
+    "ProcessStatistics",
+    "ReadStatistics",
+    "Statistics",
+    "StreamStatistics",
+    "all_fields",
+]
 
-__all__ = ["METRICS", "Reads", "Statistics"]
+Kind = Literal["counter", "gauge", "label", "none"]
 
 
-@dataclass(slots=True)
-class Reads:
-    """What every reader reported since the start, in objects."""
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """The meaning of a field. `help` is plain text; `details` is Markdown, shown in the document alone.
 
-    hits: int = 0
-    misses: int = 0
-    fallbacks: int = 0
-    wait_s: float = 0.0
+    A field of the kind `label` labels all metrics of its class. A field that counts by reason has a `label` for the reason.
+    """
 
-    def add(self, report: ReadReport) -> None:
-        """Count one report."""
-        self.hits += report.hits
-        self.misses += report.misses
-        self.fallbacks += report.fallbacks
-        self.wait_s += report.wait_s
+    unit: str
+    kind: Kind
+    help: str
+    details: str = ""
+    label: str = ""
+    metric_details: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A field of the statistics. `section` is the field of `Statistics` that holds it, empty for those of `Statistics`."""
+
+    section: str
+    name: str
+    meaning: Meaning
 
     @property
-    def hit_ratio(self) -> float:
-        """Hits per read, 0 before the first read."""
-        total = self.hits + self.misses + self.fallbacks
-        return self.hits / total if total else 0.0
+    def path(self) -> str:
+        """The field as documents name it: `uptime_s`, `cache.bytes`, `streams[].id`."""
+        separator = "[]." if self.section == "streams" else "." if self.section else ""
+        return f"{self.section}{separator}{self.name}"
+
+
+def _meaning(unit: str, kind: Kind, help_text: str, details: str = "", **more: str) -> Mapping[str, Meaning]:
+    """The metadata of a dataclass field."""
+    return MappingProxyType({"meaning": Meaning(unit, kind, help_text, details, **more)})
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStatistics:
+    """The cache on disk."""
+
+    bytes: int = field(metadata=_meaning("bytes", "gauge", "Size of the cached objects."))
+    limit_bytes: int = field(
+        metadata=_meaning(
+            "bytes",
+            "gauge",
+            "Largest size of the cache.",
+            "The setting `cache_size`. `cache.bytes` and `cache.reserved_bytes` together never exceed it.",
+        )
+    )
+    reserved_bytes: int = field(metadata=_meaning("bytes", "gauge", "Space reserved for downloads in progress."))
+    objects: int = field(metadata=_meaning("objects", "gauge", "Cached objects."))
+    evictions: int = field(metadata=_meaning("objects", "counter", "Objects evicted to free space."))
+    damaged: int = field(
+        metadata=_meaning(
+            "objects",
+            "counter",
+            "Cached files that did not match their stamp when a reader requested them.",
+            "They are downloaded again.",
+        )
+    )
+    ready: int = field(
+        metadata=_meaning(
+            "0 or 1",
+            "gauge",
+            "1 once the daemon knows everything that the cache holds.",
+            "It is 0 after a start until the index has been read, and after a crash until every file has been checked.",
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ReadStatistics:
+    """What readers reported."""
+
+    hits: int = field(metadata=_meaning("objects", "counter", "Objects that readers found on disk."))
+    misses: int = field(metadata=_meaning("objects", "counter", "Objects that readers requested from the daemon and received."))
+    fallbacks: int = field(metadata=_meaning("objects", "counter", "Objects that readers downloaded from GCS themselves."))
+    hit_ratio: float = field(
+        metadata=_meaning("ratio, 0 to 1", "none", "`hits / (hits + misses + fallbacks)`; 0 before the first read.")
+    )
+    wait_s: float = field(
+        metadata=_meaning("seconds", "counter", "Time that misses and fallbacks took, summed over all readers.")
+    )
+    waits: Mapping[str, int] = field(
+        metadata=_meaning(
+            "objects, by reason",
+            "counter",
+            "Objects that readers requested from the daemon and that were not in the cache.",
+            "See [Why readers wait](#why-readers-wait).",
+            label="reason",
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class OriginStatistics:
+    """The traffic with GCS."""
+
+    requests: int = field(
+        metadata=_meaning(
+            "requests",
+            "counter",
+            "Requests sent to GCS for objects, listings and metadata, including retries.",
+            "Requests for access tokens do not count.",
+        )
+    )
+    bytes: int = field(
+        metadata=_meaning("bytes", "counter", "Bytes of objects received from GCS, including those of failed attempts.")
+    )
+    errors: Mapping[str, int] = field(
+        metadata=_meaning(
+            "attempts, by kind",
+            "counter",
+            "Failed attempts.",
+            "See [Kinds of errors](#kinds-of-errors).",
+            label="kind",
+            metric_details="no sample before the first error of a kind",
+        )
+    )
+    in_flight: int = field(metadata=_meaning("downloads", "gauge", "Downloads in progress."))
+
+
+@dataclass(frozen=True, slots=True)
+class LimitStatistics:
+    """The limits of downloads, and how close to them the daemon is."""
+
+    concurrency: int = field(
+        metadata=_meaning(
+            "downloads",
+            "gauge",
+            "Current limit of concurrent downloads.",
+            "It [adapts](configuration.md#adaptive-limits) between the next two.",
+        )
+    )
+    min_concurrency: int = field(
+        metadata=_meaning(
+            "downloads",
+            "gauge",
+            "Lower bound of the concurrency limit.",
+            "The setting `min_concurrency`, or `concurrency` if that is less.",
+        )
+    )
+    max_concurrency: int = field(
+        metadata=_meaning("downloads", "gauge", "Upper bound of the concurrency limit.", "The setting `concurrency`.")
+    )
+    last_change_reason: str = field(
+        metadata=_meaning(
+            "text",
+            "none",
+            "Why the concurrency limit last changed.",
+            "See [Why the limit changed](#why-the-limit-changed).",
+        )
+    )
+    last_change_age_s: float = field(metadata=_meaning("seconds", "none", "Time since that change."))
+    requests_per_s: float = field(
+        metadata=_meaning(
+            "requests per second",
+            "gauge",
+            "Requests sent to GCS in the last full second, including listings and retries.",
+        )
+    )
+    allowed_requests_per_s: float = field(
+        metadata=_meaning(
+            "requests per second",
+            "gauge",
+            "Request rate that is allowed now.",
+            "The setting `max_requests_per_s` or GCS's ramp-up rule, whichever is lower.",
+        )
+    )
+    bytes_per_s: float = field(
+        metadata=_meaning(
+            "bytes per second",
+            "gauge",
+            "Bytes of objects received in the last full second.",
+            "An object counts when its download ends.",
+        )
+    )
+    allowed_bytes_per_s: float | None = field(
+        metadata=_meaning(
+            "bytes per second",
+            "gauge",
+            "Byte rate that is allowed.",
+            "The setting `max_bytes_per_s`; null if it is not set.",
+            metric_details="no sample if it is not set",
+        )
+    )
+    throttled_s: float = field(
+        metadata=_meaning(
+            "seconds",
+            "counter",
+            "Time during which a slot was free and prefetches waited only for the allowed rates.",
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PrefetchStatistics:
+    """What was downloaded, and how far ahead of the readers."""
+
+    fetched: int = field(metadata=_meaning("objects", "counter", "Objects downloaded before a reader requested them."))
+    demand_fetched: int = field(metadata=_meaning("objects", "counter", "Objects downloaded while a reader waited for them."))
+    runway_items: int = field(
+        metadata=_meaning(
+            "items",
+            "gauge",
+            "Shortest runway of all streams; 0 without streams.",
+            "Streams at the end of their epoch do not count.",
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStatistics:
+    """What the daemon uses of the machine. These numbers stay flat, whatever goes wrong."""
+
+    memory_bytes: int = field(
+        metadata=_meaning("bytes", "gauge", "Resident memory (RSS) of the daemon.", "The kernel's page cache does not count.")
+    )
+    open_files: int = field(
+        metadata=_meaning("descriptors", "gauge", "Open descriptors of the daemon: files, sockets and connections.")
+    )
+    threads: int = field(metadata=_meaning("threads", "gauge", "Threads of the daemon."))
+    tasks: int = field(
+        metadata=_meaning(
+            "tasks",
+            "gauge",
+            "Tasks of the daemon's event loop.",
+            "A few are permanent; each download and each connection adds one or two.",
+        )
+    )
+    fetch_processes: int = field(
+        metadata=_meaning(
+            "processes",
+            "gauge",
+            "Fetch processes that are ready for work.",
+            "See [Fetch processes](configuration.md#fetch-processes). "
+            "0 until there is something to prefetch; fewer while one is restarted.",
+        )
+    )
+    fetch_memory_bytes: int = field(metadata=_meaning("bytes", "gauge", "Resident memory (RSS) of all fetch processes."))
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStatistics:
+    """One stream."""
+
+    id: str = field(
+        metadata=_meaning(
+            "text",
+            "label",
+            "Name of the stream, chosen by the reader.",
+            "`seeded gs://bucket/prefix` is the order that is prefetched before a reader has sent a plan.",
+            label="stream",
+        )
+    )
+    data_root: str = field(metadata=_meaning("URI", "label", "The data root that it reads.", label="data_root"))
+    epoch: int = field(metadata=_meaning("number, from 0", "none", "Its current epoch."))
+    position: int = field(metadata=_meaning("items", "gauge", "Items read in the stream's current epoch."))
+    length: int = field(metadata=_meaning("items", "gauge", "Items of the stream's current epoch."))
+    runway_items: int = field(
+        metadata=_meaning(
+            "items",
+            "gauge",
+            "The stream's next items that are on disk without a gap.",
+            "They are counted as far as prefetching has advanced.",
+        )
+    )
+    runway_s: float = field(
+        metadata=_meaning("seconds", "gauge", "How long the runway lasts at the stream's current rate.", "See `reads_per_s`.")
+    )
+    reads_per_s: float = field(
+        metadata=_meaning(
+            "items per second",
+            "none",
+            "The stream's current rate: the average of about the last 10 s.",
+            "100 until two reports have arrived.",
+        )
+    )
+    window_items: int = field(
+        metadata=_meaning(
+            "items",
+            "none",
+            "How far ahead of its reader the stream is prefetched.",
+            "The setting `window_items`, or [as measured](planner.md#how-long-the-window-is).",
+        )
+    )
+    missing_at_epoch_start: int = field(
+        metadata=_meaning(
+            "items",
+            "gauge",
+            "Items of the epoch that were not completely in the cache when its plan arrived.",
+            "This stream or another one on the same data has to fetch them.",
+        )
+    )
+    prefetched_items: int = field(
+        metadata=_meaning(
+            "items",
+            "gauge",
+            "Items prefetched for the stream since its epoch's plan arrived.",
+            "Those from the start of the next epoch count as well.",
+        )
+    )
+    demanded_objects: int = field(
+        metadata=_meaning("objects", "none", "Objects that the stream waited for since its epoch's plan arrived.")
+    )
+    waits: Mapping[str, int] = field(
+        metadata=_meaning(
+            "objects, by reason",
+            "none",
+            "Objects that the stream waited for since it was registered, in all its epochs.",
+            "See [Why readers wait](#why-readers-wait).",
+        )
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Takes snapshots."""
+    """All statistics of a daemon at one moment."""
 
-    instance_id: str
-    cache: Cache
-    registry: Registry
-    fetcher: Fetcher
-    prefetcher: Prefetcher
-    counters: RequestCounters
-    fetch_processes: FetchProcesses | None = None
-    reads: Reads = field(default_factory=Reads)
-    started_s: float = field(default_factory=time.monotonic)
-
-    def snapshot(self) -> dict[str, Any]:
-        """What `/stats` answers; `docs/http-api.md` explains each number."""
-        streams = self._streams()
-        return {
-            "version": __version__,
-            "instance_id": self.instance_id,
-            "uptime_s": round(time.monotonic() - self.started_s, 3),
-            "cache": {
-                "bytes": self.cache.bytes,
-                "limit_bytes": self.cache.limit_bytes,
-                "reserved_bytes": self.cache.reserved_bytes,
-                "objects": len(self.cache),
-                "evictions": self.cache.evictions,
-                "damaged": self.cache.damaged,
-                "ready": int(self.cache.is_whole),
-            },
-            "reads": {
-                "hits": self.reads.hits,
-                "misses": self.reads.misses,
-                "fallbacks": self.reads.fallbacks,
-                "hit_ratio": round(self.reads.hit_ratio, 6),
-                "wait_s": round(self.reads.wait_s, 3),
-                "waits": {why: self.prefetcher.waits[why] for why in WAIT_REASONS},
-            },
-            "origin": {
-                "requests": self.counters.requests,
-                "bytes": self.counters.received_bytes,
-                "errors": dict(self.counters.errors),
-                "in_flight": self.counters.in_flight,
-            },
-            "limits": self._limits(),
-            "prefetch": {
-                "fetched": self.fetcher.fetched.prefetch,
-                "demand_fetched": self.fetcher.fetched.demand,
-                "runway_items": min((s["runway_items"] for s in streams if s["position"] < s["length"]), default=0),
-            },
-            "process": _process() | self._fetch_processes(),
-            "streams": streams,
-        }
-
-    def _limits(self) -> dict[str, Any]:
-        now_s, slots, rate = time.monotonic(), self.fetcher.slots, self.fetcher.slots.rate
-        return {
-            "concurrency": slots.concurrency.limit,
-            "min_concurrency": slots.concurrency.minimum,
-            "max_concurrency": slots.concurrency.maximum,
-            "last_change_reason": slots.concurrency.last_change_reason,
-            "last_change_age_s": round(now_s - slots.last_change_s, 3),
-            "requests_per_s": rate.requests.per_s(now_s),
-            "allowed_requests_per_s": round(rate.allowed_requests_per_s, 1),
-            "bytes_per_s": rate.received_bytes.per_s(now_s),
-            "allowed_bytes_per_s": rate.max_bytes_per_s,
-            "throttled_s": round(slots.throttled_s, 3),
-        }
-
-    def _fetch_processes(self) -> dict[str, int]:
-        pids = self.fetch_processes.pids if self.fetch_processes is not None else []
-        return {"fetch_processes": len(pids), "fetch_memory_bytes": sum(map(_memory_bytes, pids))}
-
-    def _streams(self) -> list[dict[str, Any]]:
-        now_s = time.monotonic()
-        return [
-            {
-                "id": reader.stream.id,
-                "data_root": reader.data_root,
-                "epoch": reader.stream.epoch.number,
-                "position": reader.stream.position,
-                "length": len(reader.stream),
-                "runway_items": (runway := reader.runway_items()),
-                "runway_s": round(runway / reader.stream.rate.per_s(now_s), 3),
-                "reads_per_s": round(reader.stream.rate.per_s(now_s), 1),
-                "window_items": self.registry.window_items(reader),
-                "missing_at_epoch_start": reader.missing_at_epoch_start,
-                "prefetched_items": reader.prefetched_items,
-                "demanded_objects": reader.demanded_objects,
-                "waits": {why: reader.waits[why] for why in WAIT_REASONS},
-            }
-            for reader in self.registry
-        ]
-
-    def metrics(self) -> bytes:
-        """The same for Prometheus, in its text format."""
-        registry = CollectorRegistry()
-        registry.register(_Snapshot(self.snapshot()))
-        return generate_latest(registry)
+    version: str = field(metadata=_meaning("text", "none", "Version of the daemon."))
+    instance_id: str = field(
+        metadata=_meaning("text", "none", "32 hexadecimal digits, new at each start.", "All counts start at 0 with it.")
+    )
+    uptime_s: float = field(metadata=_meaning("seconds", "none", "Time since the start."))
+    cache: CacheStatistics
+    reads: ReadStatistics
+    origin: OriginStatistics
+    limits: LimitStatistics
+    prefetch: PrefetchStatistics
+    process: ProcessStatistics
+    streams: tuple[StreamStatistics, ...] = field(metadata=_meaning("list", "none", "The streams that the daemon knows."))
 
 
-def _process() -> dict[str, int]:
-    """What the daemon itself takes of the machine: each of it stays flat, whatever has gone wrong."""
-    return {
-        "memory_bytes": _memory_bytes(os.getpid()),
-        "open_files": sum(1 for _ in Path("/proc/self/fd").iterdir()) - 1,  # without the one that lists them
-        "threads": threading.active_count(),
-        "tasks": len(asyncio.all_tasks()),
-    }
+def all_fields() -> tuple[Field, ...]:
+    """Every field in the order of the classes; a list before the fields of its entries."""
+    return tuple(_fields_of(Statistics, ""))
 
 
-def _memory_bytes(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # it has just ended
-        return 0
-
-
-# metric: (kind, where in the snapshot, help)
-METRICS: dict[str, tuple[str, tuple[str, str], str]] = {
-    "gcs_prefetchd_cache_bytes": ("gauge", ("cache", "bytes"), "Bytes of objects in the cache"),
-    "gcs_prefetchd_cache_limit_bytes": ("gauge", ("cache", "limit_bytes"), "The most bytes the cache may hold"),
-    "gcs_prefetchd_cache_reserved_bytes": ("gauge", ("cache", "reserved_bytes"), "Bytes set aside for downloads under way"),
-    "gcs_prefetchd_cache_objects": ("gauge", ("cache", "objects"), "Objects in the cache"),
-    "gcs_prefetchd_cache_evictions": ("counter", ("cache", "evictions"), "Objects dropped to make room"),
-    "gcs_prefetchd_cache_damaged": ("counter", ("cache", "damaged"), "Cached files found to differ from their object"),
-    "gcs_prefetchd_cache_ready": ("gauge", ("cache", "ready"), "1 once everything that the cache holds is known"),
-    "gcs_prefetchd_reads_hits": ("counter", ("reads", "hits"), "Objects that readers found on disk"),
-    "gcs_prefetchd_reads_misses": ("counter", ("reads", "misses"), "Objects that readers had to wait for"),
-    "gcs_prefetchd_reads_fallbacks": ("counter", ("reads", "fallbacks"), "Objects that readers fetched from GCS themselves"),
-    "gcs_prefetchd_reads_wait_seconds": (
-        "counter",
-        ("reads", "wait_s"),
-        "Seconds that readers waited for misses and fallbacks",
-    ),
-    "gcs_prefetchd_reads_waits": ("counter", ("reads", "waits"), "Objects that readers waited for, by reason"),
-    "gcs_prefetchd_origin_requests": ("counter", ("origin", "requests"), "Requests sent to GCS"),
-    "gcs_prefetchd_origin_bytes": ("counter", ("origin", "bytes"), "Bytes of objects received from GCS"),
-    "gcs_prefetchd_origin_errors": ("counter", ("origin", "errors"), "Failed tries, by kind"),
-    "gcs_prefetchd_origin_in_flight": ("gauge", ("origin", "in_flight"), "Downloads under way"),
-    "gcs_prefetchd_limits_concurrency": ("gauge", ("limits", "concurrency"), "Downloads that may be under way, adapted"),
-    "gcs_prefetchd_limits_min_concurrency": ("gauge", ("limits", "min_concurrency"), "The fewest that it adapts to"),
-    "gcs_prefetchd_limits_max_concurrency": ("gauge", ("limits", "max_concurrency"), "The most that it adapts to"),
-    "gcs_prefetchd_limits_requests_per_second": ("gauge", ("limits", "requests_per_s"), "Requests sent in the last second"),
-    "gcs_prefetchd_limits_allowed_requests_per_second": (
-        "gauge",
-        ("limits", "allowed_requests_per_s"),
-        "Requests a second that are allowed now",
-    ),
-    "gcs_prefetchd_limits_bytes_per_second": ("gauge", ("limits", "bytes_per_s"), "Bytes received in the last second"),
-    "gcs_prefetchd_limits_allowed_bytes_per_second": (
-        "gauge",
-        ("limits", "allowed_bytes_per_s"),
-        "Bytes a second that are allowed; no sample where any are",
-    ),
-    "gcs_prefetchd_limits_throttled_seconds": (
-        "counter",
-        ("limits", "throttled_s"),
-        "Seconds that prefetches waited for the allowed rates",
-    ),
-    "gcs_prefetchd_prefetch_fetched": ("counter", ("prefetch", "fetched"), "Objects fetched ahead of their reader"),
-    "gcs_prefetchd_prefetch_demand_fetched": (
-        "counter",
-        ("prefetch", "demand_fetched"),
-        "Objects fetched while a reader waited",
-    ),
-    "gcs_prefetchd_prefetch_runway_items": (
-        "gauge",
-        ("prefetch", "runway_items"),
-        "Items on disk ahead of the hungriest stream",
-    ),
-    "gcs_prefetchd_process_memory_bytes": ("gauge", ("process", "memory_bytes"), "Resident memory of the daemon"),
-    "gcs_prefetchd_process_open_files": ("gauge", ("process", "open_files"), "Descriptors that the daemon has open"),
-    "gcs_prefetchd_process_threads": ("gauge", ("process", "threads"), "Threads of the daemon"),
-    "gcs_prefetchd_process_tasks": ("gauge", ("process", "tasks"), "Tasks of the daemon's event loop"),
-    "gcs_prefetchd_process_fetch_processes": (
-        "gauge",
-        ("process", "fetch_processes"),
-        "Fetch processes that can be told to fetch",
-    ),
-    "gcs_prefetchd_process_fetch_memory_bytes": (
-        "gauge",
-        ("process", "fetch_memory_bytes"),
-        "Resident memory of the fetch processes",
-    ),
-    "gcs_prefetchd_stream_position": ("gauge", ("streams", "position"), "Items read of the stream's epoch"),
-    "gcs_prefetchd_stream_length": ("gauge", ("streams", "length"), "Items of the stream's epoch"),
-    "gcs_prefetchd_stream_runway_items": ("gauge", ("streams", "runway_items"), "Items on disk ahead of the stream"),
-    "gcs_prefetchd_stream_runway_seconds": ("gauge", ("streams", "runway_s"), "How long they last at the stream's rate"),
-    "gcs_prefetchd_stream_missing_at_epoch_start": (
-        "gauge",
-        ("streams", "missing_at_epoch_start"),
-        "Items that were not here when the epoch began",
-    ),
-    "gcs_prefetchd_stream_prefetched_items": ("gauge", ("streams", "prefetched_items"), "Items fetched ahead in the epoch"),
-}
-
-
-class _Snapshot(Collector):
-    def __init__(self, snapshot: dict[str, Any]) -> None:
-        self._snapshot = snapshot
-
-    def collect(self) -> Iterable[Metric]:
-        for name, (kind, (section, key), text) in METRICS.items():
-            family = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
-            if section == "streams":
-                metric = family(name, text, labels=["stream", "data_root"])
-                for stream in self._snapshot["streams"]:
-                    metric.add_metric([stream["id"], stream["data_root"]], stream[key])
-            elif key in ("errors", "waits"):
-                metric = family(name, text, labels=["kind" if key == "errors" else "reason"])
-                for error, count in self._snapshot[section][key].items():
-                    metric.add_metric([error], count)
-            elif (value := self._snapshot[section][key]) is None:
-                metric = family(name, text, labels=[])
-            else:
-                metric = family(name, text, value=value)
-            yield metric
+def _fields_of(section_class: Any, section: str) -> Iterator[Field]:
+    for one in fields(section_class):
+        if is_dataclass(one.type):
+            yield from _fields_of(one.type, one.name)
+        else:
+            yield Field(section, one.name, one.metadata["meaning"])
+            if one.name == "streams":
+                yield from _fields_of(get_args(one.type)[0], one.name)

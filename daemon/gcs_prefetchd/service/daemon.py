@@ -30,8 +30,8 @@ from gcs_prefetchd.planning.registry import Registry
 from gcs_prefetchd.server.bounded_listener import Bounds, listen
 from gcs_prefetchd.server.control_api import Control, control_app
 from gcs_prefetchd.server.runtime_settings import Tuning, make_slots
-from gcs_prefetchd.server.statistics import Statistics
-from gcs_prefetchd.server.stats_http import statistics_app
+from gcs_prefetchd.server.statistics_api import statistics_app
+from gcs_prefetchd.server.statistics_collector import StatisticsCollector
 from gcs_prefetchd.service.bucket_sync import BucketSync
 from gcs_prefetchd.service.systemd import notify_systemd, ping_watchdog
 from gcs_prefetchd.settings import MAX_CONCURRENCY, Settings, check_cache_fits_disk
@@ -127,7 +127,7 @@ class Daemon:
         self.tuning = Tuning(settings, slots)
         self.read_ahead = ReadAhead(self.directory.objects) if settings.read_ahead else None
         self.prefetcher = Prefetcher(self.registry, self.cache, self.fetcher, observer, self.read_ahead)
-        self.statistics = Statistics(
+        self.statistics = StatisticsCollector(
             self.instance_id,
             self.cache,
             self.registry,
@@ -243,7 +243,7 @@ class Daemon:
 
     async def _open_http(self, stack: AsyncExitStack) -> str:
         host, port = self.settings.http_address
-        app = statistics_app(self.statistics, lambda: self._ready)
+        app = statistics_app(self.statistics.collect, lambda: self._ready)
         try:
             listener = await listen(stack, app, STATISTICS_BOUNDS, host=host, port=port)
         except OSError as exc:

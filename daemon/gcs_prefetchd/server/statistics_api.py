@@ -8,24 +8,26 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from gcs_prefetchd.server.dashboard import render_page
+from gcs_prefetchd.server.prometheus_metrics import render_metrics
 from gcs_prefetchd.server.statistics import Statistics
+from gcs_prefetchd.server.statistics_json import to_json
 
 __all__ = ["statistics_app"]
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def statistics_app(statistics: Statistics, is_ready: Callable[[], bool]) -> web.Application:
+def statistics_app(collect: Callable[[], Statistics], is_ready: Callable[[], bool]) -> web.Application:
     """The application; whoever runs it binds and closes it."""
 
     async def page(_: web.Request) -> web.Response:
-        return web.Response(text=render_page(statistics.snapshot()), content_type="text/html")
+        return web.Response(text=render_page(collect()), content_type="text/html")
 
     async def stats(_: web.Request) -> web.Response:
-        return web.json_response(statistics.snapshot())
+        return web.json_response(to_json(collect()))
 
     async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=statistics.metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return web.Response(body=render_metrics(collect()), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
