@@ -168,7 +168,7 @@ def test_a_bad_setting_is_named_in_one_line_with_status_2(
     [
         (
             "gs://no-such-bucket/train",
-            "/: GCS says 404 (there is no such object or bucket)",
+            "/: GCS returned 404 (there is no such object or bucket)",
         ),
         (f"gs://{BUCKET}/tests", f"gs://{BUCKET}/tests: no item has all of images/{{id}}.jpg, labels/{{id}}.png"),
     ],

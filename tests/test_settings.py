@@ -244,17 +244,17 @@ def test_a_size_is_a_number_and_a_unit_or_a_whole_number_of_bytes(tmp_path: Path
         ("endpoint", "http://user:secret@host", "is not a valid root URL"),
         ("endpoint", "http://[::1", "is not a valid root URL"),
         ("endpoint", "http://ho\nst", "is not a valid root URL"),
-        ("data_roots", "pictures/train", "is no gs:// URI; write gs://bucket/prefix"),
-        ("data_roots", ["gs://Pictures/train"], "'Pictures' is no bucket name"),
+        ("data_roots", "pictures/train", "is not a gs:// URI; write gs://bucket/prefix"),
+        ("data_roots", ["gs://Pictures/train"], "'Pictures' is not a valid bucket name"),
         ("data_roots", ["gs://pictures/" + "x" * 2000], "GCS allows 1 to 1024"),
         ("data_roots", [], "should have at least 1 item"),
         ("data_roots", ["gs://pictures/a", "gs://pictures/a/b"], "gs://pictures/a/b lies within gs://pictures/a; name it once"),
         ("data_roots", ["gs://pictures/a/b/", "gs://pictures"], "gs://pictures/a/b lies within gs://pictures"),
         ("data_roots", ["gs://pictures/a", "gs://pictures/a/"], "gs://pictures/a lies within gs://pictures/a"),
         ("log_level", "loud", "should be 'debug', 'info', 'warning' or 'error'"),
-        ("image_pattern", "images/*.jpg", "must hold {id} once"),
-        ("label_pattern", "{id}/{id}.png", "must hold {id} once"),
-        ("label_pattern", "images/{id}.jpg", "stands for both the image and the label"),
+        ("image_pattern", "images/*.jpg", "must contain {id} once"),
+        ("label_pattern", "{id}/{id}.png", "must contain {id} once"),
+        ("label_pattern", "images/{id}.jpg", "is used for both the image and the label"),
         ("cache_dir", "a\0b", "contains a NUL character"),
         ("cache_dir", "~nobody-of-this-name/cache", "names a user who has no home directory on this machine"),
         ("cache_dir", 5, "not a valid path"),
@@ -290,11 +290,11 @@ def test_a_bad_value_gets_one_line_that_says_what_to_do(name: str, value: object
 
 def test_of_several_data_roots_the_bad_one_is_named() -> None:
     assert refusal(data_roots=["gs://pictures", 5]).endswith("on the command line: 5 should be a valid string")
-    assert "'Drawings' is no bucket name" in refusal(data_roots=["gs://pictures", "gs://Drawings/x"])
+    assert "'Drawings' is not a valid bucket name" in refusal(data_roots=["gs://pictures", "gs://Drawings/x"])
 
 
 def test_a_pattern_that_meets_the_others_default_is_refused() -> None:
-    assert "stands for both the image and the label" in refusal(image_pattern="labels/{id}.png")
+    assert "is used for both the image and the label" in refusal(image_pattern="labels/{id}.png")
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def test_a_fallback_of_ones_own_needs_one_argument_only(tmp_path: Path) -> None:
 
 
 def test_a_uri_that_is_none_is_named(loader: CachedLoader) -> None:
-    with pytest.raises(InvalidNameError, match="is no gs:// URI"):
+    with pytest.raises(InvalidNameError, match="is not a gs:// URI"):
         loader("images/0003.jpg")
 
 

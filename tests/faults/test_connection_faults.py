@@ -260,8 +260,8 @@ def test_a_token_that_gcs_refuses_is_renewed_once_and_nobody_notices(
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        (Status(503, body="x" * 30_000_000), "the token endpoint says 503"),
-        (Stall(None), "no access token came"),
+        (Status(503, body="x" * 30_000_000), "the token endpoint returned 503"),
+        (Stall(None), "no access token arrived"),
     ],
     ids=["failing", "slow"],
 )
@@ -320,7 +320,7 @@ def test_a_key_that_is_refused_and_one_that_cannot_be_read_are_both_named(
         server.require_token("second")
         text = str(signed.read(BAD))
         assert re.search(
-            rf"endpoint says 400 .invalid_grant: Invalid JWT Signature..; credentials {tmp_path}/key.json: not JSON", text
+            rf"endpoint returned 400 .invalid_grant: Invalid JWT Signature..; credentials {tmp_path}/key.json: not JSON", text
         )
         (tmp_path / "key.json").write_text(key)
         server.faults.clear()
@@ -338,7 +338,7 @@ def test_while_credentials_are_refused_prefetching_waits_with_one_line_and_goes_
     server.faults.add(Status(401), "many/*")
     extra = ["--data-root", root, "--set", "concurrency=8", "--set", "deadline_s=2"]
     with faulted_daemon(tmp_path / "cache", server.url, extra) as daemon, promises(daemon, good, DATA):
-        daemon.wait_for_line("GCS says 401 .*; planned again in 5 s")
+        daemon.wait_for_line("GCS returned 401 .*; planned again in 5 s")
         refused = sum(count for key, count in server.counts.media.items() if key.startswith("many/"))
         assert refused < items
         server.faults.clear()

@@ -49,31 +49,31 @@ class Case:
 
 
 # The page that is asked for when the faults end is refused.
-REFUSED = "GCS says 400 .Invalid value for: pageToken"
+REFUSED = "GCS returned 400 .Invalid value for: pageToken"
 
 CASES = {
-    "a page names an object twice": Case(page("train/images/1.jpg", "train/images/1.jpg"), "names of a page are not in order"),
+    "a page names an object twice": Case(page("train/images/1.jpg", "train/images/1.jpg"), "names on a page are not sorted"),
     "pages lead back": Case(page("train/images/1.jpg", token="again"), f"goes back to 'train/images/1.jpg'|{REFUSED}"),
-    "empty pages go on for ever": Case(page(token="again"), f"its pages go on without a name|{REFUSED}"),
+    "empty pages go on for ever": Case(page(token="again"), f"its pages continue without a name|{REFUSED}"),
     "nothing is listed": Case(json_answer("{}"), "no item has all of images"),
     "one part of all items is gone": Case(page("train/images/1.jpg"), "no item has all of images"),
-    "access is denied": Case(Status(403), r"GCS says 403"),
-    "the bucket is gone": Case(Status(404), r"GCS says 404"),
+    "access is denied": Case(Status(403), r"GCS returned 403"),
+    "the bucket is gone": Case(Status(404), r"GCS returned 404"),
     "an entry has no size": Case(page("train/images/1.jpg", size=None), "lacks name, generation or size"),
     "an entry has no generation": Case(page("train/images/1.jpg", generation=None), "lacks name, generation or size"),
     "the JSON is truncated": Case(json_answer('{"items": [{"name": "train/im'), "the page is not JSON"),
     "the JSON is nested without end": Case(json_answer("[" * 200_000), "the page is not JSON"),
-    "the charset is none": Case(json_answer('{"items": 5}', "application/json; charset=hex"), "the page is no listing"),
+    "the charset is none": Case(json_answer('{"items": 5}', "application/json; charset=hex"), "the page is not a listing"),
     "an error in a charset that is none": Case(
-        Status(503, body="{}", content_type="application/json; charset=hex"), "GCS says 503"
+        Status(503, body="{}", content_type="application/json; charset=hex"), "GCS returned 503"
     ),
     "the connection is closed in the middle of a page": Case(Cut(60), "ClientPayloadError"),
     "the end of a page is cut off unnoticed": Case(Cut(60, "close"), "the page is not JSON"),
     "a login page comes": Case(HtmlPage(), "the page is not JSON"),
     "the connection is reset": Case(Reset(), "ClientOSError|ServerDisconnected"),
     "the connection is closed": Case(Close(), "ServerDisconnected"),
-    "no answer comes": Case(Stall(None), "no answer"),
-    "GCS is overloaded": Case(Status(503), "GCS says 503"),
+    "no answer comes": Case(Stall(None), "no response"),
+    "GCS is overloaded": Case(Status(503), "GCS returned 503"),
 }
 ROOTS = {name: f"gs://bucket-{number}/train" for number, name in enumerate(CASES)}
 AT_THE_START = ("pages lead back", "nothing is listed", "access is denied", "the JSON is nested without end", "no answer comes")

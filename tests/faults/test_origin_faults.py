@@ -39,20 +39,20 @@ BUFFERED_BYTES = 1 << 20  # had come when a connection broke, and were not looke
 
 LASTING: list[tuple[Fault, str]] = [
     (FlippedByte(), "crc32c"),
-    (Cut(FIRST, "close"), f"{FIRST} of {len(DATA)} bytes came"),
-    (Cut(FIRST, "http/1.0"), f"{FIRST} of {len(DATA)} bytes came"),
+    (Cut(FIRST, "close"), f"received {FIRST} of {len(DATA)} bytes"),
+    (Cut(FIRST, "http/1.0"), f"received {FIRST} of {len(DATA)} bytes"),
     (Cut(0), "the connection was lost after 0 bytes"),
-    (LongBody(), f"more than the {len(DATA)} bytes"),
-    (Partial(0, FIRST - 1), "GCS says 206"),
-    (EmptyBody(), f"0 of {len(DATA)} bytes came"),
-    (HtmlPage(), "crc32c|bytes came"),
+    (LongBody(), f"more than the object's {len(DATA)} bytes"),
+    (Partial(0, FIRST - 1), "GCS returned 206"),
+    (EmptyBody(), f"received 0 of {len(DATA)} bytes"),
+    (HtmlPage(), r"crc32c|received \d+ of \d+ bytes"),
     (MalformedHash("crc32c=AAAAAA=="), "crc32c"),
-    (Reset(), "the connection was lost before an answer came"),
-    (Close(), "the connection was lost before an answer came"),
-    (Stall(None), "no answer"),
-    (Stall(1000), f"000 of {len(DATA)} bytes had come"),
-    (Drip(1, 0.1), f"of {len(DATA)} bytes had come"),
-    *((Status(status), f"GCS says {status}") for status in (204, 304, *RETRIED)),
+    (Reset(), "the connection was lost before a response arrived"),
+    (Close(), "the connection was lost before a response arrived"),
+    (Stall(None), "no response"),
+    (Stall(1000), f"000 of {len(DATA)} bytes received"),
+    (Drip(1, 0.1), f"of {len(DATA)} bytes received"),
+    *((Status(status), f"GCS returned {status}") for status in (204, 304, *RETRIED)),
 ]
 
 
@@ -120,10 +120,10 @@ def test_a_fault_that_never_passes_is_an_error_and_one_line_that_name_the_object
 @pytest.mark.parametrize(
     ("status", "cause"),
     [
-        (400, "GCS says 400"),
-        (401, "GCS says 401 .the credentials are not accepted"),
-        (403, "GCS says 403 .these credentials may not read it"),
-        (404, "GCS says 404 .there is no such object"),
+        (400, "GCS returned 400"),
+        (401, "GCS returned 401 .the credentials are not accepted"),
+        (403, "GCS returned 403 .these credentials may not read it"),
+        (404, "GCS returned 404 .there is no such object"),
     ],
 )
 def test_what_gcs_refuses_is_an_error_after_one_request_and_there_once_gcs_gives_it(

@@ -170,7 +170,7 @@ def test_a_daemon_that_was_suspended_goes_on(daemon: DaemonProcess, server: Serv
                 assert daemon.read(uri) == data_of(uri, SIZE)  # hits need no daemon
             with pytest.raises(DaemonUnavailableError, match="TimeoutError"):
                 client.fetch(uris[-1:])
-            with pytest.raises(DaemonUnavailableError, match="not asked again yet"):
+            with pytest.raises(DaemonUnavailableError, match="not contacted again yet"):
                 client.fetch(uris[-1:])
     for uri in uris:
         assert daemon.read(uri) == data_of(uri, SIZE)

@@ -637,7 +637,7 @@ async def test_a_bucket_that_refuses_everything_is_a_line_with_a_name_and_anothe
     gcs: GCSServer, cache: Cache, caplog: pytest.LogCaptureFixture
 ) -> None:
     put_items(gcs, 1000)
-    refusal = rf"fetch gs://{BUCKET}/train/\S+: GCS says 403 \(these credentials may not read it\); not prefetched"
+    refusal = rf"fetch gs://{BUCKET}/train/\S+: GCS returned 403 \(these credentials may not read it\); not prefetched"
     async with prefetching(gcs, cache, window=1000) as node:
         gcs.deny(BUCKET)
         await node.follow()
@@ -657,7 +657,7 @@ async def test_what_cannot_be_had_for_one_reason_does_not_hide_another(
         for item in node.all:
             gcs.delete(BUCKET, node.manifest.version(item, 1).name.name)
         await node.follow()
-        assert sorted("GCS says 403" in line for line in caplog.messages) == [False, True]
+        assert sorted("GCS returned 403" in line for line in caplog.messages) == [False, True]
 
 
 async def test_an_outage_does_not_look_settled(gcs: GCSServer, cache: Cache) -> None:

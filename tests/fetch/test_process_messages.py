@@ -40,7 +40,7 @@ EXAMPLES: list[Message] = [
     BytesWritten(7, 1 << 20),
     ErrorsCounted({"503": 2, "timeout": 1}),
     DownloadPublished(7, 0),
-    DownloadFailed(7, "ObjectNotFoundError", "fetch gs://bucket/images/7.jpg: GCS says 404\nNot Found"),
+    DownloadFailed(7, "ObjectNotFoundError", "fetch gs://bucket/images/7.jpg: GCS returned 404\nNot Found"),
     DownloadCancelled(7),
     TokenRequest(),
     TokenRefused("ya29.token"),

@@ -169,7 +169,7 @@ def test_after_faults_that_pass_all_is_there_and_right(daemon: DaemonProcess, se
 def test_what_cannot_be_had_is_named_in_one_line_and_comes_when_it_can(daemon: DaemonProcess, server: ServingGCS) -> None:
     with kept(daemon, server):
         objects = put_new(server, 1, faults=[Status(500)], always=True)
-        line = daemon.wait_for_line(f"fetch ({'|'.join(objects)}): gave up after 3 s and .* last: .*GCS says 500")
+        line = daemon.wait_for_line(f"fetch ({'|'.join(objects)}): gave up after 3 s and .* last: .*GCS returned 500")
         assert "planned again in" in line
         server.faults.clear()
         wait_for(lambda: are_cached(daemon, objects), LONG_S)

@@ -129,8 +129,8 @@ def page_of(*names: str, token: str = "") -> Status:
     [
         ([page_of("train/a", token="1"), page_of("train/a", token="1")], "goes back to 'train/a'"),
         ([page_of("train/b", token="1"), page_of("train/a", token="2")], "the page after 'train/b' goes back to 'train/a'"),
-        ([page_of(token="1"), page_of(token="2"), page_of(token="1")], "go on without a name"),
-        ([page_of("train/b", "train/a")], "not in order"),
+        ([page_of(token="1"), page_of(token="2"), page_of(token="1")], "continue without a name"),
+        ([page_of("train/b", "train/a")], "not sorted"),
     ],
 )
 async def test_a_listing_that_leads_nowhere_is_an_error_and_no_loop(gcs: GCSServer, pages: list[Status], reason: str) -> None:
@@ -221,7 +221,7 @@ async def test_an_object_that_gcs_refuses_is_asked_for_once_and_named(
 ) -> None:
     put(gcs)
     refuse(gcs)
-    with pytest.raises(error, match=f"fetch {NAME.uri}: GCS says 40[134]"):
+    with pytest.raises(error, match=f"fetch {NAME.uri}: GCS returned 40[134]"):
         await origin.read(NAME)
     assert gcs.counts.total() == 1
 
@@ -232,13 +232,13 @@ async def test_a_listing_that_gcs_refuses_is_asked_for_once_and_named(
 ) -> None:
     put(gcs)
     refuse(gcs)
-    with pytest.raises(error, match=r"list gs://pictures/train/: GCS says 40[13]"):
+    with pytest.raises(error, match=r"list gs://pictures/train/: GCS returned 40[13]"):
         await listed(origin)
     assert gcs.counts.total() == 1
 
 
 async def test_a_data_root_in_a_missing_bucket_is_asked_for_once_and_named(gcs: GCSServer, origin: GCSClient) -> None:
-    with pytest.raises(ObjectMissingError, match="list gs://pictures/train/: GCS says 404"):
+    with pytest.raises(ObjectMissingError, match="list gs://pictures/train/: GCS returned 404"):
         await listed(origin)
     assert gcs.counts.total() == 1
 
@@ -353,11 +353,11 @@ async def test_after_several_faults_in_a_row_the_right_bytes_come(gcs: GCSServer
 @pytest.mark.parametrize(
     ("fault", "cause"),
     [
-        (Status(503), "GCS says 503"),
-        (FlippedByte(), "crc32c .* came for"),
+        (Status(503), "GCS returned 503"),
+        (FlippedByte(), "crc32c .*, expected "),
         (Cut(100), "the connection was lost after 100 bytes of a body"),
-        (Stall(None), "no answer|Timeout"),
-        (Drip(1, 0.05), "of 5120 bytes had come"),
+        (Stall(None), "no response|Timeout"),
+        (Drip(1, 0.05), "of 5120 bytes received"),
     ],
     ids=lambda value: repr(value)[:40],
 )
@@ -403,7 +403,7 @@ async def test_a_retry_after_of_thirty_years_does_not_outlast_the_deadline(gcs: 
     put(gcs)
     gcs.faults.add(Status(503, retry_after="1000000000"))
     async with origin_of(gcs, deadline_s=0.3) as origin:
-        with pytest.raises(OriginUnavailableError, match=r"gave up after 0\.3 s and [12] tr(y|ies); last: GCS says 503"):
+        with pytest.raises(OriginUnavailableError, match=r"gave up after 0\.3 s and [12] attempts?; last: GCS returned 503"):
             await origin.read(NAME)
 
 
@@ -422,9 +422,9 @@ async def test_a_long_error_message_is_cut(gcs: GCSServer, origin: GCSClient) ->
     body = json.dumps({"error": {"message": "Why?\n" * 2000}})
     for kind in (Kind.MEDIA, Kind.LIST):
         gcs.faults.add(Status(400, body=body, content_type="application/json"), kind=kind)
-    with pytest.raises(OriginError, match=r"fetch .*: GCS says 400 \(Why\? Why\?") as fetching:
+    with pytest.raises(OriginError, match=r"fetch .*: GCS returned 400 \(Why\? Why\?") as fetching:
         await origin.read(NAME)
-    with pytest.raises(OriginError, match=r"list .*: GCS says 400 \(Why\? Why\?") as listing:
+    with pytest.raises(OriginError, match=r"list .*: GCS returned 400 \(Why\? Why\?") as listing:
         await listed(origin)
     assert len(str(fetching.value)) < 500
     assert len(str(listing.value)) < 500
@@ -520,9 +520,9 @@ async def test_a_requester_pays_bucket_without_a_project_is_refused_once_with_gc
 ) -> None:
     put(gcs)
     gcs.requester_pays(BUCKET)
-    with pytest.raises(OriginError, match=f"fetch {NAME.uri}: GCS says 400 .*requester pays"):
+    with pytest.raises(OriginError, match=f"fetch {NAME.uri}: GCS returned 400 .*requester pays"):
         await origin.read(NAME)
-    with pytest.raises(OriginError, match=r"list gs://pictures/train/: GCS says 400 .*requester pays"):
+    with pytest.raises(OriginError, match=r"list gs://pictures/train/: GCS returned 400 .*requester pays"):
         await listed(origin)
     assert gcs.counts.total() == 2
 
@@ -608,7 +608,7 @@ async def test_a_listing_whose_token_was_refused_goes_on_with_a_new_one(gcs: GCS
 async def test_credentials_that_stay_refused_are_final_after_one_renewal(gcs: GCSServer, signed: GCSClient) -> None:
     put(gcs)
     gcs.require_token("of somebody else", BUCKET)
-    with pytest.raises(CredentialsError, match=f"fetch {NAME.uri}: GCS says 401"):
+    with pytest.raises(CredentialsError, match=f"fetch {NAME.uri}: GCS returned 401"):
         await signed.read(NAME)
     assert gcs.counts.media[KEY] == 2
     assert gcs.counts.total(Kind.TOKEN) == 2

@@ -193,11 +193,11 @@ async def test_a_new_connection_that_is_closed_without_an_answer_is_an_error() -
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (b"220 mail.example.com ESMTP\r\n", "no HTTP"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef", "no HTTP"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nabc", "no HTTP"),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", "no HTTP"),
-        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", "no HTTP"),
+        (b"220 mail.example.com ESMTP\r\n", "not valid HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef", "not valid HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nabc", "not valid HTTP"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", "not valid HTTP"),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", "not valid HTTP"),
         (b"HTTP/1.1 200 OK\r\n" + b"X-Fill: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n" * 9000, "do not end"),
         (b"HTTP/1.1 200 OK\r\nX-Fill: " + b"y" * 300_000, "do not end"),
     ],
@@ -235,10 +235,10 @@ async def test_bytes_after_an_answer_that_nobody_asked_for_are_in_no_other_answe
 @pytest.mark.parametrize(
     ("sent", "says"),
     [
-        (b"", "nothing came for 0.3 s"),
-        (b"HTTP/1.1 200 OK\r\nContent-Le", "the head of the answer did not end within 0.3 s"),
-        (b"HTTP/1.1 100 Continue\r\n\r\n", "the head of the answer did not end within 0.3 s"),
-        (plain(b"abcdef")[:-2], "nothing came for 0.3 s"),
+        (b"", "nothing arrived for 0.3 s"),
+        (b"HTTP/1.1 200 OK\r\nContent-Le", "the response's headers did not end within 0.3 s"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", "the response's headers did not end within 0.3 s"),
+        (plain(b"abcdef")[:-2], "nothing arrived for 0.3 s"),
     ],
     ids=["nothing", "head", "interim answer", "body"],
 )
@@ -383,12 +383,12 @@ def dripping(start: bytes) -> Serve:
 
 async def test_a_head_that_drips_is_given_up_after_the_time_that_silence_has() -> None:
     async with scripted(dripping(b"HTTP/1.1 200 OK\r\nX-A: ")) as connections:
-        with pytest.raises(TimeoutError, match=r"^the head of the answer did not end within 0\.3 s$"):
+        with pytest.raises(TimeoutError, match=r"^the response's headers did not end within 0\.3 s$"):
             await asyncio.wait_for(body_of(connections), 10 * READ_TIMEOUT_S)
 
 
 async def test_the_body_of_an_error_that_drips_is_given_up_after_the_time_that_silence_has() -> None:
     start = b"HTTP/1.1 503 Unavailable\r\nContent-Length: 1000\r\n\r\n"
     async with scripted(dripping(start)) as connections, connections.get("/x", {}) as answer:
-        with pytest.raises(TimeoutError, match="bytes of a body with status 503 came in all that time"):
+        with pytest.raises(TimeoutError, match="bytes of the body with status 503 arrived in that time"):
             await asyncio.wait_for(answer.first(1000), 10 * READ_TIMEOUT_S)

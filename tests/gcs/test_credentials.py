@@ -298,4 +298,4 @@ async def test_a_metadata_server_gives_the_token() -> None:
 async def test_a_metadata_server_that_refuses_is_told() -> None:
     async with TestServer(web.Application()) as server:
         answer = await asyncio.to_thread(ask_metadata_server, f"127.0.0.1:{server.port}")
-    assert answer.startswith("refused no credentials: the metadata server says 404; ")
+    assert answer.startswith("refused no credentials: the metadata server returned 404; ")

@@ -43,7 +43,7 @@ def test_a_page_without_entries_is_empty_and_the_last(page: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("page", [[], "items", None, 7, {"items": 7}, {"items": None}])
 def test_what_is_no_listing_is_refused(page: object) -> None:
-    with pytest.raises(UnusableResponseError, match="the page is no listing"):
+    with pytest.raises(UnusableResponseError, match="the page is not a listing"):
         parse_page(page)
 
 

@@ -56,7 +56,7 @@ def test_a_status_is_final_or_tried_again(status: int, pinned: bool, final: type
     error = error_for_status(status, {}, b"", pinned=pinned)
     assert error.final is final
     assert error.kind == str(status)
-    assert f"GCS says {status}" in str(error)
+    assert f"GCS returned {status}" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -70,15 +70,15 @@ def test_retry_after_is_passed_on(header: str | None, wait_s: float | None) -> N
 def test_the_servers_own_words_are_shown_in_one_short_line() -> None:
     body = json.dumps({"error": {"code": 400, "message": "Invalid\nbucket:\t'x' " + "y" * 5000}}).encode()
     text = str(error_for_status(400, {}, body, pinned=False))
-    assert text.startswith("GCS says 400 (Invalid bucket: 'x' yyy")
+    assert text.startswith("GCS returned 400 (Invalid bucket: 'x' yyy")
     assert len(text) < 300
 
 
 def test_a_plain_text_is_the_servers_own_words_too() -> None:
     """So GCS answers a download. An HTML page, from a proxy between us and it, says nothing in a line."""
     headers = CIMultiDict({"Content-Type": "text/html; charset=UTF-8"})
-    assert str(error_for_status(416, headers, b"Invalid\nrange", pinned=False)) == "GCS says 416 (Invalid range)"
-    assert str(error_for_status(502, headers, b"\n <!doctype html><h1>Bad Gateway</h1>", pinned=False)) == "GCS says 502"
+    assert str(error_for_status(416, headers, b"Invalid\nrange", pinned=False)) == "GCS returned 416 (Invalid range)"
+    assert str(error_for_status(502, headers, b"\n <!doctype html><h1>Bad Gateway</h1>", pinned=False)) == "GCS returned 502"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_what_everybody_meets_once_is_explained(status: int, hint: str) -> None:
     ],
 )
 def test_any_other_body_is_left_out(body: bytes) -> None:
-    assert str(error_for_status(500, {}, body, pinned=False)) == "GCS says 500"
+    assert str(error_for_status(500, {}, body, pinned=False)) == "GCS returned 500"
 
 
 @given(st.integers(100, 599), st.binary(max_size=200), st.sampled_from(["", "text/plain; charset=utf-8", "application/json"]))

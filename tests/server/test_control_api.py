@@ -71,7 +71,7 @@ async def test_each_object_of_a_demand_has_its_own_answer(client: DaemonClient) 
     asked = [f"{DATA_ROOT}/images/00001.jpg", f"{DATA_ROOT}/images/none.jpg", "gs://elsewhere/x.jpg", "no uri"]
     answers = await asyncio.to_thread(client.fetch, asked)
     assert answers[0] == ""
-    assert "none.jpg: GCS says 404" in answers[1]
+    assert "none.jpg: GCS returned 404" in answers[1]
     assert "not within a data root" in answers[2]
     assert "no gs:// URI" in answers[3]
 

@@ -211,15 +211,15 @@ def test_any_other_bucket_is_refused_in_one_line_that_names_it(bucket: str) -> N
 @pytest.mark.parametrize(
     ("uri", "wrong"),
     [
-        ("", "is no gs:// URI"),
-        ("/data/images", "is no gs:// URI"),
-        ("s3://pictures/a.jpg", "is no gs:// URI"),
-        ("GS://pictures/a.jpg", "is no gs:// URI"),
-        ("gs:/pictures/a.jpg", "is no gs:// URI"),
-        ("gs://", "is no bucket name"),
-        ("gs:///a.jpg", "is no bucket name"),
-        ("gs://Pictures/a.jpg", "is no bucket name"),
-        ("gs://pictures?x/a.jpg", "is no bucket name"),
+        ("", "is not a gs:// URI"),
+        ("/data/images", "is not a gs:// URI"),
+        ("s3://pictures/a.jpg", "is not a gs:// URI"),
+        ("GS://pictures/a.jpg", "is not a gs:// URI"),
+        ("gs:/pictures/a.jpg", "is not a gs:// URI"),
+        ("gs://", "is not a valid bucket name"),
+        ("gs:///a.jpg", "is not a valid bucket name"),
+        ("gs://Pictures/a.jpg", "is not a valid bucket name"),
+        ("gs://pictures?x/a.jpg", "is not a valid bucket name"),
         ("gs://pictures/" + "x" * 1025, "1025 bytes"),
         ("gs://pictures/" + "é" * 513, "1026 bytes"),
         ("gs://pictures/\ud800.jpg", "not valid Unicode"),
@@ -235,7 +235,7 @@ def test_a_bad_uri_gets_one_line_that_names_it(uri: str, wrong: str) -> None:
 
 @pytest.mark.parametrize("uri", ["gs://pictures", "gs://pictures/"])
 def test_an_object_needs_a_name(uri: str) -> None:
-    with pytest.raises(InvalidNameError, match=rf"'{uri}' is no object name: 0 bytes"):
+    with pytest.raises(InvalidNameError, match=rf"'{uri}' is not a valid object name: it has 0 bytes"):
         parse_object_uri(uri)
 
 

@@ -77,7 +77,7 @@ class SharedToken:
             answer = await self._source.refresh(timeout=REFRESH_TIMEOUT_S)
             lifetime_s = float(answer.expires_in)
             if not _is_plain(answer.value):
-                raise ValueError("it is no text")
+                raise ValueError("it is not printable ASCII")
         except (aiohttp.ClientError, OSError, KeyError, ValueError, TypeError, OverflowError) as exc:
             reason, is_final = _judged(exc)
             text = f"no access token: {reason}{unread}"
@@ -111,7 +111,7 @@ def _judged(exc: Exception) -> tuple[str, bool]:
     words = _words(exc.message)
     # Without words a 400 is aiohttp's own, for an answer that is no HTTP.
     is_final = exc.status < 500 and exc.status not in (408, 429) and bool(words or exc.status != 400)
-    return f"the token endpoint says {exc.status}" + (f" ({words})" if words else ""), is_final
+    return f"the token endpoint returned {exc.status}" + (f" ({words})" if words else ""), is_final
 
 
 def _words(message: str) -> str:

@@ -10,7 +10,7 @@ from gcs_prefetchd.gcs.download import LARGEST_ERROR_BODY
 __all__ = ["bounded_response_class", "refuse_redirects"]
 
 LARGEST_BODY = 16 << 20  # a page has 1,000 names of 1,024 bytes at most, each of which JSON may write as six
-TOO_LONG = f"more than the {LARGEST_BODY >> 20} MiB of the longest page came"
+TOO_LONG = f"the body exceeds {LARGEST_BODY >> 20} MiB, more than the longest page has"
 
 
 def bounded_response_class() -> type[aiohttp.ClientResponse]:

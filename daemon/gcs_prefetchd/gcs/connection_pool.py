@@ -55,7 +55,7 @@ class ConnectionPool:
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         request = f"GET {target} HTTP/1.1\r\n{self._common}{lines}\r\n"
         if request.count("\n") != 2 + self._common.count("\n") + len(headers):
-            raise ValueError("a line break within a request's head")
+            raise ValueError("a line break in the request's headers")
         return _Get(self, request.encode("ascii"))
 
     async def begin(self, request: bytes) -> tuple[Connection, Response]:

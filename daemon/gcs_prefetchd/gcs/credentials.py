@@ -107,7 +107,7 @@ async def _ask_metadata_server(token: Token, session: aiohttp.ClientSession) -> 
         async with session.get(token.token_uri, headers={"metadata-flavor": "Google"}, timeout=timeout) as response:
             if response.status == 200:
                 return
-            reason = f"the metadata server says {response.status}"
+            reason = f"the metadata server returned {response.status}"
     except (aiohttp.ClientError, TimeoutError, OSError):
         reason = "no key file, no application default credentials and no metadata server"
     raise CredentialsError(f"no credentials: {reason}; {_WHAT_TO_DO}")

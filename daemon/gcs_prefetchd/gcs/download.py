@@ -162,7 +162,7 @@ class Downloader:
                 return await self._receive(answer, started, sink, received, current)
             if answer.status == 401:  # the token ran out meanwhile: with another one it goes on
                 await self._check_status(answer, headers, pinned=True)
-            text = f"GCS says {answer.status} where the bytes from {received.bytes} on were asked for"
+            text = f"GCS returned {answer.status} to a request for the bytes from {received.bytes} on"
             if answer.status < 500 and answer.status not in (408, 429):
                 received.start(None)
             wait_s = parse_retry_after(answer.headers.get("Retry-After"))
@@ -224,5 +224,5 @@ def _expected(wanted: ObjectVersion | None, named: ObjectVersion | None) -> Obje
     if wanted is None or named is None:
         return wanted or named
     if named.generation != wanted.generation:
-        raise UnusableResponseError("generation", f"generation {named.generation} came for {wanted.generation}")
+        raise UnusableResponseError("generation", f"received generation {named.generation}, expected {wanted.generation}")
     return wanted if wanted.crc32c is not None else replace(wanted, crc32c=named.crc32c)

@@ -85,7 +85,7 @@ class Response:
         while len(body) < at_most and (pieces := await self.pieces()):
             body += b"".join(pieces)
             if time.monotonic() - began_s > self._connection.read_timeout_s:
-                raise TimeoutError(f"{len(body)} bytes of a body with status {self.status} came in all that time")
+                raise TimeoutError(f"only {len(body)} bytes of the body with status {self.status} arrived in that time")
         return bytes(body[:at_most])
 
     def came(self, much: _Come) -> None:
@@ -186,7 +186,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             self._parser.feed_data(self._buffer[:nbytes])
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
-            self._fail(BrokenResponseError(f"what came is no HTTP: {exc.__context__ or exc}"))
+            self._fail(BrokenResponseError(f"the response is not valid HTTP: {exc.__context__ or exc}"))
         if self._answer is not None:
             if self._answer.status:
                 self._heard_s = self._loop.time()
@@ -205,7 +205,7 @@ class Connection(asyncio.BufferedProtocol):
             if exc is None and answer.status and not self._has_length:
                 answer.end()  # its end is that of the connection
             else:
-                when = f"after {answer.received_bytes} bytes of a body" if answer.status else "before an answer came"
+                when = f"after {answer.received_bytes} bytes of a body" if answer.status else "before a response arrived"
                 how = f": {exc}" if exc is not None and str(exc) else ""
                 answer.fail(BrokenResponseError(f"the connection was lost {when}{how}"))
         if not self.lost.done():
@@ -215,14 +215,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._answer is None:
-            raise BrokenResponseError("an answer that nobody asked for")
+            raise BrokenResponseError("a response without a request")
         if not self._answer.status:  # what follows a body says nothing that is asked for, and need not end
             self._answer.headers.add(name.decode("latin-1"), value.decode("latin-1"))
 
     def on_headers_complete(self) -> None:
         answer, status = self._answer, self._parser.get_status_code()
         if answer is None:
-            raise BrokenResponseError("an answer that nobody asked for")
+            raise BrokenResponseError("a response without a request")
         if status < 200:
             answer.headers.clear()  # of an interim answer; the real one follows
             return
@@ -256,7 +256,7 @@ class Connection(asyncio.BufferedProtocol):
         left_s = self._heard_s + self.read_timeout_s - now_s
         if left_s <= 0:
             is_in_head = not self._answer.status and self._useless_bytes > 0
-            what = "the head of the answer did not end within" if is_in_head else "nothing came for"
+            what = "the response's headers did not end within" if is_in_head else "nothing arrived for"
             self._fail(TimeoutError(f"{what} {self.read_timeout_s:g} s"))
         else:
             self._timer = self._loop.call_later(min(left_s, self._look_every_s), self._look_at_the_clock)

@@ -21,7 +21,7 @@ def parse_page(page: Any) -> tuple[ObjectColumns, str]:
         items, token = page.get("items", []), str(page.get("nextPageToken") or "")
         list(items)
     except (AttributeError, TypeError):
-        raise UnusableResponseError("listing", "the page is no listing") from None
+        raise UnusableResponseError("listing", "the page is not a listing") from None
     try:
         return _columns(items), token
     except (AttributeError, KeyError, ValueError, TypeError, OverflowError):

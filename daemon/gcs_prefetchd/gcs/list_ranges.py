@@ -229,8 +229,8 @@ def _check_order(came: _Range, names: Sequence[str], token: str) -> None:
     if names and names[0] <= came.came_to:
         raise UnusableResponseError("listing", f"the page after {came.came_to!r} goes back to {names[0]!r}", final=OriginError)
     if not all(map(lt, names, names[1:])):
-        raise UnusableResponseError("listing", "the names of a page are not in order", final=OriginError)
+        raise UnusableResponseError("listing", "the names on a page are not sorted", final=OriginError)
     if not names and token:
         if token in came.tokens or len(came.tokens) == EMPTY_PAGES_IN_A_ROW:
-            raise UnusableResponseError("listing", "its pages go on without a name", final=OriginError)
+            raise UnusableResponseError("listing", "its pages continue without a name", final=OriginError)
         came.tokens.add(token)

@@ -34,7 +34,7 @@ class PartialDownload:
         self.bytes += len(chunk)
         if self.bytes > size:
             self.start(None)
-            raise UnusableResponseError("size", f"more than the {size} bytes of the object came")
+            raise UnusableResponseError("size", f"received more than the object's {size} bytes")
         self._crc32c = google_crc32c.extend(self._crc32c, chunk)
 
     def whole(self) -> ObjectVersion:
@@ -43,9 +43,9 @@ class PartialDownload:
         assert version is not None
         self.start(None)
         if received != version.size:
-            raise UnusableResponseError("size", f"{received} of {version.size} bytes came")
+            raise UnusableResponseError("size", f"received {received} of {version.size} bytes")
         if version.crc32c is not None and crc32c != version.crc32c:
-            raise UnusableResponseError("crc32c", f"crc32c {crc32c:08x} came for {version.crc32c:08x}")
+            raise UnusableResponseError("crc32c", f"received crc32c {crc32c:08x}, expected {version.crc32c:08x}")
         return ObjectVersion(version.name, version.generation, version.size, crc32c)
 
     def started(self) -> ObjectVersion | None:

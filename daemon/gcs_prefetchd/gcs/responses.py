@@ -47,7 +47,7 @@ def error_for_status(status: int, headers: Mapping[str, str], body: bytes, *, pi
     if status == 404 and pinned:
         final = ObjectChangedError
     reason = _HINTS.get(status, "") or _reason(headers.get("Content-Type", ""), body)
-    text = f"GCS says {status}" + (f" ({reason})" if reason else "")
+    text = f"GCS returned {status}" + (f" ({reason})" if reason else "")
     return UnusableResponseError(str(status), text, final=final, retry_after_s=parse_retry_after(headers.get("Retry-After")))
 
 

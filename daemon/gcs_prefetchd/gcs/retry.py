@@ -55,10 +55,10 @@ class Attempt:
 
     def __str__(self) -> str:
         if self.awaits_token:
-            return "no access token came"
+            return "no access token arrived"
         if self.size_bytes is None:
-            return "no answer"
-        return f"{self.before_bytes + self.received_bytes} of {self.size_bytes} bytes had come"
+            return "no response"
+        return f"{self.before_bytes + self.received_bytes} of {self.size_bytes} bytes received"
 
     def check_pace(self) -> None:
         """Raise TimeoutError where it has taken too long: another connection may be faster."""
@@ -115,7 +115,7 @@ class Retrier:
             self._counters.errors["deadline"] += 1
             causes = [last] if current is None else [str(current), *([f"before that {last}"] if last else [])]
             raise OriginUnavailableError(
-                f"{what}: gave up after {self._deadline_s:g} s and {tries} {'try' if tries == 1 else 'tries'}; "
+                f"{what}: gave up after {self._deadline_s:g} s and {tries} {'attempt' if tries == 1 else 'attempts'}; "
                 f"last: {', '.join(causes)}"
             ) from None
 

@@ -78,7 +78,7 @@ class DaemonClient:
         def errors(answer: bytes) -> list[str]:
             errors = FetchResponse.from_json(answer).errors
             if len(errors) != len(uris):
-                raise ProtocolError(f"it answered for {len(errors)} of {len(uris)} objects")
+                raise ProtocolError(f"the response covers {len(errors)} of {len(uris)} objects")
             return errors
 
         return self._read(errors, "POST", "/v1/fetch", FetchRequest(uris).to_json().encode())
@@ -138,12 +138,12 @@ class DaemonClient:
         except (ProtocolError, ValueError, TypeError, KeyError, RecursionError) as exc:
             with self._lock:
                 self._pause()
-            raise DaemonUnavailableError(f"daemon of {self.cache_dir}: {target}: answered nonsense ({exc})") from exc
+            raise DaemonUnavailableError(f"daemon of {self.cache_dir}: {target}: sent an unusable response ({exc})") from exc
 
     def _ask(self, method: str, target: str, body: bytes | None = None) -> bytes:
         with self._lock:
             if self._clock() < self._paused_until_s and self._instance_id() == self._failed_instance:
-                raise DaemonUnavailableError(f"daemon of {self.cache_dir}: failed a moment ago, not asked again yet")
+                raise DaemonUnavailableError(f"daemon of {self.cache_dir}: failed a moment ago, not contacted again yet")
             until_s = time.monotonic() + self.timeout_s
             try:
                 if self._failures:
@@ -185,7 +185,7 @@ class DaemonClient:
     def _socket_path(self) -> str:
         path = read_daemon_file(self.cache_dir).get("socket")
         if not isinstance(path, str):
-            raise DaemonUnavailableError(f"{self.cache_dir / 'daemon.json'}: names no socket")
+            raise DaemonUnavailableError(f"{self.cache_dir / 'daemon.json'}: contains no socket")
         return path
 
     def _instance_id(self) -> object:
@@ -269,7 +269,7 @@ def _whole(response: http.client.HTTPResponse) -> bytes:
         return response.read()
     answer = response.read(LARGEST_ANSWER_BYTES + 1)
     if len(answer) > LARGEST_ANSWER_BYTES:
-        raise ValueError(f"an answer of more than {LARGEST_ANSWER_BYTES} bytes")
+        raise ValueError(f"a response of more than {LARGEST_ANSWER_BYTES} bytes")
     return answer
 
 

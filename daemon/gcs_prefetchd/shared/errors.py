@@ -82,15 +82,15 @@ class OriginError(PrefetchdError):
 
 
 class ObjectMissingError(OriginError):
-    """GCS says 404: the object or the bucket does not exist. Final."""
+    """GCS returned 404: the object or the bucket does not exist. Final."""
 
 
 class AccessDeniedError(OriginError):
-    """GCS says 403: these credentials may not read it. Final."""
+    """GCS returned 403: these credentials may not read it. Final."""
 
 
 class CredentialsError(OriginError):
-    """There are no credentials, they cannot be read, or GCS says 401. Final."""
+    """There are no credentials, they cannot be read, or GCS returned 401. Final."""
 
 
 class ObjectChangedError(OriginError):

@@ -20,9 +20,9 @@ class ItemPatterns:
     def __post_init__(self) -> None:
         for pattern in self.patterns:
             if pattern.count("{id}") != 1:
-                raise SettingsError(f"pattern {pattern!r} must hold {{id}} once, as in {IMAGE_PATTERN!r}")
+                raise SettingsError(f"pattern {pattern!r} must contain {{id}} once, as in {IMAGE_PATTERN!r}")
         if len(set(self.patterns)) != len(self.patterns):
-            raise SettingsError(f"pattern {self.patterns[0]!r} stands for both the image and the label")
+            raise SettingsError(f"pattern {self.patterns[0]!r} is used for both the image and the label")
 
     def part_name(self, item_id: str, part: int) -> str:
         """The object's name below the data root."""

@@ -234,7 +234,7 @@ def load_manifest(folder: Path, *, verify: bool = True) -> Manifest:
         incomplete = tuple(about["incomplete"])
     except Exception as exc:  # damaged bytes bring out anything in the parsers of JSON and of numpy's headers
         raise ManifestError(f"manifest {folder}: cannot be read ({type(exc).__name__}: {exc})") from exc
-    wrong = ManifestError(f"manifest {folder}: its content is not what its name says")
+    wrong = ManifestError(f"manifest {folder}: its content does not match its name")
     if {name: str(array.dtype) for name, array in arrays.items()} != _KINDS:
         raise wrong
     shape = (len(arrays["ends"]), len(item_patterns.patterns))

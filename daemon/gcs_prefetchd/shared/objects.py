@@ -86,7 +86,7 @@ def parse_object_uri(uri: str) -> ObjectName:
 def _split_uri(uri: str) -> tuple[str, str]:
     scheme, separator, rest = uri.partition("://")
     if not separator or scheme != "gs":
-        raise InvalidNameError(f"{_shown(uri)} is no gs:// URI; write gs://bucket/prefix")
+        raise InvalidNameError(f"{_shown(uri)} is not a gs:// URI; write gs://bucket/prefix")
     bucket, _, name = rest.partition("/")
     validate_bucket(bucket)
     return bucket, name
@@ -104,7 +104,7 @@ def validate_bucket(bucket: str) -> None:
         or _IP_ADDRESS.fullmatch(bucket)
     ):
         raise InvalidNameError(
-            f"{_shown(bucket)} is no bucket name: 3 to 63 lowercase letters, digits, '-', '_' and '.', "
+            f"{_shown(bucket)} is not a valid bucket name: use 3 to 63 lowercase letters, digits, '-', '_' and '.', "
             "a letter or digit at both ends"
         )
 
@@ -114,9 +114,11 @@ def validate_object_name(name: str, shown: str) -> None:
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
-        raise InvalidNameError(f"{_shown(shown)} is no object name: it is not valid Unicode") from None
+        raise InvalidNameError(f"{_shown(shown)} is not a valid object name: it is not valid Unicode") from None
     if not 1 <= size <= MAX_NAME_BYTES:
-        raise InvalidNameError(f"{_shown(shown)} is no object name: {size} bytes, and GCS allows 1 to {MAX_NAME_BYTES}")
+        raise InvalidNameError(
+            f"{_shown(shown)} is not a valid object name: it has {size} bytes; GCS allows 1 to {MAX_NAME_BYTES}"
+        )
 
 
 def _shown(name: str) -> str:
