@@ -632,6 +632,11 @@ def test_links_lead_somewhere(document: Path) -> None:
             assert not fragment or fragment in anchors(linked.read_text()), target
 
 
+def test_the_readme_links_to_every_document() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert [name for path in DOCUMENTS[1:] if f"]({(name := str(path.relative_to(ROOT)))})" not in text] == []
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_python_in_documents_is_python_and_imports_what_exists(document: Path) -> None:
     for block in python_blocks(document.read_text()):
