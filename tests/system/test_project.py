@@ -379,6 +379,13 @@ async def test_every_field_of_the_statistics_is_documented_and_no_other(daemon: 
     assert documented == list(fields(to_json(daemon.statistics.collect())))
 
 
+async def test_statistics_that_documents_name_exist(daemon: Daemon) -> None:
+    existing = set(fields(to_json(daemon.statistics.collect())))
+    for document in DOCUMENTS:
+        named = re.findall(r"`((?:cache|reads|origin|limits|prefetch|process|streams\[\])\.[a-z_]+)", document.read_text())
+        assert set(named) - existing == set(), document
+
+
 def test_every_field_of_the_statistics_has_a_unit() -> None:
     assert [row for row in table(section("http-api.md", "### /stats")) if not row[1] or not row[2]] == []
 
@@ -560,6 +567,14 @@ def test_the_documented_bounds_of_a_window_are_those_in_force() -> None:
     assert f"| spare | items | {MAX_SPARE_ITEMS}, " in text
     assert f"no more than {MAX_SPARE_SHARE:.0%} of what the cache holds".replace("%", " %") in text
     assert f"{MAX_WINDOW_ITEMS:,} items at most" in text
+
+
+# --- docs/how-to/tune-a-starving-gpu.md
+
+
+def test_the_guide_to_tuning_has_every_reason_to_wait_and_no_other() -> None:
+    rows = table(section("how-to/tune-a-starving-gpu.md", "## 4. Ask why readers waited"))
+    assert [code(row[0]) for row in rows] == list(WAIT_REASONS)
 
 
 # --- docs/testing-server.md
