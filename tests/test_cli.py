@@ -83,7 +83,7 @@ def test_set_changes_a_running_daemon_and_shows_the_new_values(server: ServingGC
         assert (limits["max_concurrency"], limits["allowed_requests_per_s"], limits["allowed_bytes_per_s"]) == (32, 1500.5, 5e8)
         assert run_command("set", "--cache-dir", tmp_path / "cache", "max_bytes_per_s=").returncode == 0
         assert client.settings()["max_bytes_per_s"] is None
-    assert "setting concurrency: 32 downloads from now on, 64 downloads before" in (tmp_path / "cache/daemon.log").read_text()
+    assert "setting concurrency: changed from 64 downloads to 32 downloads" in (tmp_path / "cache/daemon.log").read_text()
 
 
 @pytest.mark.parametrize(

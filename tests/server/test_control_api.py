@@ -1,4 +1,4 @@
-"""The Unix socket: what readers ask the daemon."""
+"""The endpoints of the Unix socket."""
 
 import asyncio
 import signal
@@ -45,7 +45,7 @@ async def daemon(gcs: GCSServer, tmp_path: Path) -> AsyncIterator[Daemon]:
 
 @pytest.fixture
 def client(daemon: Daemon) -> Iterator[DaemonClient]:
-    """Speaks to it; every call blocks, so tests make it from a thread."""
+    """A client of the daemon. Every call blocks, so tests call it in a thread."""
     with closing(DaemonClient(daemon.directory.path)) as client:
         yield client
 
@@ -55,43 +55,43 @@ def report(*uris: str, job: str = "job", reporter: str = "reporter", number: int
 
 
 async def plan_for(client: DaemonClient, order: list[int], **changes: object) -> tuple[Plan, bytes]:
-    answer = await asyncio.to_thread(client.manifest, DATA_ROOT)
-    manifest = await asyncio.to_thread(load_manifest, Path(answer.path))
+    newest = await asyncio.to_thread(client.manifest, DATA_ROOT)
+    manifest = await asyncio.to_thread(load_manifest, Path(newest.path))
     plan, indices = plan_of(manifest, order, **({"stream": "s", "job": "job", "epoch": 3} | changes))  # type: ignore[arg-type]
     return plan, pack_indices(indices.tolist())
 
 
-async def test_a_demanded_object_lies_in_the_tree_when_the_answer_comes(daemon: Daemon, client: DaemonClient) -> None:
+async def test_a_demanded_object_is_on_disk_when_the_response_arrives(daemon: Daemon, client: DaemonClient) -> None:
     uri = f"{DATA_ROOT}/images/00003.jpg"
     assert await asyncio.to_thread(client.fetch, [uri]) == [""]
     assert read_checked(daemon.directory.objects, f"{BUCKET}/train/images/00003.jpg") is not None
 
 
-async def test_each_object_of_a_demand_has_its_own_answer(client: DaemonClient) -> None:
-    asked = [f"{DATA_ROOT}/images/00001.jpg", f"{DATA_ROOT}/images/none.jpg", "gs://elsewhere/x.jpg", "no uri"]
-    answers = await asyncio.to_thread(client.fetch, asked)
-    assert answers[0] == ""
-    assert "none.jpg: GCS returned 404" in answers[1]
-    assert "not within a data root" in answers[2]
-    assert "no gs:// URI" in answers[3]
+async def test_each_object_of_a_demand_has_its_own_result(client: DaemonClient) -> None:
+    uris = [f"{DATA_ROOT}/images/00001.jpg", f"{DATA_ROOT}/images/none.jpg", "gs://elsewhere/x.jpg", "no uri"]
+    errors = await asyncio.to_thread(client.fetch, uris)
+    assert errors[0] == ""
+    assert "none.jpg: GCS says 404" in errors[1]
+    assert "not within a data root" in errors[2]
+    assert "no gs:// URI" in errors[3]
 
 
-async def test_an_object_that_is_no_part_of_an_item_can_be_demanded(gcs: GCSServer, client: DaemonClient) -> None:
+async def test_an_object_that_belongs_to_no_item_can_be_demanded(gcs: GCSServer, client: DaemonClient) -> None:
     gcs.put(BUCKET, "train/classes.txt", b"dog\ncat\n")
     assert await asyncio.to_thread(client.fetch, [f"{DATA_ROOT}/classes.txt"]) == [""]
 
 
-async def test_the_manifest_that_it_names_is_there_to_be_read(client: DaemonClient) -> None:
-    answer = await asyncio.to_thread(client.manifest, DATA_ROOT)
-    assert answer.items == len(load_manifest(Path(answer.path))) == ITEMS
+async def test_the_manifest_that_the_daemon_names_can_be_loaded(client: DaemonClient) -> None:
+    newest = await asyncio.to_thread(client.manifest, DATA_ROOT)
+    assert newest.items == len(load_manifest(Path(newest.path))) == ITEMS
 
 
-async def test_a_data_root_that_is_not_served_is_named(client: DaemonClient) -> None:
+async def test_an_error_names_the_data_root_that_is_not_served(client: DaemonClient) -> None:
     with pytest.raises(ProtocolError, match=r"gs://pictures/test is not served .* it serves gs://pictures/train"):
         await asyncio.to_thread(client.manifest, "gs://pictures/test")
 
 
-async def test_reads_are_counted_and_move_the_stream_of_their_job(daemon: Daemon, client: DaemonClient) -> None:
+async def test_reads_are_counted_and_advance_the_stream_of_their_job(daemon: Daemon, client: DaemonClient) -> None:
     await asyncio.to_thread(client.send_plan, *(await plan_for(client, [4, 2, 0])))
     uris = [f"{DATA_ROOT}/{part}" for part in ("images/00004.jpg", "labels/00004.png", "images/00002.jpg")]
     await asyncio.to_thread(client.report_reads, report(*uris, hits=3))
@@ -100,7 +100,7 @@ async def test_reads_are_counted_and_move_the_stream_of_their_job(daemon: Daemon
     assert [(s["id"], s["epoch"], s["position"], s["length"]) for s in stats["streams"]] == [("s", 3, 2, 3)]
 
 
-async def test_what_a_plan_names_next_is_fetched_next(gcs: GCSServer, daemon: Daemon, client: DaemonClient) -> None:
+async def test_the_next_item_of_a_plan_is_fetched_next(gcs: GCSServer, daemon: Daemon, client: DaemonClient) -> None:
     await asyncio.to_thread(client.send_plan, *(await plan_for(client, [5, 1, 3])))
     await daemon.prefetcher.settled()
     assert gcs.counts.media[f"{BUCKET}/train/images/00005.jpg"] == 1
@@ -114,13 +114,13 @@ async def test_what_a_plan_names_next_is_fetched_next(gcs: GCSServer, daemon: Da
     [
         ([0, ITEMS], {}, "index 6 is beyond the 6 items"),
         ([], {}, "field 'indices' is empty"),
-        ([0], {"manifest": "feed"}, "field 'manifest': 'feed' is no listing"),
+        ([0], {"manifest": "feed"}, "field 'manifest': 'feed' is not a known manifest"),
         ([0], {"data_root": "gs://other"}, "is not a known manifest of 'gs://other'"),
         ([0], {"position": 2}, "field 'position': 2 is beyond the plan's 1 items"),
         ([0], {"digest": "0" * 16}, "field 'digest' does not match the order"),
     ],
 )
-async def test_a_plan_that_cannot_be_is_refused_by_its_field(
+async def test_an_invalid_plan_is_rejected_by_its_field(
     client: DaemonClient, order: list[int], changes: dict[str, object], message: str
 ) -> None:
     plan, packed = await plan_for(client, order, **changes)
@@ -129,8 +129,8 @@ async def test_a_plan_that_cannot_be_is_refused_by_its_field(
 
 
 @pytest.mark.parametrize("kept", [2, 0])
-async def test_a_plan_of_a_listing_that_only_the_disk_has_is_taken(daemon: Daemon, client: DaemonClient, kept: int) -> None:
-    """As it is after a restart, for a job that goes by it: several of its streams come at once."""
+async def test_a_plan_of_a_manifest_that_only_the_disk_has_is_accepted(daemon: Daemon, client: DaemonClient, kept: int) -> None:
+    """So after a restart, for a job that still uses the earlier manifest: its streams register at the same time."""
     newest = await asyncio.to_thread(client.manifest, DATA_ROOT)
     earlier = listing_of([*(f"{number:05}" for number in range(kept)), "gone", "lost"], DATA_ROOT)
     await asyncio.to_thread(earlier.save, daemon.directory.manifests)
@@ -146,19 +146,17 @@ async def test_a_plan_of_a_listing_that_only_the_disk_has_is_taken(daemon: Daemo
     assert await asyncio.to_thread(client.manifest, DATA_ROOT) == newest
 
 
-@pytest.mark.parametrize("trouble", ["damaged", "of another data root", "with other patterns"])
-async def test_a_plan_of_a_listing_on_disk_that_is_no_good_is_refused(
-    daemon: Daemon, client: DaemonClient, trouble: str
-) -> None:
-    other = listing_of(["a"], "gs://pictures/other" if trouble == "of another data root" else DATA_ROOT)
-    if trouble == "with other patterns":
+@pytest.mark.parametrize("flaw", ["damaged", "of another data root", "with other patterns"])
+async def test_a_plan_of_an_unusable_manifest_on_disk_is_rejected(daemon: Daemon, client: DaemonClient, flaw: str) -> None:
+    other = listing_of(["a"], "gs://pictures/other" if flaw == "of another data root" else DATA_ROOT)
+    if flaw == "with other patterns":
         versions = [version for item in range(len(other)) for version in other.versions(item)]
         other = build_manifest(other.data_root, ItemPatterns(("images/{id}.jpg",)), versions)
     folder = other.save(daemon.directory.manifests)
-    if trouble == "damaged":
+    if flaw == "damaged":
         (folder / "size.npy").write_bytes(b"")
     plan, indices = plan_of(other, [0], data_root=DATA_ROOT)
-    with pytest.raises(ProtocolError, match=f"field 'manifest': '{other.digest}' is no listing"):
+    with pytest.raises(ProtocolError, match=f"field 'manifest': '{other.digest}' is not a known manifest"):
         await asyncio.to_thread(client.send_plan, plan, pack_indices(indices.tolist()))
 
 
@@ -166,7 +164,7 @@ async def test_a_plan_of_a_listing_on_disk_that_is_no_good_is_refused(
 
 
 async def streams_are(client: DaemonClient, *ids: str) -> None:
-    """Ask until the daemon has these streams: it hears of a lease's end when its loop has a turn."""
+    """Request the status until the daemon has these streams: its event loop has to notice the end of a lease first."""
     async with asyncio.timeout(TIMEOUT_S):
         while (await asyncio.to_thread(client.status)).streams != list(ids):
             pass
@@ -183,7 +181,7 @@ async def test_the_streams_of_a_job_live_as_long_as_its_lease(daemon: Daemon, cl
     await streams_are(client, "other")
 
 
-async def test_the_last_lease_given_back_leaves_the_seeded_order(daemon: Daemon, client: DaemonClient) -> None:
+async def test_the_seeded_order_is_left_when_the_last_lease_ends(daemon: Daemon, client: DaemonClient) -> None:
     lease = await asyncio.to_thread(client.lease, "job")
     await asyncio.to_thread(client.send_plan, *(await plan_for(client, [5, 1])))
     lease.close()
@@ -192,7 +190,7 @@ async def test_the_last_lease_given_back_leaves_the_seeded_order(daemon: Daemon,
     assert [reader.is_seeded for reader in daemon.registry] == [True]
 
 
-async def test_a_job_whose_process_was_killed_ends_with_it(daemon: Daemon, client: DaemonClient) -> None:
+async def test_a_job_ends_when_its_process_is_killed(daemon: Daemon, client: DaemonClient) -> None:
     packed = await plan_for(client, [5, 1], job="killed", stream="killed")
     killed = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", HOLD_A_LEASE, str(daemon.directory.path), "killed"),
@@ -208,33 +206,33 @@ async def test_a_job_whose_process_was_killed_ends_with_it(daemon: Daemon, clien
     await killed.wait()
 
 
-async def test_a_daemon_that_stops_drops_its_leases_at_once(gcs: GCSServer, tmp_path: Path) -> None:
+async def test_a_daemon_that_stops_ends_its_leases_at_once(gcs: GCSServer, tmp_path: Path) -> None:
     put_items(gcs, 1)
     async with running(make_settings(tmp_path / "cache", gcs.url)) as daemon:
         with closing(DaemonClient(daemon.directory.path)) as client:
             lease = await asyncio.to_thread(client.lease, "job")
             await asyncio.to_thread(client.status)
             assert lease.is_held
-            began_s = time.monotonic()
-    assert time.monotonic() - began_s < 0.9  # it does not wait until the readers let go
+            started_s = time.monotonic()
+    assert time.monotonic() - started_s < 0.9  # it does not wait until the readers close them
     assert not lease.is_held
     lease.close()
 
 
-async def test_a_report_that_names_no_object_is_refused(client: DaemonClient) -> None:
+async def test_a_report_with_a_name_that_is_not_an_object_is_rejected(client: DaemonClient) -> None:
     with pytest.raises(ProtocolError, match="field 'objects'"):
         await asyncio.to_thread(client.report_reads, report("images/00001.jpg"))
 
 
-async def test_a_report_that_is_refused_counts_for_nothing(client: DaemonClient) -> None:
-    """Whoever sent it sends its counts with the next one."""
+async def test_a_rejected_report_counts_nothing(client: DaemonClient) -> None:
+    """The reader adds its counts to the next report."""
     with pytest.raises(ProtocolError):
         await asyncio.to_thread(client.report_reads, report("images/00001.jpg", hits=5))
     await asyncio.to_thread(client.report_reads, report(hits=5))
     assert (await asyncio.to_thread(client.stats))["reads"]["hits"] == 5
 
 
-async def test_a_report_that_comes_again_is_counted_once(client: DaemonClient) -> None:
+async def test_a_repeated_report_is_counted_once(client: DaemonClient) -> None:
     await asyncio.to_thread(client.send_plan, *(await plan_for(client, [4, 4, 4, 4], kind="listed")))
     uri = f"{DATA_ROOT}/images/00004.jpg"
     for number, reporter in [(1, "a"), (1, "a"), (2, "a"), (1, "a"), (1, "b")]:
@@ -254,7 +252,7 @@ async def test_only_the_user_and_the_group_can_reach_the_socket(daemon: Daemon) 
     assert stat.S_IMODE(daemon.directory.socket.stat().st_mode) == 0o660
 
 
-async def test_the_daemon_answers_in_a_directory_deeper_than_a_socket_address_is_long(gcs: GCSServer, tmp_path: Path) -> None:
+async def test_the_daemon_serves_a_directory_whose_path_is_longer_than_a_socket_address(gcs: GCSServer, tmp_path: Path) -> None:
     put_items(gcs, 1)
     deep = tmp_path / ("d" * 80) / ("e" * 80)
     async with running(make_settings(deep, gcs.url)) as daemon:
@@ -262,7 +260,7 @@ async def test_the_daemon_answers_in_a_directory_deeper_than_a_socket_address_is
             assert (await asyncio.to_thread(client.status)).instance_id == daemon.instance_id
 
 
-async def test_the_socket_is_gone_when_the_daemon_is(gcs: GCSServer, tmp_path: Path) -> None:
+async def test_the_socket_is_removed_when_the_daemon_stops(gcs: GCSServer, tmp_path: Path) -> None:
     put_items(gcs, 1)
     async with running(make_settings(tmp_path / "cache", gcs.url)):
         pass
@@ -273,7 +271,7 @@ async def test_the_socket_is_gone_when_the_daemon_is(gcs: GCSServer, tmp_path: P
 # Settings
 
 
-async def test_settings_are_changed_in_a_running_daemon(daemon: Daemon, client: DaemonClient) -> None:
+async def test_settings_of_a_running_daemon_can_be_changed(daemon: Daemon, client: DaemonClient) -> None:
     before = await asyncio.to_thread(client.settings)
     assert before == {"concurrency": 256, "min_concurrency": 8, "max_requests_per_s": None, "max_bytes_per_s": None}
     changed = await asyncio.to_thread(client.change_settings, {"concurrency": 16, "max_requests_per_s": 50})
@@ -286,8 +284,8 @@ async def test_settings_are_changed_in_a_running_daemon(daemon: Daemon, client: 
     )
 
 
-async def test_a_setting_that_cannot_be_is_refused_by_its_name(client: DaemonClient) -> None:
+async def test_an_invalid_setting_is_rejected_by_its_name(client: DaemonClient) -> None:
     with pytest.raises(ProtocolError, match="setting concurrency in the request: 0 should be"):
         await asyncio.to_thread(client.change_settings, {"concurrency": 0})
-    with pytest.raises(ProtocolError, match="setting 'cache_size' cannot be changed while running"):
+    with pytest.raises(ProtocolError, match="setting 'cache_size' cannot be changed while the daemon runs"):
         await asyncio.to_thread(client.change_settings, {"cache_size": 5})

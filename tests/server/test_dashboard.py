@@ -45,7 +45,7 @@ def test_every_element_is_closed_where_it_should_be() -> None:
     assert render_page(STATISTICS).startswith("<!doctype html>")
 
 
-def test_everything_in_the_summary_is_shown() -> None:
+def test_the_page_shows_the_whole_summary() -> None:
     texts = Page(render_page(STATISTICS)).texts
     for summary in (summarize(STATISTICS), summarize_stream(STREAM)):
         assert {*summary, *summary.values()} <= set(texts)
@@ -61,7 +61,7 @@ def test_every_stream_has_a_table_of_its_own() -> None:
     assert page.tags.count("progress") == 2
 
 
-def test_a_daemon_without_streams_and_errors_has_a_page_too() -> None:
+def test_a_daemon_without_streams_and_errors_has_a_page() -> None:
     page = Page(render_page(replace(STATISTICS, streams=(), origin=replace(STATISTICS.origin, errors={}))))
     assert page.open == []
     assert {"none", "None yet."} <= set(page.texts)

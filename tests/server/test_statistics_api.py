@@ -1,4 +1,4 @@
-"""The statistics endpoint: what it answers, and whom it refuses."""
+"""The endpoints over TCP: their responses, and the requests that they refuse."""
 
 import asyncio
 import re
@@ -16,7 +16,7 @@ from support.daemons import DATA_ROOT, make_settings, put_items, running
 
 @pytest.fixture
 async def url(gcs: GCSServer, tmp_path: Path) -> AsyncIterator[str]:
-    """The statistics of a daemon that has fetched four items."""
+    """The URL of a daemon that has fetched four items."""
     put_items(gcs, 4)
     async with running(make_settings(tmp_path / "cache", gcs.url)) as daemon:
         await daemon.prefetcher.settled()
@@ -28,7 +28,7 @@ async def get(url: str, **headers: str) -> tuple[int, str, str]:
         return response.status, await response.text(), response.content_type
 
 
-async def test_stats_have_every_number_that_the_contract_names(url: str) -> None:
+async def test_stats_have_the_fields_that_users_rely_on(url: str) -> None:
     async with aiohttp.ClientSession() as session, session.get(f"{url}/stats") as response:
         stats = await response.json()
     assert {"version", "instance_id", "uptime_s", "cache", "reads", "origin", "prefetch", "streams"} <= stats.keys()
@@ -48,11 +48,11 @@ async def test_metrics_are_in_the_format_that_prometheus_reads(url: str) -> None
     assert "gcs_prefetchd_cache_objects 8.0" in text
 
 
-async def test_health_and_readiness_answer_200_once_the_daemon_is_ready(url: str) -> None:
+async def test_healthz_and_readyz_return_200_once_the_daemon_is_ready(url: str) -> None:
     assert [(await get(f"{url}/{path}"))[:2] for path in ("healthz", "readyz")] == [(200, "ok\n"), (200, "ready\n")]
 
 
-async def test_the_page_shows_the_cache_and_its_streams_to_a_person(url: str) -> None:
+async def test_the_page_shows_the_cache_and_its_streams(url: str) -> None:
     status, text, kind = await get(f"{url}/")
     assert (status, kind) == (200, "text/html")
     assert ", 8 objects" in text
@@ -84,7 +84,7 @@ async def test_only_reading_is_possible_over_tcp(url: str) -> None:
         assert response.status == 405
 
 
-async def test_the_socket_and_the_page_count_alike(gcs: GCSServer, tmp_path: Path) -> None:
+async def test_the_socket_and_the_metrics_have_the_same_numbers(gcs: GCSServer, tmp_path: Path) -> None:
     put_items(gcs, 2)
     async with running(make_settings(tmp_path / "cache", gcs.url)) as daemon:
         await daemon.prefetcher.settled()

@@ -16,7 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from gcs_prefetchd.service.daemon import STATISTICS_BOUNDS
+from gcs_prefetchd.service.daemon import STATISTICS_LIMITS
 from gcs_prefetchd.shared.daemon_client import short_address
 from gcs_prefetchd.testing import Fault, HtmlPage, Kind, ServingGCS, Status, serving
 from support.caches import run_script
@@ -183,7 +183,7 @@ def test_connections_that_ask_nothing_are_closed_after_five_seconds(daemon: Daem
         assert drip(dripping, whole[:30] + b"X" * 1000) < 1000
         assert [answer_of(connection).count(b"HTTP/1.1 200") for connection in idle] == [0, 0, 1, 1]
         assert b" 408 " in answer_of(without_body)
-        assert STATISTICS_BOUNDS.idle_s - 1 < time.monotonic() - began_s < DEADLINE_S
+        assert STATISTICS_LIMITS.idle_s - 1 < time.monotonic() - began_s < DEADLINE_S
 
 
 def drip(connection: socket.socket, data: bytes) -> int:
@@ -203,11 +203,11 @@ def drip(connection: socket.socket, data: bytes) -> int:
 def test_whoever_holds_many_connections_keeps_nobody_from_the_statistics(daemon: DaemonProcess, good: str) -> None:
     before = daemon.stats()["process"]["open_files"]
     with promises(daemon, good, DATA), ExitStack() as stack:
-        many = [stack.enter_context(connected(daemon)) for _ in range(3 * STATISTICS_BOUNDS.connections)]
+        many = [stack.enter_context(connected(daemon)) for _ in range(3 * STATISTICS_LIMITS.connections)]
         for connection in many[::2]:
             connection.sendall(b"GET /stats HTTP/1.1\r\n")
-        assert daemon.stats()["process"]["open_files"] <= before + STATISTICS_BOUNDS.connections + 8
-        assert all(answer_of(connection) == b"" for connection in many[: STATISTICS_BOUNDS.connections])  # the oldest went
+        assert daemon.stats()["process"]["open_files"] <= before + STATISTICS_LIMITS.connections + 8
+        assert all(answer_of(connection) == b"" for connection in many[: STATISTICS_LIMITS.connections])  # the oldest went
 
 
 def test_readers_that_wait_keep_their_connections_when_others_open_too_many(

@@ -347,7 +347,7 @@ def daemon(tmp_path: Path, manifest: Manifest) -> Daemon:
 
 
 def control_of(daemon: Daemon) -> Control:
-    parts = (daemon.cache, daemon.registry, daemon.prefetcher, daemon.statistics, daemon.tuning)
+    parts = (daemon.cache, daemon.registry, daemon.prefetcher, daemon.statistics, daemon.runtime_settings)
     return Control(1, daemon.instance_id, daemon.settings.roots, *parts, daemon.bucket_sync.recall, lambda: None)
 
 

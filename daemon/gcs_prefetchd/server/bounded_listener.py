@@ -1,4 +1,4 @@
-"""Listening for requests, with as many connections at a time and as long ones as do no harm."""
+"""Listens for requests, and limits how many connections are open and how long each may be idle."""
 
 import asyncio
 import logging
@@ -10,77 +10,77 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
 
-__all__ = ["Bounds", "listen"]
+__all__ = ["ConnectionLimits", "listen"]
 
-LINGERING_S = 2.0  # for a body that nobody wants, so that its sender sees the answer before the end
+LINGERING_S = 2.0  # for reading a body that was refused, so that its sender sees the response before the connection closes
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """The most connections at a time, and how long one may take until a request of it is there, the first or another."""
+class ConnectionLimits:
+    """`idle_s` is how long a connection may take until its next request has arrived, the first one included."""
 
     connections: int
     idle_s: float
 
 
-async def listen(stack: AsyncExitStack, app: web.Application, bounds: Bounds, **where: object) -> asyncio.Server:
-    """Serve the application until the stack closes; `where` is what `loop.create_server` takes.
+async def listen(stack: AsyncExitStack, app: web.Application, limits: ConnectionLimits, **where: object) -> asyncio.Server:
+    """Serve the application until the stack closes. `where` goes to `loop.create_server`.
 
-    A connection too many takes the place of the one that has been idle for longest, half-sent requests and answers that
-    nobody fetches among them. Where all are being answered it is closed.
+    If all connections are in use, a new one replaces the one that has been idle for longest. A half-sent request and a
+    response that the client does not read count as idle. If all connections have requests in progress, the new one is closed.
     """
-    logging.getLogger("aiohttp.server").addFilter(_is_ours)
-    answering: set[object] = set()
-    app.middlewares.insert(0, _noting(answering))
+    logging.getLogger("aiohttp.server").addFilter(_is_our_error)
+    busy: set[object] = set()
+    app.middlewares.insert(0, _track_busy(busy))
     runner = web.AppRunner(
         app,
         access_log=None,
         handler_cancellation=True,
-        keepalive_timeout=bounds.idle_s,
+        keepalive_timeout=limits.idle_s,
         lingering_time=LINGERING_S,
         shutdown_timeout=1.0,
     )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    admit = partial(_admitted, runner, answering, bounds.connections)
-    listener: asyncio.Server = await asyncio.get_running_loop().create_server(admit, **where)  # type: ignore[call-overload]
+    accept = partial(_accept, runner, busy, limits.connections)
+    listener: asyncio.Server = await asyncio.get_running_loop().create_server(accept, **where)  # type: ignore[call-overload]
     stack.callback(listener.close)
     return listener
 
 
-def _noting(answering: set[object]) -> Middleware:
-    """Has `answering` hold the connections whose requests are being answered."""
+def _track_busy(busy: set[object]) -> Middleware:
+    """Keeps in `busy` the connections whose requests are in progress."""
 
     @web.middleware
-    async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
-        answering.add(request.protocol)
+    async def track(request: web.Request, handler: Handler) -> web.StreamResponse:
+        busy.add(request.protocol)
         try:
             return await handler(request)
         finally:
-            answering.discard(request.protocol)
+            busy.discard(request.protocol)
 
-    return note
+    return track
 
 
-def _admitted(runner: web.AppRunner, answering: set[object], most: int) -> asyncio.Protocol:
-    """What serves a new connection; one that is idle may have to go for it."""
+def _accept(runner: web.AppRunner, busy: set[object], max_connections: int) -> asyncio.Protocol:
+    """The protocol of a new connection. Closes an idle connection if there are too many."""
     if runner.server is None:
-        return _Refusal()  # it came while the daemon stops
-    if len(runner.server.connections) >= most:
-        there = [one for one in runner.server.connections if one.transport is not None]
-        if len(there) >= most:
-            idle = next((one for one in there if one not in answering), None)
+        return _Refusal()  # the daemon is stopping
+    if len(runner.server.connections) >= max_connections:
+        open_connections = [one for one in runner.server.connections if one.transport is not None]
+        if len(open_connections) >= max_connections:
+            idle = next((one for one in open_connections if one not in busy), None)
             if idle is None:
                 return _Refusal()
             transport = idle.transport
             idle.force_close()
             if transport is not None:
-                transport.abort()  # to close it would wait until what was sent is fetched, and that may be never
+                transport.abort()  # `close` would wait until the client has read everything, which may never happen
     return runner.server()
 
 
-def _is_ours(record: logging.LogRecord) -> bool:
-    """Whether it is no fault of a client's: anyone who reaches the port could fill the disk with tracebacks of bad requests."""
+def _is_our_error(record: logging.LogRecord) -> bool:
+    """False for errors of clients: else anyone who reaches the port could fill the disk with tracebacks of bad requests."""
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, HttpProcessingError | web.RequestPayloadError)
 
@@ -89,5 +89,5 @@ class _Refusal(asyncio.Protocol):
     """Closes its connection."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Nothing is said: whoever is at the other end may not even have asked yet."""
+        """Close without a response: the client may not have sent a request yet."""
         transport.close()

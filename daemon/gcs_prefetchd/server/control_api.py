@@ -1,4 +1,4 @@
-"""What readers and the command line ask over the Unix socket: demand fetches, plans, read reports, listing, settings, stop."""
+"""The Unix socket's endpoints, for readers and the command line: demands, plans, read reports, listing, settings, stop."""
 
 import asyncio
 import logging
@@ -12,8 +12,8 @@ from gcs_prefetchd import __version__
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.fetch.prefetcher import Prefetcher
 from gcs_prefetchd.planning.registry import Registry
-from gcs_prefetchd.server.report_dedup import Reporters
-from gcs_prefetchd.server.runtime_settings import Tuning
+from gcs_prefetchd.server.report_dedup import ReportDedup
+from gcs_prefetchd.server.runtime_settings import RuntimeSettings
 from gcs_prefetchd.server.statistics_collector import StatisticsCollector
 from gcs_prefetchd.server.statistics_json import to_json
 from gcs_prefetchd.shared.errors import InvalidNameError, PrefetchdError, ProtocolError
@@ -25,16 +25,16 @@ __all__ = ["Control", "control_app"]
 
 log = logging.getLogger(__name__)
 
-LARGEST_BODY = 256 << 20  # a plan of 64 million items
-BODY_S = 5.0  # a body comes from a process on this machine
-LISTED_AT_MOST = 10_000
+MAX_BODY_BYTES = 256 << 20  # a plan of 64 million items
+BODY_TIMEOUT_S = 5.0  # the sender is a process on this machine
+MAX_LISTED_OBJECTS = 10_000
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """Answers each message; the web part is only around it."""
+    """Carries out the requests. It knows the messages, and nothing of HTTP."""
 
     pid: int
     instance_id: str
@@ -43,18 +43,18 @@ class Control:
     registry: Registry
     prefetcher: Prefetcher
     statistics: StatisticsCollector
-    tuning: Tuning
-    recall: Callable[[str, str], Awaitable[None]]  # of a data root, the listing with this digest, where it can be had
+    runtime_settings: RuntimeSettings
+    recall: Callable[[str, str], Awaitable[None]]  # loads a data root's manifest by its digest, if it is still on disk
     stop: Callable[[], None]
-    reporters: Reporters = field(default_factory=Reporters)
+    report_dedup: ReportDedup = field(default_factory=ReportDedup)
 
     def status(self) -> Status:
-        """Who the daemon is."""
+        """Identify the daemon."""
         roots = [root.uri for root in self.data_roots]
         return Status(self.pid, self.instance_id, __version__, roots, self.registry.stream_ids)
 
     def manifest(self, data_root: str) -> ManifestResponse:
-        """Where the latest manifest of a data root lies; raises ProtocolError where it is not served."""
+        """Return the path of a data root's newest manifest. Raises ProtocolError if the daemon does not serve the data root."""
         uri = DataRoot.parse(data_root).uri
         manifest = self.registry.catalog.newest_manifest(uri)
         if manifest is None:
@@ -63,16 +63,16 @@ class Control:
         return ManifestResponse(manifest.digest, str(self.cache.directory.manifests / manifest.digest), len(manifest))
 
     async def fetch(self, request: FetchRequest) -> FetchResponse:
-        """Have the objects in the cache; for each the empty string, or why it is not there."""
+        """Download the objects into the cache. The response has an empty string for each, or why it failed."""
         return FetchResponse(list(await asyncio.gather(*(self._fetch(uri) for uri in request.objects))))
 
-    def note_reads(self, report: ReadReport) -> None:
-        """Count what was read and move the streams on; once, however often the report comes."""
+    def record_reads(self, report: ReadReport) -> None:
+        """Count the reads and advance the streams. A repeated report has no effect."""
         try:
             names = [parse_object_uri(uri) for uri in report.objects]
         except InvalidNameError as exc:
             raise ProtocolError(f"ReadReport: field 'objects': {exc}") from None
-        if not self.reporters.is_new(report.reporter, report.number):
+        if not self.report_dedup.accept(report.reporter, report.number):
             return
         self.statistics.reads.add(report)
         for name in names:
@@ -81,7 +81,7 @@ class Control:
         self.prefetcher.wake()
 
     async def add_plan(self, body: bytes) -> None:
-        """Take a reader's plan; its order is worked out in a thread."""
+        """Register a reader's plan. Its order is computed in a thread."""
         plan, packed = Plan.from_body(body)
         await self.recall(plan.data_root, plan.manifest)
         indices = np.frombuffer(packed, dtype="<u4").astype(np.uint32)
@@ -90,7 +90,7 @@ class Control:
         self.prefetcher.begin()
 
     def end_job(self, job: str) -> None:
-        """The process of this job has ended."""
+        """Forget the streams of a job whose process has ended."""
         self.registry.end_job(job)
         self.prefetcher.wake()
 
@@ -101,16 +101,16 @@ class Control:
             if root is None:
                 return f"{uri}: not within a data root that this daemon serves"
             await self.prefetcher.demand(name)
-        except Exception as exc:  # whatever it is, it must not take the other objects' answers with it
-            why = str(exc) if isinstance(exc, PrefetchdError) else f"{uri}: {exc!r}"
-            log.warning("demand: %s", why)
-            return why
+        except Exception as exc:  # of any kind: the other objects still need their results
+            reason = str(exc) if isinstance(exc, PrefetchdError) else f"{uri}: {exc!r}"
+            log.warning("demand: %s", reason)
+            return reason
         return ""
 
 
 def control_app(control: Control) -> web.Application:
-    """The application behind the socket; whoever runs it binds and closes it."""
-    app = web.Application(middlewares=[_errors], client_max_size=LARGEST_BODY)
+    """The application behind the socket; the caller binds and closes it."""
+    app = web.Application(middlewares=[_errors], client_max_size=MAX_BODY_BYTES)
     handlers = _Handlers(control)
     app.on_shutdown.append(handlers.end_leases)
     app.add_routes(
@@ -133,7 +133,7 @@ def control_app(control: Control) -> web.Application:
 
 @dataclass(frozen=True, slots=True)
 class _Handlers:
-    """From request to message and back."""
+    """Converts requests to messages, and results to responses."""
 
     control: Control
     leases: set[asyncio.Future[None]] = field(default_factory=set)
@@ -155,7 +155,7 @@ class _Handlers:
         return _json("{}")
 
     async def lease(self, request: web.Request) -> web.Response:
-        """Held open by a reader for as long as its process lives: the kernel closes it, whatever ends the process."""
+        """Wait until the connection closes. The kernel closes it when the reader's process ends, for whatever reason."""
         lease: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.leases.add(lease)
         try:
@@ -166,13 +166,13 @@ class _Handlers:
         return _json("{}")
 
     async def end_leases(self, _: web.Application) -> None:
-        """A stop would wait for them otherwise."""
+        """Otherwise a stop would wait for the readers."""
         for lease in self.leases:
             if not lease.done():
                 lease.set_result(None)
 
     async def reads(self, request: web.Request) -> web.Response:
-        self.control.note_reads(ReadReport.from_json(await _body(request)))
+        self.control.record_reads(ReadReport.from_json(await _body(request)))
         return _json("{}")
 
     async def objects(self, request: web.Request) -> web.Response:
@@ -183,16 +183,16 @@ class _Handlers:
             found = [
                 name.uri for name in map(self.control.cache.name_at, page) if name is not None and name.uri.startswith(prefix)
             ]
-            uris += found[: LISTED_AT_MOST - len(uris)]
+            uris += found[: MAX_LISTED_OBJECTS - len(uris)]
             total += len(found)
             await asyncio.sleep(0)
         return web.json_response({"objects": uris, "total": total})
 
     async def settings(self, _: web.Request) -> web.Response:
-        return web.json_response(self.control.tuning.values())
+        return web.json_response(self.control.runtime_settings.values())
 
     async def change_settings(self, request: web.Request) -> web.Response:
-        return web.json_response(self.control.tuning.change(await _body(request)))
+        return web.json_response(self.control.runtime_settings.change(await _body(request)))
 
     async def stop(self, _: web.Request) -> web.Response:
         self.control.stop()
@@ -208,15 +208,15 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 async def _body(request: web.Request) -> bytes:
-    if (announced := request.content_length or 0) > LARGEST_BODY:  # aiohttp would wait until so much has come
-        raise web.HTTPRequestEntityTooLarge(LARGEST_BODY, announced)
+    if (announced := request.content_length or 0) > MAX_BODY_BYTES:  # aiohttp would first read that much
+        raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, announced)
     try:
-        async with asyncio.timeout(BODY_S):
+        async with asyncio.timeout(BODY_TIMEOUT_S):
             return await request.read()
     except TimeoutError:
-        raise web.HTTPRequestTimeout(text=f"the body did not come within {BODY_S:g} s\n") from None
+        raise web.HTTPRequestTimeout(text=f"the body did not arrive within {BODY_TIMEOUT_S:g} s\n") from None
     except web.RequestPayloadError as exc:
-        raise ProtocolError(f"the body is no HTTP: {' '.join(str(exc).split())[:200]}") from None
+        raise ProtocolError(f"the body is not valid HTTP: {' '.join(str(exc).split())[:200]}") from None
 
 
 def _json(text: str) -> web.Response:

@@ -1,4 +1,4 @@
-"""The statistics that anyone on the node may see, over TCP: a page, `/stats`, `/metrics`, `/healthz` and `/readyz`."""
+"""The statistics over TCP, for anyone on the node: a page, `/stats`, `/metrics`, `/healthz` and `/readyz`."""
 
 import socket
 from collections.abc import Awaitable, Callable
@@ -18,7 +18,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def statistics_app(collect: Callable[[], Statistics], is_ready: Callable[[], bool]) -> web.Application:
-    """The application; whoever runs it binds and closes it."""
+    """The application; the caller binds and closes it."""
 
     async def page(_: web.Request) -> web.Response:
         return web.Response(text=render_page(collect()), content_type="text/html")
@@ -35,7 +35,7 @@ def statistics_app(collect: Callable[[], Statistics], is_ready: Callable[[], boo
     async def readyz(_: web.Request) -> web.Response:
         return web.Response(text="ready\n") if is_ready() else web.Response(status=503, text="starting or stopping\n")
 
-    app = web.Application(middlewares=[_local_only], client_max_size=1024)
+    app = web.Application(middlewares=[_refuse_web_pages], client_max_size=1024)
     app.on_response_prepare.append(_add_headers)
     app.add_routes(
         [
@@ -50,8 +50,8 @@ def statistics_app(collect: Callable[[], Statistics], is_ready: Callable[[], boo
 
 
 @web.middleware
-async def _local_only(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse what a web page in somebody's browser sends: a foreign Host (DNS rebinding) or an Origin (a script's request)."""
+async def _refuse_web_pages(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse requests that a web page in a browser sends: with a foreign Host (DNS rebinding) or an Origin (a script)."""
     if "Origin" in request.headers:
         raise web.HTTPForbidden(text="requests from web pages are refused\n")
     if not _is_own_host(request.host):
@@ -60,7 +60,7 @@ async def _local_only(request: web.Request, handler: Handler) -> web.StreamRespo
 
 
 async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
-    """To refusals as well: no browser may keep or reinterpret them, nor show the page within another one."""
+    """Set on every response, also on refusals: browsers must not store, reinterpret or frame it."""
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["X-Frame-Options"] = "DENY"

@@ -27,9 +27,9 @@ from gcs_prefetchd.fetch.process_pool import FetchProcesses
 from gcs_prefetchd.gcs.client import GCSClient
 from gcs_prefetchd.gcs.credentials import Access
 from gcs_prefetchd.planning.registry import Registry
-from gcs_prefetchd.server.bounded_listener import Bounds, listen
+from gcs_prefetchd.server.bounded_listener import ConnectionLimits, listen
 from gcs_prefetchd.server.control_api import Control, control_app
-from gcs_prefetchd.server.runtime_settings import Tuning, make_slots
+from gcs_prefetchd.server.runtime_settings import RuntimeSettings, make_slots
 from gcs_prefetchd.server.statistics_api import statistics_app
 from gcs_prefetchd.server.statistics_collector import StatisticsCollector
 from gcs_prefetchd.service.bucket_sync import BucketSync
@@ -46,7 +46,7 @@ __all__ = ["Daemon", "ReadyDaemon", "serve"]
 log = logging.getLogger(__name__)
 
 # Anyone on the node may come for the statistics, and what asks for them asks again or comes anew.
-STATISTICS_BOUNDS = Bounds(connections=128, idle_s=5.0)
+STATISTICS_LIMITS = ConnectionLimits(connections=128, idle_s=5.0)
 MOST_READERS = 4096  # two connections for each process of a job
 READERS_IDLE_S = 75.0
 
@@ -124,7 +124,7 @@ class Daemon:
         self.origin = GCSClient(access, connections=2 * MAX_CONCURRENCY, deadline_s=settings.deadline_s, before_page=slots.page)
         self.fetch_processes = self._fetch_processes() if settings.fetch_process_count else None
         self.fetcher = Fetcher(self.cache, self.origin, slots, download_s, self.fetch_processes)
-        self.tuning = Tuning(settings, slots)
+        self.runtime_settings = RuntimeSettings(settings, slots)
         self.read_ahead = ReadAhead(self.directory.objects) if settings.read_ahead else None
         self.prefetcher = Prefetcher(self.registry, self.cache, self.fetcher, observer, self.read_ahead)
         self.statistics = StatisticsCollector(
@@ -245,7 +245,7 @@ class Daemon:
         host, port = self.settings.http_address
         app = statistics_app(self.statistics.collect, lambda: self._ready)
         try:
-            listener = await listen(stack, app, STATISTICS_BOUNDS, host=host, port=port)
+            listener = await listen(stack, app, STATISTICS_LIMITS, host=host, port=port)
         except OSError as exc:
             reason = "the port is in use" if exc.errno == errno.EADDRINUSE else (exc.strerror or str(exc))
             raise StartError(
@@ -263,7 +263,7 @@ class Daemon:
             self.registry,
             self.prefetcher,
             self.statistics,
-            self.tuning,
+            self.runtime_settings,
             self.bucket_sync.recall,
             self._stop,
         )
@@ -274,7 +274,7 @@ class Daemon:
         self.directory.socket.chmod(0o660)
         # Half of the descriptors are for files and for connections to GCS.
         most = min(MOST_READERS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-        await listen(stack, control_app(control), Bounds(most, READERS_IDLE_S), sock=listener, backlog=1024)
+        await listen(stack, control_app(control), ConnectionLimits(most, READERS_IDLE_S), sock=listener, backlog=1024)
 
     def _about(self, url: str) -> dict[str, object]:
         return {
