@@ -549,9 +549,22 @@ def test_every_symptom_has_a_cause_something_to_do_and_tests_that_exist() -> Non
     entries = re.split(r"^### ", text_of("troubleshooting.md"), flags=re.MULTILINE)[1:]
     assert len(entries) > 30
     labels = {entry.partition("\n")[0]: re.findall(r"^- \*\*(.+?):\*\*", entry, re.MULTILINE) for entry in entries}
-    assert {symptom: found for symptom, found in labels.items() if found != ["Cause", "Effect", "What to do"]} == {}
+    expected = ["Cause", "Effect", "What to do"]
+    assert {symptom: found for symptom, found in labels.items() if found not in (expected, ["Log", *expected])} == {}
     assert [entry for entry in entries if not named_tests(entry)] == []
     assert set(named_tests(text_of("troubleshooting.md"))) - existing_tests() == set()
+
+
+def test_documented_log_lines_are_logged() -> None:
+    strings = {
+        node.value
+        for path in SOURCES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    documented = re.findall(r"^- \*\*Log:\*\* `(.+)`$", text_of("troubleshooting.md"), re.MULTILINE)
+    assert documented
+    assert [line for line in documented if not any(line in string for string in strings)] == []
 
 
 def test_no_sentence_of_the_documents_names_a_test() -> None:
