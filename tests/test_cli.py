@@ -256,7 +256,7 @@ def test_the_log_names_the_missing_parts_of_incomplete_items(tmp_path: Path) -> 
         with daemon_process(tmp_path / "cache", server.url) as client:
             assert client.manifest(DATA_ROOT).items == 2
     log = (tmp_path / "cache/daemon.log").read_text()
-    assert f"1 objects are missing: {DATA_ROOT}/labels/alone.png" in log
+    assert f"1 objects are missing, and their items are left out: {DATA_ROOT}/labels/alone.png" in log
 
 
 def test_the_daemon_survives_the_terminal_that_started_it(server: ServingGCS, tmp_path: Path) -> None:

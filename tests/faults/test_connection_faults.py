@@ -24,7 +24,7 @@ from support.faults import DATA, DaemonProcess, cached_items, faulted_daemon, pr
 
 BAD = f"gs://{BUCKET}/train/bad"
 QUICK = ["--set", "relist_s=1", "--set", "deadline_s=1"]
-IN_FORCE = "the last listing stays in force, tried again in 1 s"
+IN_FORCE = "the last listing stays in force; retry in 1 s"
 REFUSED = Status(
     400, body='{"error": "invalid_grant", "error_description": "Invalid JWT Signature."}', content_type="application/json"
 )

@@ -108,7 +108,7 @@ def test_while_the_disk_takes_nothing_hits_go_on_and_misses_are_errors_and_after
                 assert isinstance(error, str)
                 assert error.startswith(f"cache {BAD}: {cause}")
                 put_items(server, 3, size_bytes=20_000)  # all are new generations, and one item is new
-                wait_for(lambda: any("its listing cannot be kept" in line for line in daemon.lines()))
+                wait_for(lambda: any("cannot save its listing" in line for line in daemon.lines()))
                 assert daemon.read(hit) == before
             assert daemon.read(BAD) == DATA
             wait_for(lambda: len(daemon.client.cached_objects()) >= 7, 20)

@@ -78,7 +78,7 @@ CASES = {
 ROOTS = {name: f"gs://bucket-{number}/train" for number, name in enumerate(CASES)}
 AT_THE_START = ("pages lead back", "nothing is listed", "access is denied", "the JSON is nested without end", "no answer comes")
 PARTS = ("images/1.jpg", "labels/1.png")
-IN_FORCE = "the last listing stays in force, tried again in 1 s"
+IN_FORCE = "the last listing stays in force; retry in 1 s"
 
 
 @pytest.fixture(scope="module")

@@ -131,7 +131,7 @@ async def test_what_a_daemon_that_was_killed_had_not_dropped_yet_is_dropped_by_t
     async with running(settings) as daemon:
         await daemon.prefetcher.settled()
         gcs.put(BUCKET, CHANGED.name, b"relabelled")
-        (await list_manifest(daemon.origin, ROOT, settings.item_patterns)).save(daemon.directory.manifests)
+        (await list_manifest(daemon.gcs_client, ROOT, settings.item_patterns)).save(daemon.directory.manifests)
     async with running(settings) as daemon:
         await daemon.bucket_sync.relist(ROOT)
         await daemon.prefetcher.settled()

@@ -16,7 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from gcs_prefetchd.service.daemon import STATISTICS_LIMITS
+from gcs_prefetchd.service.listeners import STATISTICS_LIMITS
 from gcs_prefetchd.shared.daemon_client import short_address
 from gcs_prefetchd.testing import Fault, HtmlPage, Kind, ServingGCS, Status, serving
 from support.caches import run_script

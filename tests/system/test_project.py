@@ -342,13 +342,13 @@ def daemon(tmp_path: Path, manifest: Manifest) -> Daemon:
     built.registry.set_manifest(built.registry.catalog.assign_numbers(manifest))
     for data_root, number in built.registry.seeded.pop_due():
         built.registry.start_seeded(built.registry.seeded.prepare(data_root, number))
-    built.origin.counters.errors["503"] += 1
+    built.gcs_client.counters.errors["503"] += 1
     return built
 
 
 def control_of(daemon: Daemon) -> Control:
     parts = (daemon.cache, daemon.registry, daemon.prefetcher, daemon.statistics, daemon.runtime_settings)
-    return Control(1, daemon.instance_id, daemon.settings.roots, *parts, daemon.bucket_sync.recall, lambda: None)
+    return Control(1, daemon.instance_id, daemon.settings.roots, *parts, daemon.bucket_sync.load_earlier_listing, lambda: None)
 
 
 def endpoints(application: web.Application) -> set[str]:
@@ -469,7 +469,7 @@ def test_everything_in_the_cache_directory_is_documented(directory: CacheDirecto
     present = {path.name for path in directory.path.iterdir()} | {directory.daemon_file.name, directory.socket.name}
     assert [name for name in sorted(present | {"daemon.log"}) if f" {name}" not in tree] == []
     assert MARKER.splitlines()[0] in tree
-    assert [code(row[0]) for row in table(tree[tree.index("| key") :])] == list(daemon._about(""))
+    assert [code(row[0]) for row in table(tree[tree.index("| key") :])] == list(daemon._daemon_file(""))
 
 
 def test_documented_arrays_are_those_of_a_saved_manifest(tmp_path: Path, manifest: Manifest) -> None:

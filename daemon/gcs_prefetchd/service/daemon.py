@@ -1,13 +1,9 @@
-"""The daemon from start to stop: opens its parts in order, runs, and closes them in reverse."""
+"""The daemon from start to stop: opens its parts in order, runs, and closes them in reverse order."""
 
 import asyncio
-import errno
 import gc
 import logging
 import os
-import resource
-import signal
-import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -27,15 +23,16 @@ from gcs_prefetchd.fetch.process_pool import FetchProcesses
 from gcs_prefetchd.gcs.client import GCSClient
 from gcs_prefetchd.gcs.credentials import Access
 from gcs_prefetchd.planning.registry import Registry
-from gcs_prefetchd.server.bounded_listener import ConnectionLimits, listen
 from gcs_prefetchd.server.control_api import Control, control_app
 from gcs_prefetchd.server.runtime_settings import RuntimeSettings, make_slots
 from gcs_prefetchd.server.statistics_api import statistics_app
 from gcs_prefetchd.server.statistics_collector import StatisticsCollector
+from gcs_prefetchd.service.background_tasks import background_tasks
 from gcs_prefetchd.service.bucket_sync import BucketSync
+from gcs_prefetchd.service.listeners import listen_for_readers, listen_for_statistics
+from gcs_prefetchd.service.signals import stop_on_signals
 from gcs_prefetchd.service.systemd import notify_systemd, ping_watchdog
 from gcs_prefetchd.settings import MAX_CONCURRENCY, Settings, check_cache_fits_disk
-from gcs_prefetchd.shared.daemon_client import short_address
 from gcs_prefetchd.shared.errors import StartError
 from gcs_prefetchd.shared.malloc import return_freed_memory
 from gcs_prefetchd.shared.moving_average import MovingDuration
@@ -45,15 +42,10 @@ __all__ = ["Daemon", "ReadyDaemon", "serve"]
 
 log = logging.getLogger(__name__)
 
-# Anyone on the node may come for the statistics, and what asks for them asks again or comes anew.
-STATISTICS_LIMITS = ConnectionLimits(connections=128, idle_s=5.0)
-MOST_READERS = 4096  # two connections for each process of a job
-READERS_IDLE_S = 75.0
-
 
 @dataclass(frozen=True, slots=True)
 class ReadyDaemon:
-    """A daemon that is ready: where its statistics and its files are."""
+    """Where to find a daemon that is ready: its process, its statistics and its files."""
 
     pid: int
     http: str
@@ -63,31 +55,31 @@ class ReadyDaemon:
 async def serve(settings: Settings, on_claimed: Callable[[], None], on_ready: Callable[[ReadyDaemon], None]) -> None:
     """Run the daemon until SIGTERM, SIGINT or a stop request; a second signal ends the process at once.
 
-    `on_claimed` is called once the cache directory is ours, `on_ready` once readers can come. Raises PrefetchdError where it
-    cannot start.
+    Calls `on_claimed` when the cache directory belongs to this daemon, and `on_ready` when readers can connect. Raises
+    PrefetchdError if the daemon cannot start.
     """
     check_cache_fits_disk(settings)
-    # What has been imported stays: to look through it for garbage would hold up the event loop for some 30 ms each time.
+    # Imported modules stay in memory. To scan them for garbage would block the event loop for about 30 ms each time.
     gc.freeze()
     stopping = asyncio.Event()
-    with _signals(stopping):
+    with stop_on_signals(stopping):
         stack = AsyncExitStack()
         try:
-            started = await _unless(stopping, stack.enter_async_context(Daemon(settings, stopping.set).running(on_claimed)))
-            if started is not None:
-                on_ready(started)
+            ready = await _start_unless(stopping, stack.enter_async_context(Daemon(settings, stopping.set).running(on_claimed)))
+            if ready is not None:
+                on_ready(ready)
                 notify_systemd("READY=1")
             await stopping.wait()
             notify_systemd("STOPPING=1")
             log.info("stopping")
         finally:
-            # A timer and no timeout: the first part that hangs would use that up, and the next could hang for ever.
-            asyncio.get_running_loop().call_later(settings.stop_deadline_s, _end_as_if_killed, settings.stop_deadline_s)
+            # A timer instead of a timeout: the first part that hangs would use the timeout up, and the next could hang forever.
+            asyncio.get_running_loop().call_later(settings.stop_deadline_s, _exit_as_if_killed, settings.stop_deadline_s)
             await stack.aclose()
 
 
-async def _unless(stopping: asyncio.Event, starting: Coroutine[Any, Any, ReadyDaemon]) -> ReadyDaemon | None:
-    """Start, or give it up where the stop comes first: a listing can take minutes."""
+async def _start_unless(stopping: asyncio.Event, starting: Coroutine[Any, Any, ReadyDaemon]) -> ReadyDaemon | None:
+    """Start, or cancel the start if a stop is requested first: a listing can take minutes."""
     start, stop = asyncio.create_task(starting), asyncio.create_task(stopping.wait())
     await asyncio.wait([start, stop], return_when=asyncio.FIRST_COMPLETED)
     if not start.done():
@@ -97,13 +89,13 @@ async def _unless(stopping: asyncio.Event, starting: Coroutine[Any, Any, ReadyDa
     return None if start.cancelled() else start.result()
 
 
-def _end_as_if_killed(deadline_s: float) -> None:
-    log.error("still busy %g s after the stop; ended as if killed, which the cache survives", deadline_s)
+def _exit_as_if_killed(deadline_s: float) -> None:
+    log.error("the stop took longer than %g s; exiting as if killed, which the cache survives", deadline_s)
     os._exit(1)
 
 
 class Daemon:
-    """The parts of one daemon; nothing is opened before `running` is entered."""
+    """The parts of one daemon. The constructor only builds them; `running` opens, starts and closes them."""
 
     def __init__(self, settings: Settings, stop: Callable[[], None]) -> None:
         self.settings = settings
@@ -120,10 +112,12 @@ class Daemon:
         self.cache = Cache(self.directory, settings.cache_size, settings.min_free, observer)
         access = Access(settings.endpoint, settings.anonymous, settings.credentials, settings.user_project)
         slots = make_slots(settings)
-        # The slots bound the downloads, by a setting that may change; pages of listings come on top.
-        self.origin = GCSClient(access, connections=2 * MAX_CONCURRENCY, deadline_s=settings.deadline_s, before_page=slots.page)
-        self.fetch_processes = self._fetch_processes() if settings.fetch_process_count else None
-        self.fetcher = Fetcher(self.cache, self.origin, slots, download_s, self.fetch_processes)
+        # The slots bound the downloads, by a setting that may change. Pages of listings need connections in addition.
+        self.gcs_client = GCSClient(
+            access, connections=2 * MAX_CONCURRENCY, deadline_s=settings.deadline_s, before_page=slots.page
+        )
+        self.fetch_processes = self._make_fetch_processes() if settings.fetch_process_count else None
+        self.fetcher = Fetcher(self.cache, self.gcs_client, slots, download_s, self.fetch_processes)
         self.runtime_settings = RuntimeSettings(settings, slots)
         self.read_ahead = ReadAhead(self.directory.objects) if settings.read_ahead else None
         self.prefetcher = Prefetcher(self.registry, self.cache, self.fetcher, observer, self.read_ahead)
@@ -133,75 +127,97 @@ class Daemon:
             self.registry,
             self.fetcher,
             self.prefetcher,
-            self.origin.counters,
+            self.gcs_client.counters,
             self.fetch_processes,
         )
-        self.bucket_sync = BucketSync(settings, self.directory, self.origin, self.cache, self.registry, self.fetcher)
-        self.bucket_sync.on_adopted = self.prefetcher.wake
+        self.bucket_sync = BucketSync(
+            settings, self.directory, self.gcs_client, self.cache, self.registry, self.fetcher, on_adopted=self.prefetcher.wake
+        )
         self._stop = stop
-        self._ready = False
-        self._failed: BaseException | None = None
+        self._is_ready = False
+        self._failure: BaseException | None = None
 
-    def _fetch_processes(self) -> FetchProcesses:
+    def _make_fetch_processes(self) -> FetchProcesses:
         options = ProcessOptions(
             cache_dir=str(self.directory.path),
-            endpoint=self.origin.root,
+            endpoint=self.gcs_client.root,
             is_anonymous=self.settings.anonymous,
             user_project=self.settings.user_project,
             connections=2 * MAX_CONCURRENCY,
             deadline_s=self.settings.deadline_s,
         )
-        return FetchProcesses(self.settings.fetch_process_count, options, self.directory, self.origin)
+        return FetchProcesses(self.settings.fetch_process_count, options, self.directory, self.gcs_client)
 
     @asynccontextmanager
     async def running(self, on_claimed: Callable[[], None] = lambda: None) -> AsyncIterator[ReadyDaemon]:
-        """The daemon at work, until the context is left. Raises PrefetchdError where it cannot start."""
+        """Run the daemon until the context is left. Raises PrefetchdError if it cannot start.
+
+        Each step needs the ones before it. Leaving the context undoes them in reverse order.
+        """
         async with AsyncExitStack() as stack:
+            # 1. Claim the cache directory: from now on no other daemon writes there.
             self.directory.claim()
             stack.callback(self.directory.close)
             on_claimed()
+            # 2. Open the cache. Its index is read in the background, so a large cache does not delay the start.
             await self.cache.open()
             stack.push_async_callback(self.cache.close)
-            await stack.enter_async_context(self.origin)
+            # 3. Connect to GCS. At the stop downloads end first, then fetch processes, then connections.
+            await stack.enter_async_context(self.gcs_client)
             if self.fetch_processes is not None:
                 stack.push_async_callback(self.fetch_processes.close)
             stack.push_async_callback(self.fetcher.close)
-            relist_in_s = [await self.bucket_sync.first(root) for root in self.settings.roots]
-            with self._disk_errors():
+            # 4. Get a listing of each data root, a saved one if possible: every reader needs a manifest.
+            relist_in_s = [await self.bucket_sync.load_or_list(root) for root in self.settings.roots]
+            with self._disk_errors_fail_the_start():
                 self._make_folders()
-                url = await self._open_http(stack)
-                await self._open_socket(stack)
-                await stack.enter_async_context(self._background(relist_in_s))
-                self.directory.announce(self._about(url))
+                # 5. Listen for statistics and for readers.
+                app = statistics_app(self.statistics.collect, lambda: self._is_ready)
+                url = await listen_for_statistics(stack, app, self.settings.http_address)
+                await listen_for_readers(stack, control_app(self._control()), self.directory.socket)
+                # 6. Start the background tasks: prefetching, rescans, relistings, the file watcher.
+                await stack.enter_async_context(background_tasks(self._tasks(relist_in_s), self._fail))
+                self.prefetcher.wake()
+                # 7. Announce the daemon: readers find it through daemon.json.
+                self.directory.announce(self._daemon_file(url))
             stack.callback(self.directory.withdraw)
-            self._ready = True
+            # 8. Ready.
+            self._is_ready = True
             log.info("ready: statistics at %s, cache in %s", url, self.directory.path)
             try:
                 yield ReadyDaemon(os.getpid(), url, self.directory.path)
             finally:
-                self._ready = False
-        if self._failed is not None:
-            raise StartError(f"the daemon ended: {self._failed!r}") from self._failed
+                self._is_ready = False
+        if self._failure is not None:
+            raise StartError(f"the daemon failed: {self._failure!r}") from self._failure
 
     @contextmanager
-    def _disk_errors(self) -> Iterator[None]:
+    def _disk_errors_fail_the_start(self) -> Iterator[None]:
         try:
             yield
         except OSError as exc:
             raise StartError(f"cache directory {self.directory.path}: {exc.strerror} ({exc.filename or 'socket'})") from exc
 
     def _make_folders(self) -> None:
-        # watchdog warns of folders that appear while it takes stock of the tree.
+        # watchdog warns about folders that appear while it scans the tree.
         for root in self.settings.roots:
             for folder in self.settings.item_patterns.folders():
                 first = cache_path(root.bucket, f"{root.folder}{folder}first")
                 (self.directory.objects / first).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
 
+    def _tasks(self, relist_in_s: list[float]) -> list[Coroutine[Any, Any, None]]:
+        tasks: list[Coroutine[Any, Any, None]] = [self._prefetch(), self._rescan(), self._watch(), ping_watchdog()]
+        tasks += [self.fetch_processes.run()] if self.fetch_processes is not None else []
+        tasks += [self.read_ahead.run()] if self.read_ahead is not None else []
+        for root, wait_s in zip(self.settings.roots, relist_in_s, strict=True):
+            tasks.append(self.bucket_sync.relist_periodically(root, wait_s))
+        return tasks
+
     async def _prefetch(self) -> None:
-        # What is here must be known first, or it would be fetched again.
+        # The planner must know all cached objects first, or they would be fetched again.
         await self.cache.whole()
         await self.bucket_sync.adopt(self.cache.pages())
-        await asyncio.to_thread(return_freed_memory)  # of the lists that taking stock took
+        await asyncio.to_thread(return_freed_memory)  # of the lists that loading the index needed
         await self.cache.shrink()
         await self.prefetcher.run()
 
@@ -212,50 +228,18 @@ class Daemon:
     async def _rescan(self) -> None:
         await self.cache.whole()
         while True:
-            adopted, lost = await self.cache.rescan()
-            if adopted or lost:
-                log.info("rescan: %d files taken into the index, %d gone from it", adopted, lost)
+            added, removed = await self.cache.rescan()
+            if added or removed:
+                log.info("rescan: %d files added to the index, %d removed from it", added, removed)
             self.registry.forget_idle()
             await asyncio.sleep(self.settings.rescan_s)
 
-    @asynccontextmanager
-    async def _background(self, relist_in_s: list[float]) -> AsyncIterator[None]:
-        jobs: list[Coroutine[Any, Any, None]] = [self._prefetch(), self._rescan(), self._watch(), ping_watchdog()]
-        jobs += [self.fetch_processes.run()] if self.fetch_processes is not None else []
-        jobs += [self.read_ahead.run()] if self.read_ahead is not None else []
-        jobs += [self.bucket_sync.follow(root, wait_s) for root, wait_s in zip(self.settings.roots, relist_in_s, strict=True)]
-        tasks = [asyncio.create_task(job) for job in jobs]
-        for task in tasks:
-            task.add_done_callback(self._job_ended)
-        self.prefetcher.wake()
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        self._stop()
 
-    def _job_ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.critical("%s failed: %r", task.get_coro(), error, exc_info=error)
-            self._failed = error
-            self._stop()
-
-    async def _open_http(self, stack: AsyncExitStack) -> str:
-        host, port = self.settings.http_address
-        app = statistics_app(self.statistics.collect, lambda: self._ready)
-        try:
-            listener = await listen(stack, app, STATISTICS_LIMITS, host=host, port=port)
-        except OSError as exc:
-            reason = "the port is in use" if exc.errno == errno.EADDRINUSE else (exc.strerror or str(exc))
-            raise StartError(
-                f"setting http: {host}:{port}: {reason}; choose another with --http HOST:PORT, port 0 for any"
-            ) from None
-        bound_host, bound_port = listener.sockets[0].getsockname()[:2]
-        return f"http://{f'[{bound_host}]' if ':' in bound_host else bound_host}:{bound_port}"
-
-    async def _open_socket(self, stack: AsyncExitStack) -> None:
-        control = Control(
+    def _control(self) -> Control:
+        return Control(
             os.getpid(),
             self.instance_id,
             self.settings.roots,
@@ -264,19 +248,11 @@ class Daemon:
             self.prefetcher,
             self.statistics,
             self.runtime_settings,
-            self.bucket_sync.recall,
+            self.bucket_sync.load_earlier_listing,
             self._stop,
         )
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        stack.callback(listener.close)
-        with short_address(self.directory.socket) as address:
-            listener.bind(address)
-        self.directory.socket.chmod(0o660)
-        # Half of the descriptors are for files and for connections to GCS.
-        most = min(MOST_READERS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-        await listen(stack, control_app(control), ConnectionLimits(most, READERS_IDLE_S), sock=listener, backlog=1024)
 
-    def _about(self, url: str) -> dict[str, object]:
+    def _daemon_file(self, url: str) -> dict[str, object]:
         return {
             "pid": os.getpid(),
             "instance_id": self.instance_id,
@@ -284,21 +260,3 @@ class Daemon:
             "socket": str(self.directory.socket),
             "data_roots": [root.uri for root in self.settings.roots],
         }
-
-
-@contextmanager
-def _signals(stopping: asyncio.Event) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-
-    def stop(signum: int) -> None:
-        if stopping.is_set():
-            os._exit(128 + signum)
-        stopping.set()
-
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stop, signum)
-    try:
-        yield
-    finally:
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(signum)

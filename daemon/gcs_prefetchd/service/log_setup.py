@@ -1,4 +1,4 @@
-"""Where log lines go and how they look."""
+"""Where log lines go, and their format."""
 
 import logging
 import os
@@ -11,20 +11,22 @@ from gcs_prefetchd.shared.errors import StartError
 
 __all__ = ["setup_logging"]
 
-LONGEST_LINE = 2000
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+MAX_LINE_CHARACTERS = 2000
+_CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-class _OneLine(logging.Formatter):
-    """Keeps a message on one line and cuts it where somebody else's answer made it long; a traceback stays whole."""
+class _OneLineFormatter(logging.Formatter):
+    """Keeps a message on one line, and cuts it if a server's response made it long. A traceback stays complete."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
-        line = _CONTROL.sub(lambda match: ascii(match[0])[1:-1], super().formatMessage(record)[: LONGEST_LINE + 1])
-        return line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + " ..."
+        line = _CONTROL_CHARACTERS.sub(
+            lambda match: ascii(match[0])[1:-1], super().formatMessage(record)[: MAX_LINE_CHARACTERS + 1]
+        )
+        return line if len(line) <= MAX_LINE_CHARACTERS else line[:MAX_LINE_CHARACTERS] + " ..."
 
 
 def setup_logging(file: Path | None, level: str) -> None:
-    """Log to stderr, or to a file that takes stdout's and stderr's place. Raises StartError where it cannot be written."""
+    """Log to stderr, or to a file that replaces stdout and stderr. Raises StartError if the file cannot be written."""
     if file is not None:
         try:
             descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
@@ -34,8 +36,8 @@ def setup_logging(file: Path | None, level: str) -> None:
             os.dup2(descriptor, standard)
         os.close(descriptor)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
-    # watchdog tells of a folder that it saw twice while it took stock of a growing tree: harmless, and a screen long.
+    handler.setFormatter(_OneLineFormatter("%(asctime)s %(levelname)s %(message)s"))
+    # watchdog warns, a screen long, about a folder that it saw twice while it scanned a growing tree. That is harmless.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"watchdog\.")
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -1,4 +1,4 @@
-"""Listing a data root into a manifest, and keeping the last one for a start without GCS."""
+"""Listing a data root into a manifest, and loading saved manifests, so that the daemon can start without GCS."""
 
 import asyncio
 import contextlib
@@ -16,17 +16,17 @@ __all__ = ["list_manifest", "load_newest_manifest", "remove_old_manifests"]
 
 log = logging.getLogger(__name__)
 
-NAMED_AT_MOST = 5
+MAX_NAMED_OBJECTS = 5
 # Training jobs map a manifest into memory by its path for as long as they run.
 KEPT_PER_DATA_ROOT = 8
 
 
-async def list_manifest(origin: GCSClient, data_root: DataRoot, item_patterns: ItemPatterns) -> Manifest:
-    """List every page of the data root. Raises ItemError where it holds no complete item, and what `GCSClient.list` raises."""
+async def list_manifest(gcs_client: GCSClient, data_root: DataRoot, item_patterns: ItemPatterns) -> Manifest:
+    """List every page of the data root. Raises ItemError if it contains no complete item, and what `GCSClient.list` raises."""
     listing = ManifestBuilder(data_root, item_patterns)
 
     async def collect(folder: str) -> None:
-        async with contextlib.aclosing(origin.list(data_root.bucket, data_root.folder + folder)) as pages:
+        async with contextlib.aclosing(gcs_client.list(data_root.bucket, data_root.folder + folder)) as pages:
             async for page in pages:
                 listing.add(page)
 
@@ -34,27 +34,31 @@ async def list_manifest(origin: GCSClient, data_root: DataRoot, item_patterns: I
     try:
         await asyncio.gather(*folders)
     finally:
-        for task in folders:  # the others ask for nothing more once one has failed
+        for task in folders:  # once one has failed, the others send no more requests
             task.cancel()
         await asyncio.gather(*folders, return_exceptions=True)
     manifest = await asyncio.to_thread(listing.build)
     if not len(manifest):
         raise ItemError(
             f"{data_root.uri}: no item has all of {', '.join(item_patterns.patterns)} "
-            f"({listing.listed_objects} objects looked at); is the prefix right, or do the settings "
+            f"({listing.listed_objects} objects listed); is the prefix right, or do the settings "
             "image_pattern and label_pattern differ?"
         )
     if manifest.incomplete:
-        shown = ", ".join(manifest.incomplete[:NAMED_AT_MOST]) + (", ..." if len(manifest.incomplete) > NAMED_AT_MOST else "")
-        log.warning("%s: items are left out, for %d objects are missing: %s", data_root.uri, len(manifest.incomplete), shown)
+        shown = ", ".join(manifest.incomplete[:MAX_NAMED_OBJECTS]) + (
+            ", ..." if len(manifest.incomplete) > MAX_NAMED_OBJECTS else ""
+        )
+        log.warning(
+            "%s: %d objects are missing, and their items are left out: %s", data_root.uri, len(manifest.incomplete), shown
+        )
     return manifest
 
 
 def load_newest_manifest(manifests: Path, data_root: DataRoot, item_patterns: ItemPatterns) -> Manifest | None:
-    """The manifest of this data root that was saved last, or None."""
+    """The manifest of this data root that was saved last, or None if there is none."""
     for folder in _newest_first(manifests):
         with contextlib.suppress(ManifestError):
-            # What is mapped is compared with its digest, but not all those that turn out to be of others.
+            # Only the manifest that is returned is compared with its digest; those of other data roots are not read in full.
             found = load_manifest(folder, verify=False)
             if found.data_root == data_root and found.item_patterns == item_patterns:
                 return load_manifest(folder)
@@ -62,16 +66,16 @@ def load_newest_manifest(manifests: Path, data_root: DataRoot, item_patterns: It
 
 
 def remove_old_manifests(manifests: Path, data_root: DataRoot) -> None:
-    """Keep the newest few of this data root, for the training jobs that map one by its path for as long as they run.
+    """Remove all but the newest `KEPT_PER_DATA_ROOT` manifests of this data root.
 
-    Removes what a power cut damaged and a crash left unfinished, too, and nothing that has another name than a manifest.
+    Also removes manifests that a power cut damaged or a crash left unfinished, and nothing whose name is not a manifest's.
     """
     kept = 0
     for folder in _newest_first(manifests):
         try:
             is_ours, is_damaged = load_manifest(folder, verify=False).data_root == data_root, False
         except ManifestError as exc:
-            is_ours, is_damaged = False, _tells_damage(exc)
+            is_ours, is_damaged = False, _proves_damage(exc)
         kept += is_ours
         if is_damaged or (is_ours and kept > KEPT_PER_DATA_ROOT):
             shutil.rmtree(folder, ignore_errors=True)
@@ -80,8 +84,8 @@ def remove_old_manifests(manifests: Path, data_root: DataRoot) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _tells_damage(error: ManifestError) -> bool:
-    """Whether it is the manifest, and not the machine, that has too many files open or no memory left."""
+def _proves_damage(error: ManifestError) -> bool:
+    """Whether the manifest is at fault. A machine with too many open files or too little memory proves nothing."""
     cause = error.__cause__
     if isinstance(cause, OSError):
         return isinstance(cause, FileNotFoundError | NotADirectoryError | IsADirectoryError)

@@ -1,6 +1,6 @@
-"""Telling systemd how we are: READY, STOPPING and the watchdog's ping, where `$NOTIFY_SOCKET` says that it listens.
+"""systemd's notify protocol: READY, STOPPING and the watchdog's ping, if `$NOTIFY_SOCKET` names a socket.
 
-https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html; one datagram each, so no library is needed.
+https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html; each message is one datagram, so no library is needed.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ __all__ = ["notify_systemd", "ping_watchdog"]
 
 
 def notify_systemd(state: str) -> None:
-    """Send a state such as `READY=1`; does nothing where nobody listens."""
+    """Send a state such as `READY=1`. Does nothing if no supervisor listens."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -21,19 +21,19 @@ def notify_systemd(state: str) -> None:
         try:
             sender.sendto(state.encode(), address)
         except OSError:
-            return  # a supervisor that went away is no reason to stop
+            return  # the daemon keeps running without its supervisor
 
 
 async def ping_watchdog() -> None:
-    """Ping at twice the rate that systemd asks for, for as long as the event loop lives; returns where it asks for none."""
-    wanted_us = os.environ.get("WATCHDOG_USEC", "")
+    """Ping at twice the rate that systemd requires, as long as the event loop runs. Returns if systemd requires no ping."""
+    timeout_us = os.environ.get("WATCHDOG_USEC", "")
     if (
-        not wanted_us.isascii()
-        or not wanted_us.isdigit()
-        or not int(wanted_us)
+        not timeout_us.isascii()
+        or not timeout_us.isdigit()
+        or not int(timeout_us)
         or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid())
     ):
         return
     while True:
         notify_systemd("WATCHDOG=1")
-        await asyncio.sleep(int(wanted_us) / 2_000_000)
+        await asyncio.sleep(int(timeout_us) / 2_000_000)
