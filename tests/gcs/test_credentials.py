@@ -1,4 +1,4 @@
-"""Who we are to GCS. Keys are made here; what asks a metadata server is a process of its own, told where to look for it."""
+"""Credentials for GCS. The tests generate keys; a process of its own contacts the metadata server, at a given address."""
 
 import asyncio
 import json
@@ -51,7 +51,7 @@ def write(path: Path, key: object) -> Path:
 
 
 def named(path: Path, who: str) -> Path:
-    """A key file that tells one place from another."""
+    """A key file that can be distinguished from others by its account."""
     return write(path, SERVICE_ACCOUNT | {"client_email": who})
 
 
@@ -67,30 +67,30 @@ async def test_anonymous_access_needs_no_credentials(session: aiohttp.ClientSess
     assert await create_token(Access(anonymous=True, credentials=tmp_path / "missing"), session) is None
 
 
-async def test_a_key_file_makes_a_token_of_its_account(session: aiohttp.ClientSession, tmp_path: Path) -> None:
+async def test_a_key_file_creates_a_token_of_its_account(session: aiohttp.ClientSession, tmp_path: Path) -> None:
     token = await create_token(Access(credentials=write(tmp_path / "key.json", SERVICE_ACCOUNT)), session)
     assert token is not None
     assert token.service_data == SERVICE_ACCOUNT
     assert token.scopes == "https://www.googleapis.com/auth/devstorage.read_only"
 
 
-async def test_the_token_is_what_the_endpoint_gives_for_a_request_signed_with_the_key(
+async def test_the_endpoint_returns_the_token_for_a_request_signed_with_the_key(
     session: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
-    asked: list[str] = []
+    assertions: list[str] = []
 
-    async def answer(request: web.Request) -> web.Response:
-        asked.append(str((await request.post())["assertion"]))
+    async def respond(request: web.Request) -> web.Response:
+        assertions.append(str((await request.post())["assertion"]))
         return web.json_response({"access_token": "secret", "expires_in": 3600})
 
     app = web.Application()
-    app.router.add_post("/token", answer)
+    app.router.add_post("/token", respond)
     async with TestServer(app) as server:
         key = SERVICE_ACCOUNT | {"token_uri": str(server.make_url("/token"))}
         token = await create_token(Access(credentials=write(tmp_path / "key.json", key)), session)
         assert token is not None
         assert (await token.refresh(timeout=10)).value == "secret"
-    assert asked[0].count(".") == 2
+    assert assertions[0].count(".") == 2
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,9 @@ async def test_the_token_is_what_the_endpoint_gives_for_a_request_signed_with_th
     ],
     ids=lambda key: str(key["type"]),
 )
-async def test_every_kind_of_key_file_is_taken(session: aiohttp.ClientSession, tmp_path: Path, key: dict[str, object]) -> None:
+async def test_every_kind_of_key_file_is_accepted(
+    session: aiohttp.ClientSession, tmp_path: Path, key: dict[str, object]
+) -> None:
     token = await create_token(Access(credentials=write(tmp_path / "key.json", key)), session)
     assert token is not None
     assert token.service_data == key
@@ -123,15 +125,15 @@ async def test_a_missing_key_file_is_named(session: aiohttp.ClientSession, tmp_p
     assert text.startswith(f"credentials {tmp_path}/key.json: No such file or directory; set `credentials`")
 
 
-async def test_a_directory_is_no_key_file(session: aiohttp.ClientSession, tmp_path: Path) -> None:
+async def test_a_directory_is_not_a_key_file(session: aiohttp.ClientSession, tmp_path: Path) -> None:
     assert f"credentials {tmp_path}: Is a directory" in await refusal(Access(credentials=tmp_path), session)
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"-----BEGIN PRIVATE KEY-----", b"\xff\xfe\x00", b"[" * 100_000, b'{"type": 1}x']
 )
-async def test_a_key_file_that_is_no_json_is_named(session: aiohttp.ClientSession, tmp_path: Path, content: bytes) -> None:
-    """gcloud-aio-auth takes such a file for none, and asks the metadata server for a minute."""
+async def test_a_key_file_that_is_not_json_is_named(session: aiohttp.ClientSession, tmp_path: Path, content: bytes) -> None:
+    """gcloud-aio-auth ignores such a file and contacts the metadata server for a minute."""
     (tmp_path / "key.json").write_bytes(content)
     text = await refusal(Access(credentials=tmp_path / "key.json"), session)
     assert text.startswith(f"credentials {tmp_path}/key.json: not JSON; download the key again")
@@ -147,7 +149,9 @@ async def test_a_key_file_of_another_type_is_named(session: aiohttp.ClientSessio
 
 
 @pytest.mark.parametrize("key", [SERVICE_ACCOUNT, AUTHORIZED_USER], ids=["service account", "user"])
-async def test_what_a_key_file_lacks_is_named(session: aiohttp.ClientSession, tmp_path: Path, key: dict[str, str]) -> None:
+async def test_a_field_missing_from_a_key_file_is_named(
+    session: aiohttp.ClientSession, tmp_path: Path, key: dict[str, str]
+) -> None:
     for name in key.keys() - {"type", "private_key_id"}:
         for value in (None, ""):
             text = await refusal(Access(credentials=write(tmp_path / "key.json", key | {name: value})), session)
@@ -177,10 +181,10 @@ async def test_a_private_key_that_cannot_sign_is_named_and_not_shown(
     assert text == f"credentials {tmp_path}/key.json: its private_key cannot be read; download the key again"
 
 
-async def test_the_first_place_that_has_a_key_counts(
+async def test_the_first_source_with_a_key_is_used(
     session: aiohttp.ClientSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The setting, systemd's credentials, the environment's, and gcloud's own: take away one after the other."""
+    """The setting, systemd's credentials, the environment's, and gcloud's own: the test removes one after another."""
     setting = named(tmp_path / "setting.json", "setting")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(named(tmp_path / "systemd/gcs-key.json", "systemd").parent))
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(named(tmp_path / "adc.json", "environment")))
@@ -189,7 +193,7 @@ async def test_the_first_place_that_has_a_key_counts(
     named(tmp_path / "home/.config/gcloud/application_default_credentials.json", "home")
     assert await account(Access(credentials=setting), session) == "setting"
     assert await account(Access(), session) == "systemd"
-    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))  # systemd sets it for other credentials, too
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))  # systemd sets it for other credentials too
     assert await account(Access(), session) == "environment"
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS")
     assert await account(Access(), session) == "gcloud"
@@ -203,14 +207,14 @@ async def account(access: Access, session: aiohttp.ClientSession) -> str:
     return str(token.service_data["client_email"])
 
 
-async def test_a_file_that_the_environment_names_must_be_there(
+async def test_a_key_file_named_by_the_environment_must_exist(
     session: aiohttp.ClientSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "typo.json"))
     assert f"credentials {tmp_path}/typo.json: No such file" in await refusal(Access(), session)
 
 
-ASK = """
+SCRIPT = """
 import asyncio, os
 import aiohttp
 from gcs_prefetchd.gcs.credentials import Access, create_token
@@ -232,10 +236,10 @@ asyncio.run(main())
 """
 
 
-def ask_metadata_server(address: str, **environment: str) -> str:
-    """What a process with nothing but a metadata server gets. gcloud-aio-auth reads its address when it is imported."""
+def run_with_metadata_server(address: str, **environment: str) -> str:
+    """What a process with only a metadata server prints. gcloud-aio-auth reads the address when it is imported."""
     done = subprocess.run(
-        [sys.executable, "-c", ASK],
+        [sys.executable, "-c", SCRIPT],
         env={"PATH": os.environ["PATH"], "GCE_METADATA_HOST": address, "HOME": "/nonexistent"} | environment,
         capture_output=True,
         text=True,
@@ -252,29 +256,29 @@ def closed_address() -> str:
         return f"127.0.0.1:{bound.getsockname()[1]}"
 
 
-def test_without_any_credentials_the_start_fails_at_once_and_says_what_to_do() -> None:
-    began_s = time.monotonic()
-    answer = ask_metadata_server(closed_address())
-    assert time.monotonic() - began_s < 20
-    assert answer.startswith("refused no credentials: no key file, no application default credentials and no metadata server; ")
-    assert "--anonymous" in answer
-    assert answer.count("\n") == 1
+def test_without_any_credentials_the_start_fails_at_once_with_advice() -> None:
+    started_s = time.monotonic()
+    output = run_with_metadata_server(closed_address())
+    assert time.monotonic() - started_s < 20
+    assert output.startswith("refused no credentials: no key file, no application default credentials and no metadata server; ")
+    assert "--anonymous" in output
+    assert output.count("\n") == 1
 
 
-def test_a_metadata_server_that_never_answers_is_not_waited_for() -> None:
+def test_the_wait_for_a_silent_metadata_server_is_short() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        answer = ask_metadata_server(f"127.0.0.1:{listener.getsockname()[1]}")
-    assert answer.startswith("refused no credentials: ")
+        output = run_with_metadata_server(f"127.0.0.1:{listener.getsockname()[1]}")
+    assert output.startswith("refused no credentials: ")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user that the system does not know")
-def test_a_user_without_a_home_is_asked_for_credentials_and_gets_no_traceback() -> None:
-    """As containers run: a user id that no file knows, and no HOME."""
+def test_a_user_without_a_home_gets_advice_and_no_traceback() -> None:
+    """As in containers: a user id without an account, and no HOME."""
     with_path = {"NOBODY": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run(
-        ["env", "-u", "HOME", sys.executable, "-c", ASK],
+        ["env", "-u", "HOME", sys.executable, "-c", SCRIPT],
         env={"PATH": os.environ["PATH"], "GCE_METADATA_HOST": closed_address()} | with_path,
         capture_output=True,
         text=True,
@@ -284,18 +288,18 @@ def test_a_user_without_a_home_is_asked_for_credentials_and_gets_no_traceback() 
     assert done.stdout.startswith("refused no credentials: "), done.stderr
 
 
-async def test_a_metadata_server_gives_the_token() -> None:
-    async def answer(request: web.Request) -> web.Response:
+async def test_a_metadata_server_returns_the_token() -> None:
+    async def respond(request: web.Request) -> web.Response:
         assert request.headers["Metadata-Flavor"] == "Google"
         return web.json_response({"access_token": "from-metadata", "expires_in": 3600})
 
     app = web.Application()
-    app.router.add_get("/computeMetadata/v1/instance/service-accounts/default/token", answer)
+    app.router.add_get("/computeMetadata/v1/instance/service-accounts/default/token", respond)
     async with TestServer(app) as server:
-        assert await asyncio.to_thread(ask_metadata_server, f"127.0.0.1:{server.port}") == "token from-metadata\n"
+        assert await asyncio.to_thread(run_with_metadata_server, f"127.0.0.1:{server.port}") == "token from-metadata\n"
 
 
-async def test_a_metadata_server_that_refuses_is_told() -> None:
+async def test_a_refusal_of_the_metadata_server_is_reported() -> None:
     async with TestServer(web.Application()) as server:
-        answer = await asyncio.to_thread(ask_metadata_server, f"127.0.0.1:{server.port}")
-    assert answer.startswith("refused no credentials: the metadata server returned 404; ")
+        output = await asyncio.to_thread(run_with_metadata_server, f"127.0.0.1:{server.port}")
+    assert output.startswith("refused no credentials: the metadata server returned 404; ")

@@ -1,4 +1,4 @@
-"""A page of a listing becomes columns, or an error that names the entry."""
+"""A page of a listing is parsed into columns, or raises an error that names the entry."""
 
 import base64
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gcs_prefetchd.gcs.list_pages import parse_page, without_folders
+from gcs_prefetchd.gcs.list_pages import parse_page, without_folder_placeholders
 from gcs_prefetchd.gcs.responses import UnusableResponseError
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 
@@ -42,12 +42,12 @@ def test_a_page_without_entries_is_empty_and_the_last(page: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("page", [[], "items", None, 7, {"items": 7}, {"items": None}])
-def test_what_is_no_listing_is_refused(page: object) -> None:
+def test_a_page_that_is_not_a_listing_is_refused(page: object) -> None:
     with pytest.raises(UnusableResponseError, match="the page is not a listing"):
         parse_page(page)
 
 
-UNFIT: list[Any] = [
+INVALID: list[Any] = [
     {"name": "bad"},
     item("bad", generation="-1"),
     item("bad", size="-1"),
@@ -65,20 +65,20 @@ UNFIT: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("bad", UNFIT, ids=repr)
-def test_an_unfit_entry_is_named(bad: object) -> None:
+@pytest.mark.parametrize("bad", INVALID, ids=repr)
+def test_an_invalid_entry_is_named(bad: object) -> None:
     with pytest.raises(UnusableResponseError, match="an entry lacks name, generation or size: ") as error:
         parse_page({"items": [item("good"), bad, item("good too")]})
     assert str(bad)[:200] in str(error.value)
-    assert error.value.final is None  # another try may bring a whole page
+    assert error.value.final is None  # a retry may return a complete page
 
 
-def test_hashes_whose_lengths_make_up_for_each_other_are_refused() -> None:
+def test_hashes_of_wrong_lengths_that_add_up_are_refused() -> None:
     with pytest.raises(UnusableResponseError):
         parse_page({"items": [item("a", crc32c="AAAAA=="), item("b", crc32c="AAAAAAA==")]})
 
 
-def test_placeholders_of_folders_are_left_out() -> None:
+def test_folder_placeholders_are_left_out() -> None:
     objects, _ = parse_page({"items": [item("images/"), item("images/a.jpg", size="7"), item("images/b/")]})
-    (version,) = without_folders(objects).versions("b")
+    (version,) = without_folder_placeholders(objects).versions("b")
     assert (version.name.name, version.size) == ("images/a.jpg", 7)

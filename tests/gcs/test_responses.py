@@ -1,14 +1,16 @@
-"""What an answer of GCS means."""
+"""What a response of GCS means: its error, its Retry-After, and the version that it names."""
 
 import base64
 import json
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from gcs_prefetchd.gcs.responses import error_for_status, version_from_headers
+from gcs_prefetchd.gcs.responses import error_for_status, parse_retry_after, version_from_headers
 from gcs_prefetchd.shared.checksums import crc32c_of
 from gcs_prefetchd.shared.errors import (
     AccessDeniedError,
@@ -27,6 +29,7 @@ GOOD = {
     "x-goog-hash": "crc32c=4waSgw==",
     "Content-Length": "9",
 }
+NOW = datetime(2026, 11, 5, 12, 0, 0, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +55,7 @@ GOOD = {
         (504, False, None),
     ],
 )
-def test_a_status_is_final_or_tried_again(status: int, pinned: bool, final: type[OriginError] | None) -> None:
+def test_a_status_is_final_or_retried(status: int, pinned: bool, final: type[OriginError] | None) -> None:
     error = error_for_status(status, {}, b"", pinned=pinned)
     assert error.final is final
     assert error.kind == str(status)
@@ -62,20 +65,60 @@ def test_a_status_is_final_or_tried_again(status: int, pinned: bool, final: type
 @pytest.mark.parametrize(
     ("header", "wait_s"), [(None, None), ("7", 7.0), ("never", None), ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0), ("-1", None)]
 )
-def test_retry_after_is_passed_on(header: str | None, wait_s: float | None) -> None:
+def test_the_error_holds_the_retry_after(header: str | None, wait_s: float | None) -> None:
     headers = CIMultiDict({} if header is None else {"retry-after": header})
     assert error_for_status(503, headers, b"", pinned=False).retry_after_s == wait_s
 
 
-def test_the_servers_own_words_are_shown_in_one_short_line() -> None:
+@pytest.mark.parametrize(
+    ("value", "wait_s"),
+    [
+        (None, None),
+        ("", None),
+        ("soon", None),
+        ("0", 0.0),
+        ("5", 5.0),
+        (" 120 ", 120.0),
+        ("-5", None),
+        ("1.5", None),
+        ("²", None),
+        ("٣", None),
+        (format_datetime(NOW + timedelta(seconds=30), usegmt=True), 30.0),
+        (format_datetime(NOW - timedelta(days=1), usegmt=True), 0.0),
+        ("Thu, 05 Nov 2026 13:00:10 +0100", 10.0),
+        ("Thu, 05 Nov 2026 12:00:10 -0000", None),
+        ("Thu, 05 Nov 2026 12:00:10 +99999999999999", None),
+        ("Thu, 99 Nov 2026 12:00:10 GMT", None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(value: str | None, wait_s: float | None) -> None:
+    assert parse_retry_after(value, NOW) == wait_s
+
+
+def test_a_retry_after_date_is_compared_with_the_clock() -> None:
+    wait_s = parse_retry_after(format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True))
+    assert wait_s is not None
+    assert 3500 < wait_s < 3700
+
+
+@given(st.text(st.sampled_from("0123456789 -+:,ThuNovGMT."), max_size=40) | st.text(max_size=40))
+@example("9" * 5000)
+@example("1 Jan 2024")
+@example("Thu, 05 Nov 0000 12:00:10 GMT")
+def test_any_retry_after_is_a_wait_or_none(value: str) -> None:
+    wait_s = parse_retry_after(value, NOW)
+    assert wait_s is None or 0 <= wait_s < float("inf")
+
+
+def test_the_servers_message_is_shown_in_one_short_line() -> None:
     body = json.dumps({"error": {"code": 400, "message": "Invalid\nbucket:\t'x' " + "y" * 5000}}).encode()
     text = str(error_for_status(400, {}, body, pinned=False))
     assert text.startswith("GCS returned 400 (Invalid bucket: 'x' yyy")
     assert len(text) < 300
 
 
-def test_a_plain_text_is_the_servers_own_words_too() -> None:
-    """So GCS answers a download. An HTML page, from a proxy between us and it, says nothing in a line."""
+def test_a_plain_text_body_is_shown_too() -> None:
+    """GCS sends one for a failed download. An HTML page, from a proxy between us and GCS, is left out."""
     headers = CIMultiDict({"Content-Type": "text/html; charset=UTF-8"})
     assert str(error_for_status(416, headers, b"Invalid\nrange", pinned=False)) == "GCS returned 416 (Invalid range)"
     assert str(error_for_status(502, headers, b"\n <!doctype html><h1>Bad Gateway</h1>", pinned=False)) == "GCS returned 502"
@@ -84,7 +127,7 @@ def test_a_plain_text_is_the_servers_own_words_too() -> None:
 @pytest.mark.parametrize(
     ("status", "hint"), [(401, "not accepted"), (403, "may not read it"), (404, "no such object or bucket")]
 )
-def test_what_everybody_meets_once_is_explained(status: int, hint: str) -> None:
+def test_common_statuses_are_explained(status: int, hint: str) -> None:
     assert hint in str(error_for_status(status, {}, b"<Error>whatever</Error>", pinned=False))
 
 
@@ -111,7 +154,7 @@ def test_any_other_body_is_left_out(body: bytes) -> None:
 
 
 @given(st.integers(100, 599), st.binary(max_size=200), st.sampled_from(["", "text/plain; charset=utf-8", "application/json"]))
-def test_any_answer_is_one_short_line(status: int, body: bytes, content_type: str) -> None:
+def test_any_error_is_one_short_line(status: int, body: bytes, content_type: str) -> None:
     text = str(error_for_status(status, CIMultiDict({"Content-Type": content_type}), body, pinned=False))
     assert text.splitlines() == [text]
     assert len(text) < 300
@@ -169,13 +212,13 @@ def test_the_crc32c_is_found_in_one_header_or_in_two(hashes: list[str]) -> None:
         {"x-goog-stored-content-length": None, "Content-Length": "x"},
     ],
 )
-def test_headers_that_lack_something_name_no_version(changes: dict[str, str | None]) -> None:
-    """Nothing can be checked against them, so nothing is published."""
+def test_incomplete_headers_name_no_version(changes: dict[str, str | None]) -> None:
+    """The body could not be checked against them, so nothing is published."""
     assert version(changes) is None
 
 
-def test_the_stored_length_counts_before_the_sent_one() -> None:
-    """They differ where something between us and GCS unpacks gzip."""
+def test_the_stored_length_takes_precedence_over_the_sent_one() -> None:
+    """They differ if something between us and GCS unpacks gzip."""
     found = version({"Content-Length": "20"})
     assert found is not None
     assert found.size == 9
@@ -185,7 +228,7 @@ def test_the_stored_length_counts_before_the_sent_one() -> None:
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_every_crc32c_reads_back(crc32c: int) -> None:
+def test_every_crc32c_is_parsed(crc32c: int) -> None:
     found = version({"x-goog-hash": f"crc32c={base64.b64encode(crc32c.to_bytes(4)).decode()}"})
     assert found is not None
     assert found.crc32c == crc32c

@@ -46,8 +46,9 @@ from gcs_prefetchd.fetch.process_messages import (
     TokenRequest,
     TokenUnavailable,
 )
+from gcs_prefetchd.gcs.authorization import Authorizer
 from gcs_prefetchd.gcs.counters import RequestCounters
-from gcs_prefetchd.gcs.download import Authorizer, Downloader
+from gcs_prefetchd.gcs.download import Downloader
 from gcs_prefetchd.gcs.responses import UnusableResponseError
 from gcs_prefetchd.gcs.retry import Outcome
 from gcs_prefetchd.shared.checksums import Stamp
@@ -84,7 +85,7 @@ class _DaemonToken:
             self._send(TokenRequest())
         return await asyncio.shield(self._requested)
 
-    def forget(self, refused: str) -> None:
+    def discard(self, refused: str) -> None:
         """Discard this token: GCS refused it."""
         if self._token == refused:
             self._token = None

@@ -30,8 +30,8 @@ from gcs_prefetchd.fetch.process_messages import (
     TokenRequest,
     TokenUnavailable,
 )
+from gcs_prefetchd.gcs.authorization import TokenSource
 from gcs_prefetchd.gcs.counters import RequestCounters
-from gcs_prefetchd.gcs.download import TokenSource
 from gcs_prefetchd.gcs.responses import UnusableResponseError, one_line
 from gcs_prefetchd.gcs.retry import Outcome, RequestObserver
 from gcs_prefetchd.shared import errors
@@ -209,7 +209,7 @@ class FetchProcess:
                 self._request_token()
             case TokenRefused():
                 assert self._token is not None
-                self._token.forget(message.token)
+                self._token.discard(message.token)
             case ProcessReady():
                 self.ready.set_result(None)
             case _:

@@ -1,40 +1,40 @@
-"""Answers of GCS and of token endpoints, whose bodies take a bounded room in memory however long they are."""
+"""aiohttp sessions for listings and tokens: response bodies use bounded memory, and redirects are refused."""
 
 import asyncio
 from typing import Any
 
 import aiohttp
 
-from gcs_prefetchd.gcs.download import LARGEST_ERROR_BODY
+from gcs_prefetchd.gcs.responses import MAX_ERROR_BODY_BYTES
 
 __all__ = ["bounded_response_class", "refuse_redirects"]
 
-LARGEST_BODY = 16 << 20  # a page has 1,000 names of 1,024 bytes at most, each of which JSON may write as six
-TOO_LONG = f"the body exceeds {LARGEST_BODY >> 20} MiB, more than the longest page has"
+MAX_BODY_BYTES = 16 << 20  # a page has at most 1,000 names of 1,024 bytes, and JSON may write each byte as six
+TOO_LONG = f"the body exceeds {MAX_BODY_BYTES >> 20} MiB, more than the longest page has"
 
 
 def bounded_response_class() -> type[aiohttp.ClientResponse]:
-    """What a session makes its answers of. Their JSON is parsed one at a time, and other work in between.
+    """The class of a session's responses. Their JSON is parsed one at a time, with other work in between.
 
-    A page takes 2 ms, and 20 that come together would hold up the event loop for 40.
+    A page takes 2 ms, so 20 that arrive together would block the event loop for 40 ms.
     """
-    turn = asyncio.Lock()
+    parsing = asyncio.Lock()
 
-    class InTurn(_Bounded):
+    class Response(_BoundedResponse):
         async def json(self, **options: Any) -> Any:
             await self.read()
-            async with turn:
-                await asyncio.sleep(0)  # holding the turn: those that came together stand in line now
+            async with parsing:
+                await asyncio.sleep(0)  # with the lock held, so that responses that arrived together queue up
                 try:
                     return await super().json(**options)
                 except RecursionError:
                     raise ValueError("nested too deeply") from None
 
-    return InTurn
+    return Response
 
 
 def refuse_redirects() -> aiohttp.TraceConfig:
-    """Has a session refuse them: GCS redirects nothing, and a proxy's may lead to anybody's listing or token."""
+    """Makes a session refuse redirects: GCS sends none, and a proxy's may lead to anyone's listing or token."""
 
     async def refuse(_: aiohttp.ClientSession, __: object, redirect: aiohttp.TraceRequestRedirectParams) -> None:
         raise aiohttp.ClientPayloadError(f"redirected by a {redirect.response.status}, which GCS never does")
@@ -44,9 +44,9 @@ def refuse_redirects() -> aiohttp.TraceConfig:
     return trace
 
 
-class _Bounded(aiohttp.ClientResponse):
+class _BoundedResponse(aiohttp.ClientResponse):
     async def read(self) -> bytes:
-        """The body; of an error as much as is worth reading. Raises ClientPayloadError where it is longer than any page."""
+        """The body, or the first part of an error's. Raises ClientPayloadError if it is longer than any page."""
         if self._body is None:
             try:
                 self._body = await self._read()
@@ -60,14 +60,14 @@ class _Bounded(aiohttp.ClientResponse):
         body = bytearray()
         async for chunk in self.content.iter_any():
             body += chunk
-            if len(body) > (LARGEST_ERROR_BODY if is_error else LARGEST_BODY):
+            if len(body) > (MAX_ERROR_BODY_BYTES if is_error else MAX_BODY_BYTES):
                 self.close()  # the rest is not worth its bytes
                 if not is_error:
                     raise aiohttp.ClientPayloadError(TOO_LONG)
-                return bytes(body[:LARGEST_ERROR_BODY])
+                return bytes(body[:MAX_ERROR_BODY_BYTES])
         self.release()
         return bytes(body)
 
     def get_encoding(self) -> str:
-        """JSON is UTF-8 whatever the header says; some of what a header may say is not even a charset."""
+        """JSON is UTF-8 whatever the header names, which may not even be a charset."""
         return "utf-8"

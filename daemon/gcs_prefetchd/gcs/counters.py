@@ -1,4 +1,4 @@
-"""What passes between us and GCS, counted."""
+"""Counters of the requests to GCS."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ __all__ = ["RequestCounters"]
 
 @dataclass(slots=True)
 class RequestCounters:
-    """Counts since the start: requests sent, body bytes received, failures by kind; and the downloads under way now."""
+    """Totals since the start: requests sent, body bytes received, failures by kind. `in_flight` is the downloads now."""
 
     requests: int = 0
     received_bytes: int = 0

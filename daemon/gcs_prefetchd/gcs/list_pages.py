@@ -1,4 +1,4 @@
-"""What a page of GCS's JSON listing says: pure, from its parsed JSON to columns."""
+"""Parses a page of GCS's JSON listing into columns. Pure."""
 
 import base64
 from typing import Any
@@ -9,10 +9,10 @@ from gcs_prefetchd.gcs.responses import UnusableResponseError
 from gcs_prefetchd.shared.item_ids import Int64Array
 from gcs_prefetchd.shared.manifest import UNKNOWN_CRC32C, ObjectColumns
 
-__all__ = ["FIELDS", "parse_page", "without_folders"]
+__all__ = ["FIELDS", "parse_page", "without_folder_placeholders"]
 
 FIELDS = "nextPageToken,items(name,generation,size,crc32c)"
-NO_HASH = "AAAAAA=="  # in the place of one that is not named, so that the others are decoded in one go
+NO_HASH = "AAAAAA=="  # replaces a missing hash, so that all of them are decoded at once
 
 
 def parse_page(page: Any) -> tuple[ObjectColumns, str]:
@@ -25,12 +25,12 @@ def parse_page(page: Any) -> tuple[ObjectColumns, str]:
     try:
         return _columns(items), token
     except (AttributeError, KeyError, ValueError, TypeError, OverflowError):
-        shown = str(next((item for item in items if not _is_fit(item)), items))[:200]
+        shown = str(next((item for item in items if not _is_valid(item)), items))[:200]
     raise UnusableResponseError("listing", f"an entry lacks name, generation or size: {shown}")
 
 
-def without_folders(objects: ObjectColumns) -> ObjectColumns:
-    """The objects that are no placeholders of folders, whose names end with a slash."""
+def without_folder_placeholders(objects: ObjectColumns) -> ObjectColumns:
+    """The objects without folder placeholders, which are those whose names end with a slash."""
     rows = [row for row, name in enumerate(objects.names) if not name.endswith("/")]
     if len(rows) == len(objects):
         return objects
@@ -40,7 +40,7 @@ def without_folders(objects: ObjectColumns) -> ObjectColumns:
 
 def _columns(items: Any) -> ObjectColumns:
     names = [item["name"] for item in items]
-    "".join(names).encode()  # raises where one is no str, or no Unicode
+    "".join(names).encode()  # raises if one is not a str, or not Unicode
     generation = np.array([int(item["generation"]) for item in items], dtype=np.int64)
     size = np.array([int(item["size"]) for item in items], dtype=np.int64)
     if np.any(generation < 0) or np.any(size < 0):
@@ -49,10 +49,10 @@ def _columns(items: Any) -> ObjectColumns:
 
 
 def _crc32c(encoded: list[str | None]) -> Int64Array:
-    """The hashes, each of which is base64 of four bytes: six characters and `==`."""
+    """The hashes. Each is encoded as base64 of four bytes: six characters and `==`."""
     text = "".join([NO_HASH if one is None else one for one in encoded])
     padding = "=" * (2 * len(encoded))
-    # One that is longer and one that is shorter would show in where the padding stands.
+    # If one is longer and another shorter, the padding is not where it should be.
     if len(text) != 8 * len(encoded) or text[6::8] + text[7::8] != padding or text.count("=") != len(padding):
         raise ValueError
     decoded = np.frombuffer(base64.b64decode(text.replace("=", "A"), validate=True), dtype=np.uint8).reshape(-1, 6)
@@ -62,7 +62,7 @@ def _crc32c(encoded: list[str | None]) -> Int64Array:
     return crc32c
 
 
-def _is_fit(item: Any) -> bool:
+def _is_valid(item: Any) -> bool:
     try:
         return len(_columns([item])) == 1
     except (AttributeError, KeyError, ValueError, TypeError, OverflowError):

@@ -1,29 +1,31 @@
-"""The tries of a download or of a page: how far each has come, who is told how it went, and when there is another."""
+"""Retries: attempts at a download or a page, the delay between them, and the report of how each ended."""
 
 import asyncio
 import math
+import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from gcs_prefetchd.gcs.backoff import delay_s
 from gcs_prefetchd.gcs.counters import RequestCounters
 from gcs_prefetchd.gcs.responses import UnusableResponseError, one_line
 from gcs_prefetchd.shared.errors import OriginUnavailableError
 
-__all__ = ["MAX_ATTEMPT_SHARE", "Attempt", "AttemptFunction", "Outcome", "RequestObserver", "Retrier"]
+__all__ = ["MAX_ATTEMPT_SHARE", "Attempt", "AttemptFunction", "Outcome", "RequestObserver", "Retrier", "backoff_delay_s"]
 
-REFUSALS = ("429", "503")  # GCS asks for fewer requests
-# Of the deadline silence, a body that drips and a Retry-After take so much at most, so that there is always another try.
+THROTTLING_STATUSES = ("429", "503")  # with these GCS demands fewer requests
+# The share of the deadline that silence, a slow body or a Retry-After may use, so that there is always time to retry.
 MAX_ATTEMPT_SHARE = 0.5
+FIRST_DELAY_S = 0.1
+MAX_DELAY_S = 10.0
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one request went: whether GCS refused it for now (429, 503), else what it took and what came if it went well."""
+    """How one attempt ended: throttled (429, 503), successful, or neither. Duration and bytes count only after a success."""
 
     duration_s: float = 0.0
     received_bytes: int = 0
@@ -32,23 +34,23 @@ class Outcome:
 
 
 class RequestObserver(Protocol):
-    """Who is told of the requests of a download or of a page."""
+    """Is notified of the requests of one download or one page."""
 
     def request_sent(self) -> None:
-        """A request goes out; a try may take several."""
+        """A request is sent; one attempt may send several."""
 
     def attempt_ended(self, outcome: Outcome) -> None:
-        """A try has ended, well or not."""
+        """An attempt ended, successfully or not."""
 
 
 @dataclass(slots=True)
 class Attempt:
-    """How far the try under way has come."""
+    """Progress of the current attempt."""
 
     observer: RequestObserver | None = None
     slow_after_s: float = math.inf
     received_bytes: int = 0
-    before_bytes: int = 0  # what tries before it had received of the same body
+    earlier_bytes: int = 0  # of the same body, received by earlier attempts
     size_bytes: int | None = None
     awaits_token: bool = False
     started_s: float = field(default_factory=time.monotonic)
@@ -58,10 +60,10 @@ class Attempt:
             return "no access token arrived"
         if self.size_bytes is None:
             return "no response"
-        return f"{self.before_bytes + self.received_bytes} of {self.size_bytes} bytes received"
+        return f"{self.earlier_bytes + self.received_bytes} of {self.size_bytes} bytes received"
 
-    def check_pace(self) -> None:
-        """Raise TimeoutError where it has taken too long: another connection may be faster."""
+    def check_duration(self) -> None:
+        """Raise TimeoutError if it takes too long: another connection may be faster."""
         if time.monotonic() - self.started_s > self.slow_after_s:
             raise TimeoutError(f"after {self.slow_after_s:g} s {self}")
 
@@ -70,7 +72,7 @@ AttemptFunction = Callable[[Attempt], Awaitable[T]]
 
 
 class Retrier:
-    """Makes attempts until one succeeds, fails for good, or `deadline_s` has passed; counts failures in `counters`.
+    """Repeats an attempt until it succeeds, fails for good, or `deadline_s` has passed. Counts failures in `counters`.
 
     Retries after an UnusableResponseError that is not final and after any of `transport_errors`. With `renews_token` it also
     retries after the first 401: the refused token was discarded, and the next attempt gets a new one.
@@ -89,16 +91,16 @@ class Retrier:
         self._renews_token = renews_token
         self._transport_errors = transport_errors
 
-    async def make(self, what: str, attempt: AttemptFunction[T], observer: RequestObserver | None) -> T:
-        """The result of the attempt that succeeds. Raises OriginError, which `what` begins."""
-        tries, renewed, last = 0, False, ""
+    async def run(self, what: str, attempt: AttemptFunction[T], observer: RequestObserver | None) -> T:
+        """Return the result of the first attempt that succeeds. Raises OriginError, whose message starts with `what`."""
+        attempts, renewed, last = 0, False, ""
         current: Attempt | None = None
         try:
             async with asyncio.timeout(self._deadline_s):
                 while True:
-                    tries, current = tries + 1, Attempt(observer, slow_after_s=self._deadline_s * MAX_ATTEMPT_SHARE)
+                    attempts, current = attempts + 1, Attempt(observer, slow_after_s=self._deadline_s * MAX_ATTEMPT_SHARE)
                     try:
-                        return await _told(attempt, current)
+                        return await _observed(attempt, current)
                     except UnusableResponseError as exc:
                         self._counters.errors[exc.kind] += 1
                         last, wait_s = str(exc), exc.retry_after_s
@@ -110,22 +112,35 @@ class Retrier:
                         self._counters.errors[_kind_of(exc)] += 1
                         last, wait_s = one_line(exc), None
                     current = None
-                    await asyncio.sleep(delay_s(tries, wait_s, self._deadline_s * MAX_ATTEMPT_SHARE))
+                    await asyncio.sleep(backoff_delay_s(attempts, wait_s, self._deadline_s * MAX_ATTEMPT_SHARE))
         except TimeoutError:
             self._counters.errors["deadline"] += 1
             causes = [last] if current is None else [str(current), *([f"before that {last}"] if last else [])]
             raise OriginUnavailableError(
-                f"{what}: gave up after {self._deadline_s:g} s and {tries} {'attempt' if tries == 1 else 'attempts'}; "
+                f"{what}: gave up after {self._deadline_s:g} s and {attempts} {'attempt' if attempts == 1 else 'attempts'}; "
                 f"last: {', '.join(causes)}"
             ) from None
+
+
+def backoff_delay_s(
+    attempt: int, retry_after_s: float | None = None, max_retry_after_s: float = math.inf, jitter: float | None = None
+) -> float:
+    """Seconds to wait after the `attempt`-th failure (from 1).
+
+    Exponential with full jitter (Brooker, "Exponential backoff and jitter", 2015), and never shorter than the server's
+    Retry-After, of which `max_retry_after_s` counts at most. `jitter` in [0, 1) replaces the random part.
+    """
+    share = random.random() if jitter is None else jitter  # noqa: S311  # no secret depends on it
+    delay = share * min(MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** min(attempt, 32))
+    return max(delay, min(retry_after_s or 0.0, max_retry_after_s))
 
 
 def _kind_of(exc: BaseException) -> str:
     return "timeout" if isinstance(exc, TimeoutError) else "connection"
 
 
-async def _told(attempt: AttemptFunction[T], current: Attempt) -> T:
-    """Make the attempt and tell its observer how it went. Only a download's time is told: a page's says nothing of it."""
+async def _observed(attempt: AttemptFunction[T], current: Attempt) -> T:
+    """Make the attempt and report its outcome. Only a download counts as a success: a page's duration says nothing."""
     if current.observer is None:
         return await attempt(current)
     is_success = is_throttled = False
@@ -134,7 +149,7 @@ async def _told(attempt: AttemptFunction[T], current: Attempt) -> T:
         is_success = current.size_bytes is not None
         return result
     except UnusableResponseError as exc:
-        is_throttled = exc.kind in REFUSALS
+        is_throttled = exc.kind in THROTTLING_STATUSES
         raise
     finally:
         current.observer.attempt_ended(

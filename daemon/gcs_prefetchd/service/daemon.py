@@ -140,7 +140,7 @@ class Daemon:
     def _make_fetch_processes(self) -> FetchProcesses:
         options = ProcessOptions(
             cache_dir=str(self.directory.path),
-            endpoint=self.gcs_client.root,
+            endpoint=self.gcs_client.endpoint,
             is_anonymous=self.settings.anonymous,
             user_project=self.settings.user_project,
             connections=2 * MAX_CONCURRENCY,
