@@ -71,7 +71,7 @@ async def test_each_object_of_a_demand_has_its_own_result(client: DaemonClient) 
     uris = [f"{DATA_ROOT}/images/00001.jpg", f"{DATA_ROOT}/images/none.jpg", "gs://elsewhere/x.jpg", "no uri"]
     errors = await asyncio.to_thread(client.fetch, uris)
     assert errors[0] == ""
-    assert "none.jpg: GCS says 404" in errors[1]
+    assert "none.jpg: GCS returned 404" in errors[1]
     assert "not within a data root" in errors[2]
     assert "no gs:// URI" in errors[3]
 

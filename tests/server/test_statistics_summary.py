@@ -12,7 +12,8 @@ from support.statistics import LIMITS, NO_WAITS, STATISTICS, STREAM
 def test_numbers_have_their_units() -> None:
     assert summarize(STATISTICS) == {
         "Cache": "1.5 GB of 200 GB, 1,234,567 objects",
-        "Evicted": "42 objects to free space, 1 damaged",
+        "Evicted": "42 objects",
+        "Damaged": "1 object",
         "Reads": "9,000 hits, 800 misses, 200 fallbacks",
         "Hit ratio": "90.0%",
         "Wait time": "12.3 s, summed over all readers",
@@ -20,11 +21,11 @@ def test_numbers_have_their_units() -> None:
         "GCS": "10,000 requests, 1.0 GB received",
         "Failed attempts": "503: 7, timeout: 1,200",
         "Downloads": "128 in progress; limit 144 (8 to 256), increased after fast responses 0.2 s ago",
-        "Rate": "3,200 of 5,000 requests/s, 320 MB/s",
-        "Throttled": "prefetches waited 0.5 s for the allowed rate",
-        "Prefetched": "5,000 objects; 800 more were downloaded while a reader waited",
+        "Rate": "3,200 requests/s (5,000 allowed), 320 MB/s",
+        "Throttled": "0.5 s, in which prefetches waited for the allowed rate",
+        "Prefetched": "5,000 objects; 800 more while a reader waited",
         "Runway": "512 items, the shortest of all streams",
-        "Memory": "84.0 MB; 2 fetch processes: 120 MB",
+        "Memory": "84.0 MB, and 120 MB in 2 fetch processes",
         "Open files": "57",
         "Uptime": "24 h",
     }
@@ -32,12 +33,22 @@ def test_numbers_have_their_units() -> None:
 
 def test_the_allowed_byte_rate_is_shown_beside_the_byte_rate() -> None:
     limits = replace(LIMITS, allowed_bytes_per_s=500e6)
-    assert summarize(replace(STATISTICS, limits=limits))["Rate"] == "3,200 of 5,000 requests/s, 320 MB/s of 500 MB/s"
+    assert (
+        summarize(replace(STATISTICS, limits=limits))["Rate"] == "3,200 requests/s (5,000 allowed), 320 MB/s (500 MB/s allowed)"
+    )
 
 
 def test_a_cache_that_is_not_loaded_yet_says_so() -> None:
     cache = replace(STATISTICS.cache, ready=0)
     assert summarize(replace(STATISTICS, cache=cache))["Cache"].endswith(" objects so far (still loading the index)")
+
+
+def test_one_is_singular() -> None:
+    process = replace(STATISTICS.process, fetch_processes=1)
+    cache = replace(STATISTICS.cache, objects=1)
+    summary = summarize(replace(STATISTICS, process=process, cache=cache))
+    assert summary["Memory"].endswith(" in 1 fetch process")
+    assert summary["Cache"].endswith(", 1 object")
 
 
 def test_a_daemon_without_fetch_processes_shows_its_own_memory() -> None:

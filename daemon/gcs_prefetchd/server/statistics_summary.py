@@ -14,18 +14,19 @@ def summarize(statistics: Statistics) -> dict[str, str]:
     cache, reads, origin, prefetch = statistics.cache, statistics.reads, statistics.origin, statistics.prefetch
     return {
         "Cache": _cache(cache),
-        "Evicted": f"{cache.evictions:,} objects to free space, {cache.damaged:,} damaged",
+        "Evicted": _count(cache.evictions, "object"),
+        "Damaged": _count(cache.damaged, "object"),
         "Reads": f"{reads.hits:,} hits, {reads.misses:,} misses, {reads.fallbacks:,} fallbacks",
         "Hit ratio": f"{reads.hit_ratio:.1%}",
         "Wait time": f"{reads.wait_s:,.1f} s, summed over all readers",
         "Waits": _waits(reads.waits),
-        "GCS": f"{origin.requests:,} requests, {format_size(origin.bytes)} received",
+        "GCS": f"{_count(origin.requests, 'request')}, {format_size(origin.bytes)} received",
         "Failed attempts": ", ".join(f"{kind}: {count:,}" for kind, count in origin.errors.items()) or "none",
         "Downloads": f"{origin.in_flight:,} in progress; {_concurrency(statistics.limits)}",
         "Rate": _rate(statistics.limits),
-        "Throttled": f"prefetches waited {_duration(statistics.limits.throttled_s)} for the allowed rate",
-        "Prefetched": f"{prefetch.fetched:,} objects; {prefetch.demand_fetched:,} more were downloaded while a reader waited",
-        "Runway": f"{prefetch.runway_items:,} items, the shortest of all streams",
+        "Throttled": f"{_duration(statistics.limits.throttled_s)}, in which prefetches waited for the allowed rate",
+        "Prefetched": f"{_count(prefetch.fetched, 'object')}; {prefetch.demand_fetched:,} more while a reader waited",
+        "Runway": f"{_count(prefetch.runway_items, 'item')}, the shortest of all streams",
         "Memory": _memory(statistics.process),
         "Open files": f"{statistics.process.open_files:,}",
         "Uptime": _duration(statistics.uptime_s),
@@ -47,7 +48,7 @@ def summarize_stream(stream: StreamStatistics) -> dict[str, str]:
 
 def _cache(cache: CacheStatistics) -> str:
     loading = "" if cache.ready else " so far (still loading the index)"
-    return f"{format_size(cache.bytes)} of {format_size(cache.limit_bytes)}, {cache.objects:,} objects{loading}"
+    return f"{format_size(cache.bytes)} of {format_size(cache.limit_bytes)}, {_count(cache.objects, 'object')}{loading}"
 
 
 def _concurrency(limits: LimitStatistics) -> str:
@@ -57,21 +58,26 @@ def _concurrency(limits: LimitStatistics) -> str:
 
 def _rate(limits: LimitStatistics) -> str:
     allowed_bytes = limits.allowed_bytes_per_s
-    of_bytes = "" if allowed_bytes is None else f" of {format_size(allowed_bytes)}/s"
-    of_requests = f"{limits.requests_per_s:,.0f} of {limits.allowed_requests_per_s:,.0f} requests/s"
-    return f"{of_requests}, {format_size(limits.bytes_per_s)}/s{of_bytes}"
+    bytes_allowed = "" if allowed_bytes is None else f" ({format_size(allowed_bytes)}/s allowed)"
+    requests = f"{limits.requests_per_s:,.0f} requests/s ({limits.allowed_requests_per_s:,.0f} allowed)"
+    return f"{requests}, {format_size(limits.bytes_per_s)}/s{bytes_allowed}"
 
 
 def _waits(waits: Mapping[str, int]) -> str:
     reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in waits.items() if count)
-    return f"{sum(waits.values()):,} objects: {reasons}" if reasons else "none"
+    return f"{_count(sum(waits.values()), 'object')}: {reasons}" if reasons else "none"
 
 
 def _memory(process: ProcessStatistics) -> str:
     memory = format_size(process.memory_bytes)
     if not process.fetch_processes:
         return memory
-    return f"{memory}; {process.fetch_processes:,} fetch processes: {format_size(process.fetch_memory_bytes)}"
+    others = _count(process.fetch_processes, "fetch process", "fetch processes")
+    return f"{memory}, and {format_size(process.fetch_memory_bytes)} in {others}"
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def _duration(seconds: float) -> str:
