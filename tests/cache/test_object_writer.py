@@ -7,7 +7,7 @@ import pytest
 
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.object_writer import BUFFER_BYTES
-from gcs_prefetchd.cache.reservation import writer_for
+from gcs_prefetchd.cache.reservation import Reservation
 from gcs_prefetchd.gcs.client import GCSClient
 from gcs_prefetchd.gcs.credentials import Access
 from gcs_prefetchd.shared.checksums import read_checked, read_object_name, read_stamp
@@ -35,7 +35,7 @@ async def fetch(cache: Cache, gcs: GCSServer, name: str, version: ObjectVersion 
     """Bring an object from GCS into the cache; returns its path there."""
     wanted = ObjectName(BUCKET, name)
     access = Access(gcs.url, anonymous=True)
-    async with GCSClient(access, deadline_s=deadline_s) as origin, writer_for(cache, wanted) as writer:
+    async with GCSClient(access, deadline_s=deadline_s) as origin, Reservation(cache, wanted).writer() as writer:
         await writer.publish(await origin.download(wanted, version, writer))
     return path_of(name)
 
@@ -76,7 +76,7 @@ async def test_after_attempts_that_failed_the_file_is_whole(fault: Cut, gcs: GCS
 
 async def test_a_shorter_second_attempt_leaves_no_tail_of_the_first(cache: Cache) -> None:
     long, short = content(1, 900_000), content(2, 300_000)
-    async with writer_for(cache, ObjectName(BUCKET, "a.jpg")) as writer:
+    async with Reservation(cache, ObjectName(BUCKET, "a.jpg")).writer() as writer:
         await writer.start(version_of("a.jpg", long))
         await writer.write(long)
         await writer.start(version_of("a.jpg", short))
@@ -89,7 +89,7 @@ async def test_a_shorter_second_attempt_leaves_no_tail_of_the_first(cache: Cache
 
 async def test_an_object_that_comes_in_thousands_of_pieces_arrives_whole(cache: Cache) -> None:
     data = content(1, 250_000)
-    async with writer_for(cache, ObjectName(BUCKET, "a.jpg")) as writer:
+    async with Reservation(cache, ObjectName(BUCKET, "a.jpg")).writer() as writer:
         await writer.start(version_of("a.jpg", data))
         for first in range(0, len(data), 100):
             await writer.write(data[first : first + 100])
@@ -101,7 +101,7 @@ async def test_an_object_that_comes_in_thousands_of_pieces_arrives_whole(cache: 
 async def test_a_second_attempt_forgets_what_the_first_had_written_to_disk(tmp_path: Path) -> None:
     long, short = content(1, 2 * BUFFER_BYTES), content(2, 300)
     async with opened(tmp_path / "cache", 10 * BUFFER_BYTES) as cache:
-        async with writer_for(cache, ObjectName(BUCKET, "a.jpg")) as writer:
+        async with Reservation(cache, ObjectName(BUCKET, "a.jpg")).writer() as writer:
             await writer.start(version_of("a.jpg", long))
             await writer.write(long)
             await writer.start(version_of("a.jpg", short))
@@ -112,7 +112,7 @@ async def test_a_second_attempt_forgets_what_the_first_had_written_to_disk(tmp_p
 
 async def test_nothing_is_under_the_final_name_before_it_is_whole(cache: Cache) -> None:
     data = content(1, 500_000)
-    async with writer_for(cache, ObjectName(BUCKET, "a.jpg")) as writer:
+    async with Reservation(cache, ObjectName(BUCKET, "a.jpg")).writer() as writer:
         await writer.start(version_of("a.jpg", data))
         await writer.write(data)
         assert list(cache.directory.objects.rglob("*")) == []
@@ -165,7 +165,7 @@ async def test_an_object_for_which_there_is_no_room_leaves_nothing(cache: Cache,
 
 
 async def test_room_is_set_aside_from_the_first_byte_and_given_back_once(cache: Cache) -> None:
-    async with writer_for(cache, ObjectName(BUCKET, "a.jpg")) as writer:
+    async with Reservation(cache, ObjectName(BUCKET, "a.jpg")).writer() as writer:
         await writer.start(version_of("a.jpg", content(1, 1000)))
         assert cache.reserved_bytes == 1000
         await writer.start(version_of("a.jpg", content(1, 1000)))

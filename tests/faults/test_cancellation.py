@@ -14,7 +14,7 @@ import pytest
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.io_threads import DISK_THREADS
 from gcs_prefetchd.cache.object_writer import BUFFER_BYTES
-from gcs_prefetchd.cache.reservation import writer_for
+from gcs_prefetchd.cache.reservation import Reservation
 from gcs_prefetchd.fetch.fetcher import Fetcher
 from gcs_prefetchd.gcs.client import GCSClient
 from gcs_prefetchd.gcs.credentials import Access
@@ -124,7 +124,7 @@ async def test_a_download_cancelled_at_any_moment_is_published_or_leaves_nothing
     ):
 
         async def fetch() -> None:
-            async with writer_for(cache, NAME) as writer:
+            async with Reservation(cache, NAME).writer() as writer:
                 await writer.publish(await origin.download(NAME, None, writer))
 
         await fetch()  # whatever is opened once and kept is open now
@@ -161,7 +161,7 @@ async def test_a_download_cancelled_while_gcs_stalls_leaves_nothing(gcs: Serving
         before = asyncio.all_tasks()
 
         async def fetch() -> None:
-            async with writer_for(cache, NAME) as writer:
+            async with Reservation(cache, NAME).writer() as writer:
                 await origin.download(NAME, None, writer)
 
         fetching = asyncio.create_task(fetch())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gcs_prefetchd.cache.object_writer import BUFFER_BYTES
-from gcs_prefetchd.cache.reservation import writer_for
+from gcs_prefetchd.cache.reservation import Reservation
 from gcs_prefetchd.shared.errors import CacheWriteError
 from gcs_prefetchd.shared.objects import ObjectName
 from gcs_prefetchd.testing import ServingGCS, serving
@@ -180,7 +180,7 @@ async def test_what_a_download_has_written_counts_once_against_the_free_space(sm
     floor, large = 20 * PAGE, content(1, BUFFER_BYTES)  # of 1,200 KB
     async with opened(small_disk, 10 * BUFFER_BYTES, floor) as cache:
         kept = await put(cache, "kept.jpg", b"kept")
-        async with writer_for(cache, ObjectName(BUCKET, "large.jpg")) as writer:
+        async with Reservation(cache, ObjectName(BUCKET, "large.jpg")).writer() as writer:
             await writer.start(version_of("large.jpg", large))
             await writer.write(large)
             await put(cache, "small.jpg", b"small")
@@ -196,7 +196,7 @@ async def test_what_a_download_has_written_counts_once_against_the_free_space(sm
 async def test_a_download_that_ends_early_leaves_nothing_counted_as_written(small_disk: Path) -> None:
     data = content(1, BUFFER_BYTES)
     async with opened(small_disk, 10 * BUFFER_BYTES, PAGE) as cache:
-        async with writer_for(cache, ObjectName(BUCKET, "large.jpg")) as writer:
+        async with Reservation(cache, ObjectName(BUCKET, "large.jpg")).writer() as writer:
             await writer.start(version_of("large.jpg", data))
             await writer.write(data)
             assert cache.landed_bytes == len(data)

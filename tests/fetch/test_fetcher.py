@@ -66,7 +66,7 @@ def media_in_order(gcs: GCSServer) -> list[str]:
 async def prefetch(fetcher: Fetcher, version: ObjectVersion, room: ChooseVictims) -> None:
     """As the prefetcher does: begin what is not here, and have no part in its end."""
     if not fetcher.is_cached(version):
-        await asyncio.shield(fetcher.start(version, room))
+        await asyncio.shield(fetcher.prefetch(version, room))
 
 
 # Sharing
@@ -241,8 +241,8 @@ async def test_a_demanded_file_that_is_fine_costs_no_get(
     await fetcher.demand(version.name, version if pinned else None)
     await prefetch(fetcher, version, cache.choose_victims)
     assert gets(gcs, version) == 1
-    assert fetcher.fetched.prefetch == 1
-    assert fetcher.fetched.demand == 0
+    assert fetcher.downloaded.prefetch == 1
+    assert fetcher.downloaded.demand == 0
 
 
 async def test_a_demand_for_a_file_that_is_there_counts_as_its_use(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
@@ -278,7 +278,7 @@ async def test_a_demand_goes_before_the_prefetches_that_wait(gcs: GCSServer, cac
     asyncio.get_running_loop().call_soon(gcs.release)
     await asyncio.gather(*asks)
     assert media_in_order(gcs) == ["0.jpg", "4.jpg", "1.jpg", "2.jpg", "3.jpg"]
-    assert fetcher.fetched.demand == 1
+    assert fetcher.downloaded.demand == 1
 
 
 async def test_a_demand_for_an_object_whose_prefetch_waits_brings_it_to_the_front(
@@ -293,8 +293,8 @@ async def test_a_demand_for_an_object_whose_prefetch_waits_brings_it_to_the_fron
     asyncio.get_running_loop().call_soon(gcs.release)
     await asyncio.gather(*asks)
     assert media_in_order(gcs) == ["0.jpg", "4.jpg", "1.jpg", "2.jpg", "3.jpg"]
-    assert fetcher.fetched.demand == 1
-    assert fetcher.fetched.prefetch == 4
+    assert fetcher.downloaded.demand == 1
+    assert fetcher.downloaded.prefetch == 4
 
 
 async def test_failed_and_abandoned_downloads_give_their_slots_back(gcs: GCSServer, cache: Cache, origin: GCSClient) -> None:

@@ -593,7 +593,7 @@ async def test_a_part_that_is_lost_while_the_other_one_is_under_way_is_fetched_a
         image, label = node.keys([0])
         node.prefetcher.wake()
         await gcs.wait_for(lambda counts: counts.media[label] == 1)
-        await node.fetcher.start(node.manifest.version(0, 0), cache.choose_victims)
+        await node.fetcher.prefetch(node.manifest.version(0, 0), cache.choose_victims)
         await cache.drop(image)
         gcs.release()
         await node.prefetcher.settled()

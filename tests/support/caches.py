@@ -18,7 +18,7 @@ import pytest
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.cache.observer import CacheObserver, ChooseVictims, EvictableFiles, LeastRecentlyUsed
-from gcs_prefetchd.cache.reservation import writer_for
+from gcs_prefetchd.cache.reservation import Reservation
 from gcs_prefetchd.fetch.adaptive_concurrency import AdaptiveConcurrency
 from gcs_prefetchd.fetch.download_slots import DownloadSlots
 from gcs_prefetchd.fetch.rate_limit import RateLimit
@@ -76,7 +76,7 @@ def path_of(name: str) -> str:
 async def put(cache: Cache, name: str, data: bytes, generation: int = 1, choose_victims: ChooseVictims | None = None) -> str:
     """Publish an object, without a GCS to fetch it from; returns its path in the cache."""
     version = version_of(name, data, generation)
-    async with writer_for(cache, version.name, choose_victims) as writer:
+    async with Reservation(cache, version.name, choose_victims).writer() as writer:
         await writer.start(version)
         for start in range(0, len(data), 65_536):
             await writer.write(data[start : start + 65_536])

@@ -49,7 +49,7 @@ def put(gcs: GCSServer, count: int, size_bytes: int = SIZE_BYTES) -> list[Object
 async def prefetch(fetcher: Fetcher, cache: Cache, versions: list[ObjectVersion]) -> float:
     """Have them in the cache; returns the seconds that it took."""
     began_s = time.monotonic()
-    await asyncio.gather(*(fetcher.start(version, cache.choose_victims) for version in versions))
+    await asyncio.gather(*(fetcher.prefetch(version, cache.choose_victims) for version in versions))
     return time.monotonic() - began_s
 
 
@@ -95,7 +95,7 @@ async def test_prefetches_keep_to_the_bytes_a_second(gcs: GCSServer, cache: Cach
 async def test_a_reader_does_not_wait_where_prefetches_wait_for_the_rate(gcs: GCSServer, cache: Cache) -> None:
     versions = put(gcs, 50)
     async with fetching(gcs, cache, max_requests_per_s=1.0) as (fetcher, _):
-        asks = [fetcher.start(version, cache.choose_victims) for version in versions[:20]]
+        asks = [fetcher.prefetch(version, cache.choose_victims) for version in versions[:20]]
         await gcs.wait_for(lambda counts: counts.total() == 1)
         began_s = time.monotonic()
         await asyncio.gather(*(fetcher.demand(version.name, version) for version in versions[10:50]))

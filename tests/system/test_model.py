@@ -263,7 +263,7 @@ class Model(RuleBasedStateMachine):
 
     def changes(self) -> tuple[int, ...]:
         daemon = self.daemon
-        return daemon.fetcher.fetched.demand, daemon.fetcher.fetched.prefetch, daemon.cache.evictions, len(daemon.cache)
+        return daemon.fetcher.downloaded.demand, daemon.fetcher.downloaded.prefetch, daemon.cache.evictions, len(daemon.cache)
 
     @invariant()
     def every_file_is_one_generation(self) -> None:

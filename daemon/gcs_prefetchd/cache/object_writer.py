@@ -21,13 +21,10 @@ class Space(Protocol):
     """Accounts for an object's bytes, and for the path at which it will be published."""
 
     async def reserve(self, size_bytes: int) -> None:
-        """Reserve this many bytes in all. Raises CacheFullError or CacheWriteError, which name the object."""
+        """Reserve this many bytes in all, and the path. Raises CacheFullError or CacheWriteError, which name the object."""
 
     def set_written(self, size_bytes: int) -> None:
         """Record how many of the reserved bytes are on the disk now."""
-
-    async def claim_path(self) -> None:
-        """Return when a file may be published at the path."""
 
     def commit(self, stamp: Stamp) -> None:
         """The file is published: its bytes are in the cache and no longer reserved."""
@@ -109,7 +106,6 @@ class ObjectWriter:
     async def publish(self, version: ObjectVersion) -> None:
         """Give the file its final name. `version` is what the bytes were checked to be."""
         assert version.crc32c is not None
-        await self._space.claim_path()
         stamp = Stamp(version.generation, version.size, version.crc32c)
         chunks: Sequence[bytes] = self._chunks
         await self._on_disk(partial(self._file.publish, chunks, stamp))

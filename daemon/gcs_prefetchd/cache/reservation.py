@@ -9,7 +9,7 @@ from gcs_prefetchd.shared.errors import CacheFullError, CacheWriteError
 from gcs_prefetchd.shared.objects import ObjectName
 from gcs_prefetchd.shared.paths import cache_path
 
-__all__ = ["Reservation", "writer_for"]
+__all__ = ["Reservation"]
 
 
 class Reservation:
@@ -29,25 +29,29 @@ class Reservation:
         self._has_path = False
 
     async def reserve(self, size_bytes: int) -> None:
-        """Reserve this many bytes in all. Raises CacheFullError or CacheWriteError, which name the object."""
-        if size_bytes == self._reserved_bytes:
+        """Reserve this many bytes in all, and then the path. Raises CacheFullError or CacheWriteError, which name the object.
+
+        In this order: the file that the object replaces may be evicted for it.
+        """
+        if self._has_path and size_bytes == self._reserved_bytes:
             return
-        self._release_bytes()
+        self.release()
         try:
             await self._cache.reserve(size_bytes, self._choose_victims)
         except (CacheFullError, CacheWriteError) as exc:
             raise type(exc)(f"cache {self._name.uri}: {exc}") from exc
         self._reserved_bytes = size_bytes
+        try:
+            await self._cache.expect(self.path)
+        except BaseException:
+            self.release()
+            raise
+        self._has_path = True
 
     def set_written(self, size_bytes: int) -> None:
         """Record how many of the reserved bytes are on the disk now."""
         self._cache.landed_bytes += size_bytes - self._written_bytes
         self._written_bytes = size_bytes
-
-    async def claim_path(self) -> None:
-        """Return when a file may be published at the path."""
-        await self._cache.expect(self.path)
-        self._has_path = True
 
     def commit(self, stamp: Stamp) -> None:
         """The file is published. In one step: its bytes are either reserved or cached, and never counted twice."""
@@ -63,14 +67,12 @@ class Reservation:
             self._has_path = False
         self._release_bytes()
 
+    def writer(self) -> ObjectWriter:
+        """The daemon's own writer of the object: the cache's file thread writes it, and the writer ends this reservation."""
+        file = TempFile(self._cache.directory, self._cache.folders, self.temporary, self._name, self.path)
+        return ObjectWriter(file, self, self._cache.disk.files, hold=self._cache.hold)
+
     def _release_bytes(self) -> None:
         self.set_written(0)
         self._cache.release(self._reserved_bytes)
         self._reserved_bytes = 0
-
-
-def writer_for(cache: Cache, name: ObjectName, choose_victims: ChooseVictims | None = None) -> ObjectWriter:
-    """The daemon's own writer of an object: the cache accounts for it, and the cache's file thread writes it."""
-    reservation = Reservation(cache, name, choose_victims)
-    file = TempFile(cache.directory, cache.folders, reservation.temporary, name, reservation.path)
-    return ObjectWriter(file, reservation, cache.disk.files, hold=cache.hold)

@@ -282,7 +282,7 @@ class Prefetcher:
         for version in versions:
             self._objects += 1
             self._observer.add_incoming(version)
-            download = self._fetcher.start(version, bringing.room)
+            download = self._fetcher.prefetch(version, bringing.room)
             download.add_done_callback(partial(self._one_ended, item, version, bringing))
 
     def _one_ended(self, item: int, version: ObjectVersion, bringing: _Bringing, download: asyncio.Task[None]) -> None:

@@ -1,4 +1,4 @@
-"""One object that a fetch process brings into the cache, from its room to its entry."""
+"""The daemon's part of a download by a fetch process: space before it, and the cleaning up if the process fails it."""
 
 import asyncio
 import contextlib
@@ -6,65 +6,53 @@ from functools import partial
 
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.file_scan import find_each
-from gcs_prefetchd.cache.observer import ChooseVictims
 from gcs_prefetchd.cache.reservation import Reservation
 from gcs_prefetchd.cache.safe_folders import Folders
-from gcs_prefetchd.fetch.process_handle import FetchProcess, ProcessLostError
+from gcs_prefetchd.fetch.process_handle import ProcessDownload, ProcessLostError
+from gcs_prefetchd.fetch.process_pool import FetchProcesses
 from gcs_prefetchd.gcs.retry import RequestObserver
 from gcs_prefetchd.shared.checksums import Stamp
 from gcs_prefetchd.shared.objects import ObjectVersion
 
-__all__ = ["bring_by"]
+__all__ = ["download_by_process"]
 
-CANCEL_S = 1.0  # within which a process that is not hung says what became of a download that is not wanted any more
+CANCEL_TIMEOUT_S = 1.0  # within this time a process that does not hang reports the end of a cancelled download
 
 
-async def bring_by(
-    process: FetchProcess, cache: Cache, version: ObjectVersion, room: ChooseVictims, observer: RequestObserver
+async def download_by_process(
+    processes: FetchProcesses, cache: Cache, version: ObjectVersion, reservation: Reservation, observer: RequestObserver
 ) -> bool:
-    """Have the process bring this version; False where it was lost before it had.
+    """Have a fetch process download and publish this version; returns False if none is ready, or if it stopped before it had.
 
-    Leaves nothing behind where it fails or is cancelled. Raises what `GCSClient.download` and `ObjectWriter` raise.
+    Leaves nothing behind if it fails or is cancelled. Raises what `GCSClient.download` and `ObjectWriter` raise.
     """
-    reservation = Reservation(cache, version.name, room)
+    await reservation.reserve(version.size)
+    download = processes.start_download(version, reservation, observer)
+    if download is None:
+        return False
     try:
-        await reservation.reserve(version.size)
-        await reservation.claim_path()
-    except BaseException:
-        reservation.release()
-        raise
-    number, ended = process.download(version, reservation, observer)
-    try:
-        reservation.commit(await ended)
+        await asyncio.shield(download.result)
     except asyncio.CancelledError:
-        await asyncio.shield(cache.hold(_clean_up(process, process.cancel(number), cache, reservation, version)))
+        await asyncio.shield(cache.hold(_cancel(download, cache)))
         raise
     except ProcessLostError:
-        await asyncio.shield(cache.hold(_settle(cache, reservation, version)))
-        return reservation.is_committed
-    except BaseException:
-        reservation.release()
-        raise
-    return True
+        await asyncio.shield(cache.hold(_recover(download, cache)))
+    return reservation.is_committed
 
 
-async def _clean_up(
-    process: FetchProcess, ended: asyncio.Future[Stamp], cache: Cache, reservation: Reservation, version: ObjectVersion
-) -> None:
-    await asyncio.wait([ended], timeout=CANCEL_S)
-    if not ended.done():  # it hangs
-        process.kill()
-        await asyncio.wait([ended])
-    if ended.cancelled():
-        reservation.release()
-    elif ended.exception() is None:
-        reservation.commit(ended.result())  # cancelled when nothing could stop it any more
-    else:
-        await _settle(cache, reservation, version)
+async def _cancel(download: ProcessDownload, cache: Cache) -> None:
+    download.process.cancel(download)
+    await asyncio.wait([download.result], timeout=CANCEL_TIMEOUT_S)
+    if not download.result.done():  # the process hangs
+        download.process.kill()
+        await asyncio.wait([download.result])
+    if not download.result.cancelled() and isinstance(download.result.exception(), ProcessLostError):
+        await _recover(download, cache)
 
 
-async def _settle(cache: Cache, reservation: Reservation, version: ObjectVersion) -> None:
-    """See what a process that is no more has left: the whole file, or part of one, which goes."""
+async def _recover(download: ProcessDownload, cache: Cache) -> None:
+    """Commit the file that a process had published before it stopped, or remove the part that it had written."""
+    version, reservation = download.version, download.reservation
     stamp: Stamp | None = None
     try:
         with contextlib.suppress(OSError):
@@ -73,7 +61,7 @@ async def _settle(cache: Cache, reservation: Reservation, version: ObjectVersion
         (found,) = await cache.disk.call(find_each, folders, [reservation.path])
         if found is not None and found.stamp is not None and found.size == found.stamp.size:
             stamp = found.stamp
-    except (OSError, RuntimeError, MemoryError):  # no descriptor, thread or memory: the next rescan will find what there is
+    except (OSError, RuntimeError, MemoryError):  # no descriptor, thread or memory: the next rescan will find the file
         pass
     finally:
         if stamp is not None and (stamp.generation, stamp.size) == (version.generation, version.size):

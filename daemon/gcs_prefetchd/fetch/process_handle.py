@@ -38,7 +38,7 @@ from gcs_prefetchd.shared import errors
 from gcs_prefetchd.shared.checksums import Stamp
 from gcs_prefetchd.shared.objects import ObjectVersion
 
-__all__ = ["FetchProcess", "ProcessLostError"]
+__all__ = ["FetchProcess", "ProcessDownload", "ProcessLostError"]
 
 PROGRAM = [sys.executable, "-P", "-m", "gcs_prefetchd.fetch.process"]  # -P: import nothing from the working directory
 
@@ -47,15 +47,20 @@ class ProcessLostError(Exception):
     """The fetch process has stopped. Only the disk shows what became of the download."""
 
 
-@dataclass(slots=True)
-class _Download:
-    """A download that the process was given. `result` is the published file's stamp, or the error."""
+@dataclass(slots=True, eq=False)
+class ProcessDownload:
+    """A download of a fetch process, until its `result` is done.
 
+    By then the reservation is committed or released, unless the result is ProcessLostError.
+    """
+
+    process: "FetchProcess"
+    number: int
     version: ObjectVersion
     reservation: Reservation
     observer: RequestObserver
     started_s: float
-    result: asyncio.Future[Stamp]
+    result: asyncio.Future[None]
 
 
 class FetchProcess:
@@ -76,7 +81,7 @@ class FetchProcess:
         self._socket: socket.socket
         self._channel = MessageChannel(self._receive, self.kill)
         self._numbers = itertools.count()
-        self._downloads: dict[int, _Download] = {}
+        self._downloads: dict[int, ProcessDownload] = {}
         self._token_requests: set[asyncio.Task[None]] = set()
 
     @property
@@ -150,46 +155,26 @@ class FetchProcess:
         self.kill()
         await asyncio.wait([self.stopped])
 
-    def download(
-        self, version: ObjectVersion, reservation: Reservation, observer: RequestObserver
-    ) -> tuple[int, asyncio.Future[Stamp]]:
-        """Start to download an object to its reserved path; returns the number of the download and its result.
+    def start_download(self, version: ObjectVersion, reservation: Reservation, observer: RequestObserver) -> ProcessDownload:
+        """Start to download an object into reserved space. The process must be ready.
 
-        The result is the published file's stamp, the error that `Downloader.download` or the disk raises, or
-        ProcessLostError.
+        The result raises what `GCSClient.download` and `ObjectWriter` raise, or ProcessLostError.
         """
+        result: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         number = next(self._numbers)
-        result: asyncio.Future[Stamp] = asyncio.get_running_loop().create_future()
-        if self.stopped.done():  # after the caller chose it: nothing would report the end of this download
-            result.set_exception(ProcessLostError())
-            return number, result
-        self._downloads[number] = _Download(version, reservation, observer, time.monotonic(), result)
+        download = ProcessDownload(self, number, version, reservation, observer, time.monotonic(), result)
+        self._downloads[number] = download
         self._counters.in_flight += 1
-        name = version.name
+        name, path, temporary = version.name, reservation.path, reservation.temporary
         self._channel.send(
-            StartDownload(
-                number,
-                reservation.temporary,
-                reservation.path,
-                name.bucket,
-                name.name,
-                version.generation,
-                version.size,
-                version.crc32c,
-            )
+            StartDownload(number, temporary, path, name.bucket, name.name, version.generation, version.size, version.crc32c)
         )
-        return number, result
+        return download
 
-    def cancel(self, number: int) -> asyncio.Future[Stamp]:
-        """Cancel a download whose result was cancelled; returns its new result, which may still be a stamp."""
-        download = self._downloads.get(number)
-        result: asyncio.Future[Stamp] = asyncio.get_running_loop().create_future()
-        if download is None:  # its end was reported before
-            result.set_exception(ProcessLostError())
-        else:
-            download.result = result
-            self._channel.send(CancelDownload(number))
-        return result
+    def cancel(self, download: ProcessDownload) -> None:
+        """Cancel a download. Its object may be published all the same."""
+        if not download.result.done():
+            self._channel.send(CancelDownload(download.number))
 
     # --- Messages of the process
 
@@ -225,19 +210,19 @@ class FetchProcess:
 
     def _complete(self, message: DownloadPublished) -> None:
         download = self._remove(message.number)
-        if not download.result.done():
-            download.result.set_result(Stamp(download.version.generation, download.version.size, message.crc32c))
+        version = download.version
+        download.reservation.commit(Stamp(version.generation, version.size, message.crc32c))
+        download.result.set_result(None)
 
     def _fail(self, message: DownloadFailed | DownloadCancelled) -> None:
         download = self._remove(message.number)
-        if download.result.done():
-            return
+        download.reservation.release()
         if isinstance(message, DownloadCancelled):
             download.result.cancel()
         else:
             download.result.set_exception(getattr(errors, message.error, errors.OriginError)(message.text))
 
-    def _remove(self, number: int) -> _Download:
+    def _remove(self, number: int) -> ProcessDownload:
         self._counters.in_flight -= 1
         return self._downloads.pop(number)
 
@@ -264,9 +249,7 @@ class FetchProcess:
         for task in self._token_requests:
             task.cancel()
         for number in list(self._downloads):
-            download = self._remove(number)
-            if not download.result.done():
-                download.result.set_exception(ProcessLostError())
+            self._remove(number).result.set_exception(ProcessLostError())
         self.stopped.set_result(status)
         if not self.ready.done():
             self.ready.cancel()

@@ -5,10 +5,13 @@ import logging
 import time
 
 from gcs_prefetchd.cache.directory import CacheDirectory
-from gcs_prefetchd.fetch.process_handle import FetchProcess
+from gcs_prefetchd.cache.reservation import Reservation
+from gcs_prefetchd.fetch.process_handle import FetchProcess, ProcessDownload
 from gcs_prefetchd.fetch.process_messages import ProcessOptions
 from gcs_prefetchd.gcs.client import GCSClient
 from gcs_prefetchd.gcs.responses import one_line
+from gcs_prefetchd.gcs.retry import RequestObserver
+from gcs_prefetchd.shared.objects import ObjectVersion
 
 __all__ = ["FetchProcesses"]
 
@@ -39,11 +42,14 @@ class FetchProcesses:
         """The process ids of those that accept downloads."""
         return [process.pid for process in self._processes if process.is_ready]
 
-    def least_busy(self) -> FetchProcess | None:
-        """The process with the fewest downloads, or None if none is ready."""
+    def start_download(
+        self, version: ObjectVersion, reservation: Reservation, observer: RequestObserver
+    ) -> ProcessDownload | None:
+        """Give a download to the process that has the fewest; returns None if none is ready. See `FetchProcess`."""
         self._needed.set()
         ready = (process for process in self._processes if process.is_ready)
-        return min(ready, key=lambda process: process.active_downloads, default=None)
+        process = min(ready, key=lambda process: process.active_downloads, default=None)
+        return None if process is None else process.start_download(version, reservation, observer)
 
     async def run(self) -> None:
         """Keep the processes running, until cancelled."""

@@ -133,8 +133,8 @@ class StatisticsCollector:
 
     def _prefetch(self, streams: tuple[StreamStatistics, ...]) -> PrefetchStatistics:
         return PrefetchStatistics(
-            fetched=self.fetcher.fetched.prefetch,
-            demand_fetched=self.fetcher.fetched.demand,
+            fetched=self.fetcher.downloaded.prefetch,
+            demand_fetched=self.fetcher.downloaded.demand,
             runway_items=min((one.runway_items for one in streams if one.position < one.length), default=0),
         )
 

@@ -155,13 +155,13 @@ class BucketSync:
         back, and a daemon may exit before it has evicted what its last listing changed. For a million objects that takes a
         thread about 12 s.
         """
-        under_way = self._fetcher.under_way
+        downloads = self._fetcher.downloads
         evicted = 0
         for page in self._cache.pages():
             evicted += await self._evict_if_outdated(page)
-        if under_way:
-            await asyncio.wait(under_way.values())
-            evicted += await self._evict_if_outdated(under_way)
+        if downloads:
+            await asyncio.wait(downloads.values())
+            evicted += await self._evict_if_outdated(downloads)
         if evicted:
             log.info("evicted %d objects that have changed in the bucket", evicted)
 
