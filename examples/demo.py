@@ -1,7 +1,7 @@
-"""`make demo`: train through gcs-prefetchd from a GCS-speaking server on this machine, and see what it saves.
+"""`make demo`: train through gcs-prefetchd from a GCS-speaking server on this machine, and measure what it saves.
 
-Makes 512 pairs of images and labels, serves them with 30 ms latency, starts the daemon as a user would, trains for three
-epochs with two workers through `get_cached_dataloaders`, and beside it reads a sample with the sync streaming loader.
+Makes 512 pairs of images and labels, serves them with 30 ms latency, starts the daemon as a user would, and trains for three
+epochs with two workers through `get_cached_dataloaders`. For comparison it reads a sample with the sync streaming loader.
 """
 
 import json
@@ -30,7 +30,7 @@ PAIRS = 512
 EPOCHS = 3
 WORKERS = 2
 BATCH = 16
-SAMPLE = 96  # items that the sync loader reads: all of them would take most of a minute
+SAMPLE = 96  # items that the sync loader reads: all 512 would take most of a minute
 LATENCY_MS = 30
 DATA_ROOT = "gs://demo-bucket/shapes"
 
@@ -39,7 +39,7 @@ console = Console(soft_wrap=True, highlight=False)
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What one pass over the data cost."""
+    """The measurements of one pass over the data."""
 
     name: str
     items: int
@@ -63,7 +63,7 @@ def main() -> None:
         console.print(f"Making {PAIRS} pairs of images and labels ...")
         make_pairs(folder / "buckets" / "demo-bucket" / "shapes", PAIRS)
         with gcs_server(folder / "buckets") as endpoint:
-            # What the loaders without the daemon, and the fallback, read from; the daemon takes its own setting.
+            # Used by the loaders without the daemon and by the fallback; the daemon has a setting of its own.
             os.environ["STORAGE_EMULATOR_HOST"] = endpoint
             with daemon(folder / "cache", endpoint) as statistics_url:
                 show(train(folder / "cache", endpoint, statistics_url), read_without_cache(endpoint))
@@ -72,7 +72,7 @@ def main() -> None:
 
 @contextmanager
 def gcs_server(buckets: Path) -> Iterator[str]:
-    """A server that speaks GCS's dialect; yields its URL."""
+    """A server that speaks GCS's API; yields its URL."""
     command = [sys.executable, "-m", "gcs_prefetchd.testing", "--root", str(buckets)]
     command += ["--port", "0", "--latency-ms", str(LATENCY_MS)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
@@ -101,12 +101,12 @@ def daemon(cache_dir: Path, endpoint: str) -> Iterator[str]:
 
 
 def train(cache_dir: Path, endpoint: str, statistics_url: str) -> list[Epoch]:
-    """Three epochs through the cache."""
+    """Train for all epochs through the cache."""
     loaders = get_cached_dataloaders(DATA_ROOT, cache_dir, BATCH, num_workers=WORKERS, label_mode="index")
     model = network()
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     epochs = []
-    gets_before, hits_before, reads_before = 0, 0, 0  # what the daemon fetched before the training counts in the first epoch
+    gets_before, hits_before, reads_before = 0, 0, 0  # GETs from before the training count in the first epoch
     for epoch in range(EPOCHS):
         items, took_s, waited_s, loss = one_epoch(loaders["train"], model, optimizer)
         reads = fetch_json(f"{statistics_url}/stats")["reads"]
@@ -132,7 +132,7 @@ def read_without_cache(endpoint: str) -> Epoch:
 def one_epoch(
     loader: Iterable[tuple[torch.Tensor, torch.Tensor]], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[int, float, float, float]:
-    """Train on every batch; returns items, seconds in all, seconds that waited for data, and the mean loss."""
+    """Train on every batch; returns the items, the seconds in total and waiting for data, and the mean loss."""
     items, waited_s, losses = 0, 0.0, []
     started_s = waiting_since_s = time.perf_counter()
     for images, labels in loader:
@@ -149,18 +149,18 @@ def one_epoch(
 
 
 def media_gets(endpoint: str) -> int:
-    """How many objects the server was asked for, by anyone."""
+    """How many GETs of objects the server has received, from all clients."""
     return int(fetch_json(f"{endpoint}/_counts?objects=false")["requests"]["media"])
 
 
 def fetch_json(url: str) -> dict[str, Any]:
-    """What the URL answers."""
-    with urllib.request.urlopen(url) as answer:
-        return dict(json.loads(answer.read()))
+    """The JSON object at the URL."""
+    with urllib.request.urlopen(url) as response:
+        return dict(json.loads(response.read()))
 
 
 def show(epochs: list[Epoch], sample: Epoch) -> None:
-    """The table."""
+    """Print the table."""
     table = Table("", "items", "items/s", "waiting", "hits", "GETs", "loss", box=None, padding=(0, 3, 0, 0))
     for column in table.columns:
         column.no_wrap = True
@@ -174,8 +174,8 @@ def show(epochs: list[Epoch], sample: Epoch) -> None:
 
 LEGEND = f"""
 An item is an image and its label: two GETs to GCS, {LATENCY_MS} ms each. "waiting" is the share of the time in which the
-training had no batch. The daemon began to fetch before the training did; its GETs count in epoch 1, and those for
-the tenth of the items that is held back for testing with them.
+training waited for a batch. The daemon started to fetch before the training started; its GETs count in epoch 1, including
+those for the tenth of the items that is held back for testing.
 """
 
 NEXT_STEPS = """

@@ -1,4 +1,4 @@
-"""A small segmentation task: pictures of shapes on a noisy ground, the class of every pixel, and a network that learns it."""
+"""A small segmentation task: images of shapes on a noisy ground, the class of every pixel, and a network that learns it."""
 
 from pathlib import Path
 from typing import Any

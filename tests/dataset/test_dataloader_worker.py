@@ -1,4 +1,4 @@
-"""What DataLoader workers do first."""
+"""The initialisation of DataLoader workers."""
 
 import random
 import subprocess
@@ -12,7 +12,7 @@ from gcs_dataset import worker_init_fn
 
 
 class Draws(Dataset[tuple[float, float]]):
-    """Each sample is what the worker's two generators draw."""
+    """Each sample is one draw from each of the worker's two generators."""
 
     def __len__(self) -> int:
         return 4
@@ -27,13 +27,13 @@ def drawn() -> list[tuple[float, float]]:
     return [(float(a), float(b)) for a, b in loader]
 
 
-def test_every_worker_draws_its_own_and_torchs_seed_repeats_it() -> None:
+def test_every_worker_draws_its_own_numbers_and_torchs_seed_repeats_them() -> None:
     first = drawn()
     assert len(set(first)) == len(first) == 4
     assert drawn() == first
 
 
-def test_seeds_are_those_of_torch() -> None:
+def test_worker_seeds_are_torchs() -> None:
     def draw() -> tuple[float, float]:
         torch.manual_seed(2**40 + 7)
         worker_init_fn(0)
@@ -47,8 +47,8 @@ def test_seeds_are_those_of_torch() -> None:
         np.random.set_state(numpy_state)
 
 
-def test_images_are_not_mapped_and_unmapped_each_time() -> None:
-    """With glibc's defaults, arrays as large as these are mappings of their own."""
+def test_memory_of_images_is_not_mapped_and_unmapped_each_time() -> None:
+    """With glibc's defaults, arrays of this size are mapped separately."""
     script = """
 import numpy as np
 from gcs_dataset.dataloader_worker import keep_freed_memory

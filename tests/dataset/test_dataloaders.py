@@ -29,7 +29,7 @@ from gcs_prefetchd.shared.errors import ItemError, ManifestError, ObjectMissingE
 from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.objects import DataRoot
 from gcs_prefetchd.testing import Kind, ServingGCS
-from support.datasets import ROOT, NotingDaemon, cache_file, fill, gcs, number_of, pair_of, warnings_of, write_local
+from support.datasets import ROOT, RecordingDaemon, cache_file, fill, gcs, number_of, pair_of, warnings_of, write_local
 
 COUNT = 40
 Get = Callable[..., Mapping[str, DataLoader[Any]]]
@@ -63,7 +63,7 @@ def split() -> tuple[list[int], list[int]]:
     return train.tolist(), test.tolist()
 
 
-def test_they_work_without_a_transform(get: Get) -> None:
+def test_dataloaders_work_without_a_transform(get: Get) -> None:
     loaders = get(4, None, 0.3, 2)
     image, label = next(iter(loaders["train"]))
     assert (image.shape, image.dtype, label.shape, label.dtype) == ((4, 3, 16, 16), torch.uint8, (4, 3, 16, 16), torch.uint8)
@@ -75,18 +75,18 @@ def test_training_never_sees_a_test_item(get: Get) -> None:
     assert set(seen) <= set(split()[0])
 
 
-def test_labels_can_keep_their_classes(get: Get) -> None:
+def test_labels_can_keep_their_class_indices(get: Get) -> None:
     image, label = next(iter(get(4, num_workers=0, label_mode="index")["train"]))
     assert (label.shape, label.dtype) == ((4, 16, 16), torch.int64)
     assert label[:, 0, 0].tolist() == [round(float(one.float().mean())) % 7 for one in image]
 
 
-def test_a_transform_makes_the_samples(get: Get) -> None:
+def test_a_transform_returns_the_samples(get: Get) -> None:
     batches = list(get(4, lambda pair: number_of(pair[0]), 0.3, 0)["test"])
     assert sorted(number for batch in batches for number in batch.tolist()) == split()[1]
 
 
-def test_bad_settings_are_named(get: Get) -> None:
+def test_invalid_settings_are_named(get: Get) -> None:
     with pytest.raises(SettingsError, match="label_mode"):
         get(label_mode="colour")
     with pytest.raises(SettingsError, match="test_ratio must be between 0 and 1, not 2"):
@@ -95,7 +95,7 @@ def test_bad_settings_are_named(get: Get) -> None:
         get(image_pattern="images/7.jpg")
 
 
-def test_nothing_that_matches_is_named(get: Get) -> None:
+def test_a_pattern_without_matches_is_named(get: Get) -> None:
     with pytest.raises(ItemError, match=r"holds no item \(images/\{id\}\.tiff with"):
         get(image_pattern="images/{id}.tiff")
 
@@ -125,7 +125,7 @@ def test_cached_epochs_follow_the_seed(server: ServingGCS, tmp_path: Path) -> No
     assert item_numbers(loaders["test"]) == split()[1]
 
 
-def test_cached_loaders_take_the_daemons_manifest_and_tell_it_everything(
+def test_cached_loaders_use_the_daemons_manifest_and_report_everything(
     server: ServingGCS, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     manifest = list_manifest(DataRoot.parse(ROOT), ItemPatterns())
@@ -133,7 +133,7 @@ def test_cached_loaders_take_the_daemons_manifest_and_tell_it_everything(
         for version, data in zip(manifest.versions(number), pair_of(number).values(), strict=True):
             cache_file(tmp_path / "cache", version.name.uri, data, version.generation)
     lists = server.counts.total(Kind.LIST)
-    with NotingDaemon(tmp_path / "cache") as daemon, caplog.at_level(logging.WARNING):
+    with RecordingDaemon(tmp_path / "cache") as daemon, caplog.at_level(logging.WARNING):
         daemon.manifest_folder = manifest.save(tmp_path / "cache/manifests")
         loaders = get_cached_dataloaders(ROOT, tmp_path / "cache", 4, test_ratio=0.3, num_workers=2)
         assert sorted([*item_numbers(loaders["train"]), *item_numbers(loaders["test"])]) == list(range(COUNT))
@@ -141,13 +141,13 @@ def test_cached_loaders_take_the_daemons_manifest_and_tell_it_everything(
         assert {plan.manifest for plan, _ in daemon.plans} == {manifest.digest}
         assert len({plan.stream for plan, _ in daemon.plans}) == 2
         assert {plan.job for plan, _ in daemon.plans} == {report.job for report in daemon.reports}
-        assert daemon.leases == [plan.job for plan, _ in daemon.plans]  # each side has one of its own
+        assert daemon.leases == [plan.job for plan, _ in daemon.plans]  # each side has its own
     assert server.counts.total(Kind.LIST) == lists
     assert server.counts.total(Kind.MEDIA) == 0
     assert warnings_of(caplog) == []
 
 
-def test_cached_loaders_draw_with_replacement_where_they_are_asked_to(server: ServingGCS, tmp_path: Path) -> None:
+def test_cached_loaders_can_draw_with_replacement(server: ServingGCS, tmp_path: Path) -> None:
     train = get_cached_dataloaders(ROOT, tmp_path, 4, test_ratio=0.3, num_workers=0, seed=5, replacement=True)["train"]
     items = np.array(split()[0], dtype=np.uint32)
     assert [item_numbers(train) for _ in range(2)] == [plan_order("endless", 5, epoch, items).tolist() for epoch in range(2)]
@@ -170,10 +170,10 @@ def test_a_split_may_leave_a_side_empty(server: ServingGCS, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("trouble", ["other patterns", "no manifest", "damaged", "none"])
-def test_cached_loaders_list_for_themselves_where_the_daemon_cannot(
+def test_cached_loaders_list_gcs_if_the_daemon_cannot(
     server: ServingGCS, tmp_path: Path, trouble: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with NotingDaemon(tmp_path / "cache") as daemon, caplog.at_level(logging.WARNING):
+    with RecordingDaemon(tmp_path / "cache") as daemon, caplog.at_level(logging.WARNING):
         if trouble == "other patterns":
             manifest = list_manifest(DataRoot.parse(ROOT), ItemPatterns(("images/{id}.jpg", "images/{id}.png")))
             daemon.manifest_folder = manifest.save(tmp_path / "manifests")
@@ -186,7 +186,7 @@ def test_cached_loaders_list_for_themselves_where_the_daemon_cannot(
     assert any(f"listing {ROOT} without the daemon" in warning for warning in warnings_of(caplog))
 
 
-def test_names_and_signatures_are_the_seeds_ones() -> None:
+def test_names_and_signatures_are_those_of_the_seeds() -> None:
     def positional(function: Callable[..., Any]) -> list[str]:
         parameters = inspect.signature(function).parameters.values()
         return [parameter.name for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY]
@@ -202,7 +202,7 @@ def test_names_and_signatures_are_the_seeds_ones() -> None:
 
 
 def test_a_training_worker_loads_nothing_of_the_daemon(server: ServingGCS, tmp_path: Path) -> None:
-    """Neither by the import nor by reading a cached item and falling back for another."""
+    """Neither when it is imported nor when it reads a cached item and falls back for another."""
     cache_file(tmp_path, f"{ROOT}/images/0000.jpg", pair_of(0)["images/0000.jpg"])
     script = f"""
 import json, sys

@@ -1,4 +1,4 @@
-"""Bytes to images: modes, gzip, and everything that is no image."""
+"""Bytes to images: modes, gzip, and everything that is not an image."""
 
 import gzip
 import struct
@@ -13,7 +13,7 @@ from gcs_prefetchd.shared.errors import ItemError
 from support.datasets import SIZE, encoded, image_bytes, label_bytes, number_of
 
 
-def test_an_image_comes_loaded_and_in_rgb() -> None:
+def test_an_image_is_loaded_and_in_rgb() -> None:
     image = decode(image_bytes(7), "x")
     assert (image.mode, image.size, number_of(image)) == ("RGB", (SIZE, SIZE), 7)
 
@@ -45,7 +45,7 @@ def test_a_gzipped_object_is_unpacked(members: int) -> None:
     [b"", b"<html>sign in</html>", image_bytes(7)[:200], b"\x89PNG\r\n\x1a\n", gzip.compress(b"text"), bytes(1000)],
     ids=["empty", "html", "cut", "header", "gzipped text", "zeros"],
 )
-def test_what_is_no_image_is_named(data: bytes) -> None:
+def test_bytes_that_are_not_an_image_are_named(data: bytes) -> None:
     with pytest.raises(ItemError, match=r"gs://b/images/7\.jpg: is not an image"):
         decode(data, "gs://b/images/7.jpg")
 
@@ -56,7 +56,7 @@ def test_damaged_gzip_is_named(data: bytes) -> None:
         decode(data, "x")
 
 
-def test_gzip_that_unpacks_to_too_much_is_named_and_not_unpacked() -> None:
+def test_gzip_that_unpacks_to_too_many_bytes_is_named_and_not_unpacked() -> None:
     bomb = gzip.compress(bytes(1 << 24)) * 4
     tracemalloc.start()
     try:

@@ -1,4 +1,4 @@
-"""Following samplers of anybody's: their indices to the letter, told to the daemon where there is one."""
+"""Following samplers of any kind: exactly their indices, sent to the daemon if there is one."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ from gcs_dataset import CachedLoader, FollowedSampler, PlannedSampler, follow
 from gcs_prefetchd.shared.epoch_order import order_digest
 from gcs_prefetchd.shared.errors import SettingsError
 from gcs_prefetchd.shared.messages import unpack_indices
-from support.datasets import ROOT, NotingDaemon, manifest_of, warnings_of
+from support.datasets import ROOT, RecordingDaemon, manifest_of, warnings_of
 
 ITEMS = 40
 DATASET: Any = list(range(ITEMS))
@@ -76,23 +76,23 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
 
 
 def values(yielded: Any) -> list[Any]:
-    """What was yielded, comparable, and of which types."""
-    return [(type(one), np.asarray(one).tolist()) for one in yielded]
+    """The yielded values in comparable form, with their types."""
+    return [(type(value), np.asarray(value).tolist()) for value in yielded]
 
 
 def flat(yielded: list[Any]) -> list[int]:
-    return [int(index) for one in yielded for index in np.asarray(one).reshape(-1)]
+    return [int(index) for value in yielded for index in np.asarray(value).reshape(-1)]
 
 
 @pytest.fixture(params=["with a daemon", "without"])
-def daemon(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NotingDaemon | None]:
+def daemon(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RecordingDaemon | None]:
     with ExitStack() as stack:
-        yield stack.enter_context(NotingDaemon(tmp_path)) if request.param == "with a daemon" else None
+        yield stack.enter_context(RecordingDaemon(tmp_path)) if request.param == "with a daemon" else None
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_followed_sampler_keeps_its_indices_to_the_letter(daemon: NotingDaemon | None, tmp_path: Path, name: str) -> None:
-    """Of every epoch, also where it is told which one is next; and the daemon knows them before the first is yielded."""
+def test_a_followed_sampler_yields_exactly_the_same_indices(daemon: RecordingDaemon | None, tmp_path: Path, name: str) -> None:
+    """In every epoch, also after set_epoch; and the daemon has them before the first is yielded."""
     plain = SAMPLERS[name]()
     followed = follow(SAMPLERS[name](), CachedLoader(tmp_path, manifest=manifest_of(ITEMS)))
     for epoch in range(3):
@@ -114,14 +114,14 @@ def test_a_followed_sampler_keeps_its_indices_to_the_letter(daemon: NotingDaemon
 @pytest.mark.parametrize(("make", "workers"), [(DataLoader, 0), (DataLoader, 2), (StatefulDataLoader, 0)])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_dataloader_reads_the_same_through_it(
-    daemon: NotingDaemon | None, tmp_path: Path, name: str, make: Callable[..., Any], workers: int
+    daemon: RecordingDaemon | None, tmp_path: Path, name: str, make: Callable[..., Any], workers: int
 ) -> None:
     def read(sampler: Any) -> list[Any]:
         if "batches" in name:
             loader = make(DATASET, batch_sampler=sampler, num_workers=workers, collate_fn=list)
         else:
             loader = make(DATASET, 4, sampler=sampler, num_workers=workers)
-        torch.manual_seed(0)  # which the DataLoader draws its workers' seed from
+        torch.manual_seed(0)  # from which the DataLoader draws its workers' seed
         return [np.asarray(batch).tolist() for _ in range(2) for batch in loader]
 
     loader = CachedLoader(tmp_path, manifest=manifest_of(ITEMS))
@@ -129,7 +129,7 @@ def test_a_dataloader_reads_the_same_through_it(
     assert daemon is None or len(daemon.plans) == 2
 
 
-def test_its_length_is_the_samplers(tmp_path: Path) -> None:
+def test_a_followed_sampler_has_the_samplers_length(tmp_path: Path) -> None:
     loader = CachedLoader(tmp_path)
     assert len(follow(SAMPLERS["batches"](), loader, ROOT)) == 5
     with pytest.raises(TypeError, match="OwnBatches"):
@@ -143,9 +143,9 @@ def test_set_epoch_reaches_the_sampler(tmp_path: Path) -> None:
     follow([1, 2], CachedLoader(tmp_path), ROOT).set_epoch(7)
 
 
-def test_a_loader_without_a_manifest_takes_the_daemons(tmp_path: Path) -> None:
+def test_a_loader_without_a_manifest_uses_the_daemons(tmp_path: Path) -> None:
     manifest = manifest_of(ITEMS)
-    with NotingDaemon(tmp_path) as daemon:
+    with RecordingDaemon(tmp_path) as daemon:
         followed = follow([5, 3], CachedLoader(tmp_path), ROOT)
         assert list(followed) == [5, 3]
         assert daemon.plans == []  # it has no manifest yet
@@ -155,26 +155,26 @@ def test_a_loader_without_a_manifest_takes_the_daemons(tmp_path: Path) -> None:
         assert (plan.manifest, plan.data_root, plan.epoch) == (manifest.digest, ROOT, 1)
 
 
-def test_each_epoch_is_told_as_one_of_the_newest_listing_with_the_same_items(
+def test_each_epoch_is_sent_as_one_of_the_newest_listing_with_the_same_items(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """New generations are followed. Other items would turn the indices into others: they are not, which is said once."""
+    """New generations are used. Other items are not, because the indices would refer to other ones; this is logged once."""
     first, changed = manifest_of(ITEMS), manifest_of(ITEMS, generation=2)
     listings = [first, first, changed, manifest_of(ITEMS + 1), manifest_of(ITEMS + 2), manifest_of(ITEMS, generation=3)]
-    with NotingDaemon(tmp_path) as daemon:
+    with RecordingDaemon(tmp_path) as daemon:
         followed = follow([5, 3], CachedLoader(tmp_path), ROOT)
         for listing in listings:
             daemon.manifest_folder = listing.save(tmp_path / "manifests")
             assert list(followed) == [5, 3]
-        told = [plan.manifest for plan, _ in daemon.plans]
-    assert told == [one.digest for one in (first, first, changed, changed, changed, listings[-1])]
+        sent = [plan.manifest for plan, _ in daemon.plans]
+    assert sent == [one.digest for one in (first, first, changed, changed, changed, listings[-1])]
     [warning] = warnings_of(caplog)
     assert "the items have changed in the bucket" in warning
 
 
 def test_a_loaders_own_manifest_is_kept(tmp_path: Path) -> None:
     own = manifest_of(ITEMS)
-    with NotingDaemon(tmp_path) as daemon:
+    with RecordingDaemon(tmp_path) as daemon:
         daemon.manifest_folder = manifest_of(ITEMS, generation=2).save(tmp_path / "manifests")
         followed = follow([5, 3], CachedLoader(tmp_path, manifest=own))
         assert list(followed) == list(followed) == [5, 3]
@@ -186,10 +186,12 @@ def test_a_daemon_that_starts_in_the_middle_learns_the_position(tmp_path: Path) 
     iterator = iter(FollowedSampler([[0, 1, 2]] * 20, loader, read_ahead=6, check_pause_s=0))
     taken = list(itertools.islice(iterator, 10))
     assert len(taken) == 10
-    with NotingDaemon(tmp_path) as daemon:
+    with RecordingDaemon(tmp_path) as daemon:
         next(iterator)
         daemon.wait_for(lambda daemon: len(daemon.plans) == 1)
-        assert [plan.position for plan, _ in daemon.plans] == [24]  # ten batches of three, six of which nobody has read yet
+        assert [plan.position for plan, _ in daemon.plans] == [
+            24
+        ]  # ten batches of three indices, six of which are not read yet
 
 
 @pytest.mark.parametrize(
@@ -203,12 +205,12 @@ def test_a_daemon_that_starts_in_the_middle_learns_the_position(tmp_path: Path) 
         ([None], "yields None"),
     ],
 )
-def test_what_is_no_index_of_the_manifest_is_named(tmp_path: Path, yielded: list[Any], why: str) -> None:
+def test_an_index_outside_the_manifest_is_named(tmp_path: Path, yielded: list[Any], why: str) -> None:
     with pytest.raises(SettingsError, match=why):
         list(follow(yielded, CachedLoader(tmp_path, manifest=manifest_of(ITEMS))))
 
 
-def test_a_sampler_that_never_ends_is_refused(tmp_path: Path) -> None:
+def test_an_endless_sampler_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="more than 1000 times; an endless sampler cannot be followed"):
         next(iter(FollowedSampler(itertools.count(), CachedLoader(tmp_path), ROOT, most_items=1000)))
 
@@ -220,8 +222,8 @@ def test_a_data_root_must_be_named_and_be_the_manifests(tmp_path: Path) -> None:
         follow([1], CachedLoader(tmp_path, manifest=manifest_of(3)), "gs://pictures/other")
 
 
-def test_an_empty_epoch_is_told_to_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with NotingDaemon(tmp_path) as daemon:
+def test_an_empty_epoch_is_not_sent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with RecordingDaemon(tmp_path) as daemon:
         assert list(follow([], CachedLoader(tmp_path, manifest=manifest_of(3)))) == []
         assert daemon.plans == []
     assert warnings_of(caplog) == []

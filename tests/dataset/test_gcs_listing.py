@@ -1,4 +1,4 @@
-"""Listings of GCS: ids below a folder, and the manifest of a data root without a daemon."""
+"""Listing GCS: ids below a folder, and the manifest of a data root without a daemon."""
 
 from collections.abc import Iterator
 
@@ -27,7 +27,7 @@ def test_all_pages_are_listed_in_order(server: ServingGCS) -> None:
     assert server.counts.total(Kind.LIST) == server.counts.total() == 3
 
 
-def test_folders_stay_in_ids_and_placeholders_are_no_items(server: ServingGCS) -> None:
+def test_folders_stay_in_ids_and_placeholders_are_not_items(server: ServingGCS) -> None:
     for name in ["images/", "images/a/", "images/a/7.jpg", "images/7.jpg", "images2/8.jpg", "labels/9.png"]:
         server.put("pictures", name, b"")
     assert load_items_gcs("gs://pictures/images/") == ["7", "a/7"]
@@ -40,7 +40,7 @@ def test_two_objects_with_one_id_are_both_named(server: ServingGCS) -> None:
         load_items_gcs("gs://pictures/images")
 
 
-def test_a_missing_bucket_an_empty_prefix_and_a_refusal_are_named(server: ServingGCS) -> None:
+def test_a_missing_bucket_an_empty_prefix_and_denied_access_are_named(server: ServingGCS) -> None:
     server.put("pictures", "images/7.jpg", b"")
     server.create_bucket("closed")
     server.deny("closed")
@@ -54,7 +54,7 @@ def test_a_missing_bucket_an_empty_prefix_and_a_refusal_are_named(server: Servin
         load_items_gcs("images")
 
 
-def test_a_page_that_fails_is_asked_for_again(server: ServingGCS) -> None:
+def test_a_page_that_fails_is_requested_again(server: ServingGCS) -> None:
     for number in range(1500):
         server.put("pictures", f"images/{number}.jpg", b"")
     server.faults.add(Status(503), kind=Kind.LIST, requests={1, 3})

@@ -1,4 +1,7 @@
-"""The loader that reads straight from GCS: what it retries, what is final, its deadline, its one client per process."""
+"""The loader that reads directly from GCS: what it retries, permanent errors, its deadline, one client per process.
+
+The module gcs_client has no tests of its own: this loader and the listing are its only users, and all its promises are theirs.
+"""
 
 import gc
 import gzip
@@ -64,7 +67,7 @@ def pairs_from_workers(context: str) -> list[tuple[int, int]]:
 
 
 class Numbers:
-    """A transform that keeps of a pair the number that each of the two was made of."""
+    """A transform that returns the numbers that image and label were made from."""
 
     def __call__(self, pair: tuple[object, object]) -> tuple[int, int]:
         image, label = pair
@@ -105,13 +108,13 @@ def test_no_mode_keeps_class_indices(server: ServingGCS) -> None:
     ],
     ids=str,
 )
-def test_what_may_pass_is_tried_again(server: ServingGCS, fault: Fault) -> None:
+def test_transient_errors_are_retried(server: ServingGCS, fault: Fault) -> None:
     server.faults.add(fault, KEY, requests=1)
     assert number_of(gcs_pil_loader(URI)) == 7
     assert server.counts.media[KEY] == 2
 
 
-def test_an_answer_without_a_hash_is_checked_against_the_metadata(server: ServingGCS) -> None:
+def test_a_response_without_a_hash_is_checked_against_the_metadata(server: ServingGCS) -> None:
     server.faults.add(MissingHash(), KEY)
     assert number_of(gcs_pil_loader(URI)) == 7
     assert (server.counts.media[KEY], server.counts.metadata[KEY]) == (1, 1)
@@ -124,7 +127,7 @@ def test_a_page_of_the_right_length_is_not_the_object(server: ServingGCS) -> Non
 
 
 @pytest.mark.parametrize("fault", [Drip(), Stall(100), Stall(None)], ids=str)
-def test_the_deadline_holds_whatever_the_server_does(server: ServingGCS, fault: Fault) -> None:
+def test_the_deadline_is_kept_whatever_the_server_does(server: ServingGCS, fault: Fault) -> None:
     server.faults.add(fault, KEY)
     started_s = time.monotonic()
     with pytest.raises(OriginUnavailableError, match=f"{URI}: gave up after 0.6 s .*no complete response") as caught:
@@ -134,7 +137,7 @@ def test_the_deadline_holds_whatever_the_server_does(server: ServingGCS, fault: 
     server.release()
 
 
-def test_a_body_that_drips_is_asked_for_again(server: ServingGCS) -> None:
+def test_a_body_that_drips_is_requested_again(server: ServingGCS) -> None:
     server.faults.add(Drip(), KEY, requests=1)
     assert number_of(GCSLoader(deadline_s=4)(URI)) == 7
 
@@ -170,7 +173,7 @@ def test_image_and_label_are_fetched_at_the_same_time(server: ServingGCS) -> Non
         ("gs://payers/images/7.jpg", OriginError),
     ],
 )
-def test_what_is_final_is_named_after_one_request(server: ServingGCS, uri: str, error: type[PrefetchdError]) -> None:
+def test_a_permanent_error_is_named_after_one_request(server: ServingGCS, uri: str, error: type[PrefetchdError]) -> None:
     for bucket in ["closed", "payers"]:
         server.put(bucket, "images/7.jpg", image_bytes(7))
     server.deny("closed")
@@ -181,8 +184,8 @@ def test_what_is_final_is_named_after_one_request(server: ServingGCS, uri: str, 
     assert server.counts.total(Kind.MEDIA) == 1
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # google-auth leaves the answer open that it cannot sign in after
-def test_a_401_is_final_and_says_what_to_do(server: ServingGCS) -> None:
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # google-auth leaves the response open after which it cannot sign in
+def test_a_401_is_permanent_and_names_the_remedy(server: ServingGCS) -> None:
     server.require_token("secret")
     with pytest.raises(CredentialsError, match=f"{URI}: GCS does not accept the credentials .*gcloud auth"):
         gcs_pil_loader(URI)
@@ -196,8 +199,8 @@ def test_a_user_project_pays(server: ServingGCS) -> None:
     assert number_of(GCSLoader(user_project="mine")("gs://payers/images/7.jpg")) == 7
 
 
-def test_an_object_that_is_no_image_is_named(server: ServingGCS) -> None:
-    server.put("pictures", "set/images/text.jpg", b"no image")
+def test_an_object_that_is_not_an_image_is_named(server: ServingGCS) -> None:
+    server.put("pictures", "set/images/text.jpg", b"not an image")
     with pytest.raises(ItemError, match=f"{ROOT}/images/text.jpg: is not an image"):
         gcs_pil_loader(f"{ROOT}/images/text.jpg")
 
@@ -210,25 +213,25 @@ def test_a_gzipped_object_is_fetched_as_stored_and_unpacked_here(server: Serving
 
 
 @pytest.mark.parametrize("uri", ["images/7.jpg", "http://pictures/7.jpg", "gs://pictures", "gs://Pictures/7.jpg"])
-def test_a_uri_that_is_none_is_named(uri: str) -> None:
-    with pytest.raises(InvalidNameError, match=r"is no (gs:// URI|object name|bucket name)"):
+def test_an_invalid_uri_is_named(uri: str) -> None:
+    with pytest.raises(InvalidNameError, match=r"is not a (gs:// URI|valid object name|valid bucket name)"):
         gcs_pil_loader(uri)
 
 
-def test_an_endpoint_that_is_no_url_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_that_is_not_a_url_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "localhost:9000")
     with pytest.raises(SettingsError, match="STORAGE_EMULATOR_HOST=localhost:9000: must be a URL"):
         gcs_pil_loader(URI)
 
 
 @pytest.mark.parametrize("key", [None, "{}", "not JSON", '{"type": "service_account", "private_key": "none"}'])
-def test_missing_and_corrupt_credentials_say_what_to_do(
+def test_missing_and_corrupt_credentials_name_the_remedy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str | None
 ) -> None:
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
-    monkeypatch.setenv("NO_GCE_CHECK", "true")  # no question to the metadata server
+    monkeypatch.setenv("NO_GCE_CHECK", "true")  # no request to the metadata server
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
     if key is not None:
         (tmp_path / "key.json").write_text(key)
@@ -247,16 +250,16 @@ def test_workers_read_while_their_parent_has_read_too(server: ServingGCS, contex
 
 def test_a_forked_child_uses_connections_of_its_own(server: ServingGCS) -> None:
     gcs_pil_loader(URI)
-    parents = storage_client()
+    parents_client = storage_client()
     child = os.fork()
     if child == 0:
-        os._exit(0 if number_of(gcs_pil_loader(URI)) == 7 and storage_client() is not parents else 1)
+        os._exit(0 if number_of(gcs_pil_loader(URI)) == 7 and storage_client() is not parents_client else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert number_of(gcs_pil_loader(URI)) == 7
-    assert storage_client() is parents
+    assert storage_client() is parents_client
 
 
-def test_two_at_a_time_overflow_no_pool(server: ServingGCS, caplog: pytest.LogCaptureFixture) -> None:
+def test_two_requests_at_a_time_overflow_no_pool(server: ServingGCS, caplog: pytest.LogCaptureFixture) -> None:
     dataset = ImageDataset(ROOT, [f"{number:04d}" for number in range(8)], gcs_pil_loader)
     with caplog.at_level(logging.WARNING):
         assert [number_of(image) for image, _ in (dataset[i] for i in range(8))] == list(range(8))
@@ -264,13 +267,13 @@ def test_two_at_a_time_overflow_no_pool(server: ServingGCS, caplog: pytest.LogCa
     assert server.counts.total() == 16  # no request for the bucket, none for telemetry
 
 
-def test_the_loader_travels_as_its_settings(server: ServingGCS) -> None:
+def test_the_loader_is_pickled_as_its_settings(server: ServingGCS) -> None:
     gcs_pil_loader(URI)
     copy = pickle.loads(pickle.dumps(GCSLoader(7, user_project="mine")))
     assert (copy.deadline_s, copy.user_project) == (7, "mine")
 
 
-def test_an_error_reaches_the_main_process_as_it_is(server: ServingGCS) -> None:
+def test_an_error_reaches_the_main_process_unchanged(server: ServingGCS) -> None:
     dataset = ImageDataset(ROOT, ["0001", "missing"], gcs_pil_loader, Numbers())
     loader = DataLoader(dataset, batch_size=None, num_workers=2)
     with pytest.raises(ObjectMissingError, match=f"{ROOT}/(images|labels)/missing"):

@@ -24,7 +24,7 @@ def test_two_names_with_one_id_are_both_named() -> None:
         ids_of_names(["a/7.jpg", "a/7.png"], "here")
 
 
-def test_missing_parts_are_reported_once_with_the_first_names(caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_parts_are_logged_once_with_the_first_names(caplog: pytest.LogCaptureFixture) -> None:
     missing = tuple(f"here/labels/{number}.png" for number in range(8))
     with caplog.at_level(logging.WARNING):
         warn_of_incomplete(Items(Ids.from_sorted(["a"]), missing), ItemPatterns(), "here")

@@ -29,7 +29,7 @@ def test_no_mode_keeps_class_indices(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["missing.jpg", "folder", "text.jpg"])
 def test_a_file_that_cannot_be_loaded_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder").mkdir()
-    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "text.jpg").write_text("not an image")
     with pytest.raises(ItemError, match=name):
         pil_loader(tmp_path / name)
 
@@ -61,7 +61,7 @@ def test_a_name_that_is_not_utf8_is_named(tmp_path: Path) -> None:
         list_items_local(tmp_path)
 
 
-def test_patterns_may_begin_in_the_middle_of_a_name(tmp_path: Path) -> None:
+def test_patterns_may_have_text_before_the_id(tmp_path: Path) -> None:
     for name in ["photo-1.jpg", "photo-2.jpg", "masks/mask-1.png", "masks/mask-2.png", "notes.txt"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")

@@ -1,4 +1,4 @@
-"""Resuming in the middle of an epoch, by what a DataLoader has handed out: ours and torchdata's."""
+"""Resuming in the middle of an epoch, after the batches that a DataLoader has returned: ours and torchdata's."""
 
 from collections.abc import Callable
 from itertools import islice
@@ -51,9 +51,9 @@ def make(request: pytest.FixtureRequest) -> Make:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("handed_out", [0, 2, 6])
-def test_what_was_handed_out_is_read_and_nothing_else(make: Make, settings: dict[str, Any], handed_out: int) -> None:
-    """Whatever the workers have been given ahead. Six batches are the whole epoch, whose end leaves nothing of it."""
+@pytest.mark.parametrize("returned", [0, 2, 6])
+def test_exactly_the_batches_that_were_not_returned_are_read(make: Make, settings: dict[str, Any], returned: int) -> None:
+    """Whatever the workers were given ahead. Six batches are the whole epoch, of which nothing is left then."""
     plain = ours(
         PlannedSampler(range(ITEMS), seed=5), batch_size=settings["batch_size"], drop_last=settings.get("drop_last", False)
     )
@@ -61,7 +61,7 @@ def test_what_was_handed_out_is_read_and_nothing_else(make: Make, settings: dict
     loader = loader_of(make, **settings)
     items_of(loader)
     iterator = iter(loader)
-    read = items_of(islice(iterator, min(handed_out, len(loader))))
+    read = items_of(islice(iterator, min(returned, len(loader))))
     state = loader.state_dict()
     resumed = loader_of(make, **settings)
     resumed.load_state_dict(state)
@@ -71,7 +71,7 @@ def test_what_was_handed_out_is_read_and_nothing_else(make: Make, settings: dict
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_state_of_after_an_epoch_is_that_of_the_next_ones_beginning(make: Make, workers: int) -> None:
+def test_a_state_from_after_an_epoch_is_that_of_the_next_epochs_start(make: Make, workers: int) -> None:
     loader, resumed = (loader_of(make, batch_size=4, num_workers=workers) for _ in range(2))
     items_of(loader)
     resumed.load_state_dict(loader.state_dict())
@@ -113,8 +113,8 @@ def test_ours_and_torchs_yield_the_same_batches() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_four_ranks_state_resumes_three(workers: int) -> None:
-    """Each of the four has handed out two batches of two; any of their states will do for the others."""
+def test_a_state_of_four_ranks_resumes_three(workers: int) -> None:
+    """Each of the four has returned two batches of two; the state of any of them resumes the three."""
     whole = list(PlannedSampler(range(ITEMS), seed=5))
     loaders = [
         ours(PlannedSampler(range(ITEMS), seed=5, rank=rank, world=4), batch_size=2, num_workers=workers) for rank in range(4)
@@ -132,7 +132,7 @@ def test_four_ranks_state_resumes_three(workers: int) -> None:
     assert rest == [*whole[16:], *whole[16:18]]  # seven items are left for three ranks: two are repeated
 
 
-def test_a_state_of_a_break_is_that_of_the_batch_before_it() -> None:
+def test_a_state_after_a_break_counts_the_last_batch() -> None:
     loader = loader_of(ours, batch_size=4, num_workers=2)
     for _ in loader:
         break

@@ -1,9 +1,6 @@
-"""The sampler: its orders, its epochs, and what it tells the daemon."""
+"""The sampler: its orders, its epochs, its state, and what it sends to the daemon."""
 
-import gc
 import time
-import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +12,12 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from gcs_dataset import PlannedSampler
-from gcs_dataset.plan_registration import PlanSender, Share
+from gcs_dataset.plan_registration import PlanSender
 from gcs_prefetchd.shared.epoch_order import epoch_order, order_digest, plan_order
 from gcs_prefetchd.shared.errors import ManifestError, PrefetchdError, SettingsError
 from gcs_prefetchd.shared.manifest import Manifest
 from gcs_prefetchd.shared.messages import Plan, unpack_indices
-from support.datasets import ROOT, NotingDaemon, manifest_of
+from support.datasets import ROOT, RecordingDaemon, manifest_of
 
 
 @pytest.fixture
@@ -28,13 +25,13 @@ def manifest() -> Manifest:
     return manifest_of(40)
 
 
-def sender(cache_dir: Path, manifest: Manifest, check_pause_s: float = 1.0, confirm_pause_s: float = 1000.0) -> PlanSender:
+def sender_of(cache_dir: Path, manifest: Manifest, check_pause_s: float = 1.0, confirm_pause_s: float = 1000.0) -> PlanSender:
     return PlanSender(
         cache_dir, manifest, job="job", stream="train-job", check_pause_s=check_pause_s, confirm_pause_s=confirm_pause_s
     )
 
 
-def test_an_epochs_order_depends_on_seed_and_epoch_alone() -> None:
+def test_an_epochs_order_depends_only_on_seed_and_epoch() -> None:
     indices = [3, 5, 8, 13, 21]
     first, second = PlannedSampler(indices, seed=7), PlannedSampler(torch.tensor(indices), seed=7)
     epochs = [list(first) for _ in range(3)]
@@ -45,12 +42,12 @@ def test_an_epochs_order_depends_on_seed_and_epoch_alone() -> None:
     assert len(first) == 5
 
 
-def test_unshuffled_it_yields_what_it_was_given() -> None:
+def test_an_unshuffled_sampler_yields_its_indices_in_order() -> None:
     sampler = PlannedSampler([5, 3, 8], shuffle=False)
     assert list(sampler) == list(sampler) == [5, 3, 8]
 
 
-def test_set_epoch_says_which_is_next() -> None:
+def test_set_epoch_names_the_next_epoch() -> None:
     sampler, other = PlannedSampler(range(100)), PlannedSampler(range(100))
     sampler.set_epoch(2)
     third, fourth = list(sampler), list(sampler)
@@ -71,9 +68,9 @@ def test_every_pass_of_a_dataloader_is_the_next_epoch(workers: int, batch_size: 
     assert passes == [sampler.order(epoch).tolist() for epoch in range(3)]
 
 
-def test_the_plan_is_told_before_the_first_item(tmp_path: Path, manifest: Manifest) -> None:
-    with NotingDaemon(tmp_path) as daemon:
-        sampler = PlannedSampler(range(0, 40, 2), seed=3, plan_sender=sender(tmp_path, manifest))
+def test_the_plan_is_sent_before_the_first_item(tmp_path: Path, manifest: Manifest) -> None:
+    with RecordingDaemon(tmp_path) as daemon:
+        sampler = PlannedSampler(range(0, 40, 2), seed=3, plan_sender=sender_of(tmp_path, manifest))
         for epoch in range(2):
             iterator = iter(sampler)
             first = next(iterator)
@@ -111,13 +108,11 @@ def test_the_plan_is_told_before_the_first_item(tmp_path: Path, manifest: Manife
     ],
     ids=str,
 )
-def test_the_daemon_can_make_the_order_from_what_it_is_told(
-    tmp_path: Path, manifest: Manifest, options: dict[str, Any]
-) -> None:
-    """Also of an epoch that goes on where another world stopped."""
-    with NotingDaemon(tmp_path) as daemon:
+def test_the_daemon_can_compute_the_order_from_the_plan(tmp_path: Path, manifest: Manifest, options: dict[str, Any]) -> None:
+    """Also of an epoch that continues where another world stopped."""
+    with RecordingDaemon(tmp_path) as daemon:
         for start in (0, 10):
-            sampler = PlannedSampler(range(40), seed=5, plan_sender=sender(tmp_path, manifest), **options)
+            sampler = PlannedSampler(range(40), seed=5, plan_sender=sender_of(tmp_path, manifest), **options)
             if start:
                 state = PlannedSampler(range(40), **(options | {"seed": 5, "rank": 0, "world": 5})).state_dict()
                 sampler.load_state_dict(state | {"position": start, "manifest": ""})
@@ -138,107 +133,36 @@ def test_the_daemon_can_make_the_order_from_what_it_is_told(
             assert plan.kind == sampler.kind
 
 
-def whole(count: int = 40) -> Share:
-    return Share("listed", 0, 5, np.arange(count, dtype=np.uint32))
-
-
-def test_a_new_daemon_is_told_the_plan_and_the_position(tmp_path: Path, manifest: Manifest) -> None:
-    told = sender(tmp_path, manifest, check_pause_s=0)
-    with NotingDaemon(tmp_path, "first") as first:
-        told.start_plan(whole(), whole().order())
-        told.ensure_sent(1)
-        assert [plan.position for plan, _ in first.plans] == [0]
-    told.ensure_sent(2)
-    with NotingDaemon(tmp_path, "second") as second:
-        wait_until(lambda: told.ensure_sent(17), lambda: len(second.plans) == 1)
-        told.ensure_sent(18)
-        assert [(plan.epoch, plan.position) for plan, _ in second.plans] == [(5, 17)]
-        assert (first.leases, second.leases) == (["job"], ["job"])
-
-
-def test_a_daemon_that_forgot_the_stream_is_told_again(tmp_path: Path, manifest: Manifest) -> None:
-    told = sender(tmp_path, manifest, check_pause_s=0, confirm_pause_s=0)
-    with NotingDaemon(tmp_path) as daemon:
-        told.start_plan(whole(), whole().order())
-        assert len(daemon.plans) == 1
-        daemon.streams.clear()
-        wait_until(lambda: told.ensure_sent(7), lambda: len(daemon.plans) == 2)
-        assert daemon.plans[1][0].position == 7
-        assert daemon.leases == ["job"]
-
-
-def test_senders_of_one_job_share_a_lease_that_ends_with_the_last_of_them(tmp_path: Path, manifest: Manifest) -> None:
-    with NotingDaemon(tmp_path) as daemon:
-        first, second = (sender(tmp_path, manifest) for _ in range(2))
-        for one in (first, second):
-            one.start_plan(whole(), whole().order())
-        assert daemon.leases == ["job"]
-        lease = weakref.ref(first._lease)
-        del first, one
-        gc.collect()
-        assert lease() is not None
-        del second
-        gc.collect()
-        assert lease() is None
-
-
-def test_it_looks_for_a_new_daemon_once_a_second_at_most(tmp_path: Path, manifest: Manifest) -> None:
-    told = sender(tmp_path, manifest, check_pause_s=1000)
-    with NotingDaemon(tmp_path, "first"):
-        told.start_plan(whole(), whole().order())
-    with NotingDaemon(tmp_path, "second") as second:
-        told.ensure_sent(17)
-        assert second.plans == []
-
-
-def wait_until(step: Callable[[], object], condition: Callable[[], bool]) -> None:
-    """Do the step again and again until it has brought the condition about."""
-    ends_s = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < ends_s
-        step()
-
-
-def test_to_keep_the_daemon_told_costs_an_item_next_to_nothing(tmp_path: Path, manifest: Manifest) -> None:
-    told = sender(tmp_path, manifest)
-    with NotingDaemon(tmp_path):
-        told.start_plan(whole(), whole().order())
-        started_s = time.thread_time()
-        for position in range(20_000):
-            told.ensure_sent(position)
-        assert (time.thread_time() - started_s) / 20_000 < 5e-6
-
-
-def test_a_daemon_that_hangs_holds_up_an_epoch_for_a_second(tmp_path: Path, manifest: Manifest) -> None:
-    sampler = PlannedSampler(range(40), plan_sender=sender(tmp_path, manifest, check_pause_s=0))
-    with NotingDaemon(tmp_path) as daemon, daemon.hanging():
+def test_a_daemon_that_hangs_delays_an_epoch_by_a_second(tmp_path: Path, manifest: Manifest) -> None:
+    sampler = PlannedSampler(range(40), plan_sender=sender_of(tmp_path, manifest, check_pause_s=0))
+    with RecordingDaemon(tmp_path) as daemon, daemon.hanging():
         started_s = time.monotonic()
         assert sorted(sampler) == list(range(40))
         assert time.monotonic() - started_s < 3
 
 
-def test_items_that_the_dataloader_took_and_nobody_read_stay_in_the_plan(tmp_path: Path, manifest: Manifest) -> None:
+def test_items_that_were_taken_but_not_read_stay_in_the_plan(tmp_path: Path, manifest: Manifest) -> None:
     """A daemon that starts in the middle of an epoch learns a position that leaves `read_ahead` items in front of it."""
-    plan_sender = sender(tmp_path, manifest, check_pause_s=0)
+    plan_sender = sender_of(tmp_path, manifest, check_pause_s=0)
     iterator = iter(PlannedSampler(range(40), shuffle=False, plan_sender=plan_sender, read_ahead=8))
     taken = [next(iterator) for _ in range(20)]
     assert taken == list(range(20))
-    with NotingDaemon(tmp_path) as daemon:
+    with RecordingDaemon(tmp_path) as daemon:
         assert next(iterator) == 20
         daemon.wait_for(lambda daemon: len(daemon.plans) == 1)
         assert [plan.position for plan, _ in daemon.plans] == [12]
 
 
 def test_without_a_daemon_the_order_is_the_same(tmp_path: Path, manifest: Manifest) -> None:
-    alone = PlannedSampler(range(40), seed=3, plan_sender=sender(tmp_path / "none", manifest))
-    with NotingDaemon(tmp_path):
-        led = PlannedSampler(range(40), seed=3, plan_sender=sender(tmp_path, manifest))
-        assert [list(alone) for _ in range(2)] == [list(led) for _ in range(2)]
+    alone = PlannedSampler(range(40), seed=3, plan_sender=sender_of(tmp_path / "none", manifest))
+    with RecordingDaemon(tmp_path):
+        planned = PlannedSampler(range(40), seed=3, plan_sender=sender_of(tmp_path, manifest))
+        assert [list(alone) for _ in range(2)] == [list(planned) for _ in range(2)]
 
 
-def test_a_refused_plan_is_one_warning(tmp_path: Path, manifest: Manifest, caplog: pytest.LogCaptureFixture) -> None:
-    sampler = PlannedSampler(range(40), plan_sender=sender(tmp_path, manifest))
-    with NotingDaemon(tmp_path) as daemon:
+def test_a_rejected_plan_is_one_warning(tmp_path: Path, manifest: Manifest, caplog: pytest.LogCaptureFixture) -> None:
+    sampler = PlannedSampler(range(40), plan_sender=sender_of(tmp_path, manifest))
+    with RecordingDaemon(tmp_path) as daemon:
         daemon.refuses["/v1/plan"] = (400, "no such manifest")
         for _ in range(3):
             assert sorted(sampler) == list(range(40))
@@ -256,7 +180,7 @@ def test_the_ranks_interleaved_are_one_global_order() -> None:
 
 
 @pytest.mark.parametrize(("drop_last", "length"), [(False, 6), (True, 5)])
-def test_all_ranks_have_the_same_number(drop_last: bool, length: int) -> None:
+def test_all_ranks_have_the_same_number_of_items(drop_last: bool, length: int) -> None:
     samplers = [PlannedSampler(range(22), rank=rank, world=4, drop_last=drop_last) for rank in range(4)]
     assert [len(sampler) for sampler in samplers] == [len(list(sampler)) for sampler in samplers] == [length] * 4
     read = {item for sampler in samplers for item in sampler.order(0).tolist()}
@@ -291,20 +215,20 @@ def test_with_replacement_an_epoch_has_as_many_draws_as_there_are_items() -> Non
     ],
     ids=str,
 )
-def test_settings_that_cannot_be_are_named(tmp_path: Path, manifest: Manifest, options: dict[str, Any], why: str) -> None:
-    given: dict[str, Any] = {"indices": range(40), "plan_sender": sender(tmp_path, manifest)} | options
+def test_invalid_settings_are_named(tmp_path: Path, manifest: Manifest, options: dict[str, Any], why: str) -> None:
+    given: dict[str, Any] = {"indices": range(40), "plan_sender": sender_of(tmp_path, manifest)} | options
     with pytest.raises(SettingsError, match=why):
         PlannedSampler(**given)
 
 
-def test_an_epoch_that_cannot_be_is_named() -> None:
+def test_an_invalid_epoch_is_named() -> None:
     with pytest.raises(SettingsError, match="epoch must be between 0 and"):
         PlannedSampler(range(3)).set_epoch(-1)
 
 
-def test_an_empty_side_of_a_split_yields_nothing_and_is_told_to_nobody(tmp_path: Path, manifest: Manifest) -> None:
-    with NotingDaemon(tmp_path) as daemon:
-        sampler = PlannedSampler([], shuffle=False, plan_sender=sender(tmp_path, manifest))
+def test_an_empty_side_of_a_split_yields_nothing_and_sends_nothing(tmp_path: Path, manifest: Manifest) -> None:
+    with RecordingDaemon(tmp_path) as daemon:
+        sampler = PlannedSampler([], shuffle=False, plan_sender=sender_of(tmp_path, manifest))
         assert [list(sampler) for _ in range(3)] == [[], [], []]
         assert daemon.plans == []
 
@@ -318,7 +242,7 @@ def test_an_empty_side_of_a_split_yields_nothing_and_is_told_to_nobody(tmp_path:
     st.booleans(),
     st.lists(st.tuples(st.integers(1, 5), st.integers(0, 15)), max_size=4),
 )
-def test_any_chain_of_worlds_goes_on_in_the_same_global_order(
+def test_any_chain_of_worlds_continues_the_same_global_order(
     items: int, options: dict[str, bool], drop_last: bool, runs: list[tuple[int, int]]
 ) -> None:
     """Each run of some ranks reads some rounds, saves the state of any rank, and is stopped."""
@@ -345,8 +269,8 @@ def test_any_chain_of_worlds_goes_on_in_the_same_global_order(
 
 
 @pytest.mark.parametrize("drop_last", [True, False])
-def test_the_same_world_goes_on_with_the_very_same_shares(drop_last: bool) -> None:
-    """Also with what is repeated at their ends."""
+def test_the_same_world_continues_the_very_same_shares(drop_last: bool) -> None:
+    """Including the items that are repeated at their ends."""
     for rank in range(4):
         whole, first, second, third = (PlannedSampler(range(22), rank=rank, world=4, drop_last=drop_last) for _ in range(4))
         iterator = iter(first)
@@ -359,7 +283,7 @@ def test_the_same_world_goes_on_with_the_very_same_shares(drop_last: bool) -> No
         assert list(third) == whole.order(1).tolist()
 
 
-def test_a_state_before_the_first_item_is_that_of_the_beginning() -> None:
+def test_a_state_from_before_the_first_item_resumes_at_the_epochs_start() -> None:
     sampler, other = PlannedSampler(range(10)), PlannedSampler(range(10))
     sampler.set_epoch(3)
     iter(sampler)
@@ -367,7 +291,7 @@ def test_a_state_before_the_first_item_is_that_of_the_beginning() -> None:
     assert list(other) == sampler.order(3).tolist()
 
 
-def test_set_epoch_with_the_epoch_of_the_state_keeps_its_position_and_another_begins_anew() -> None:
+def test_set_epoch_keeps_a_states_position_in_its_epoch_and_starts_any_other() -> None:
     """A training loop calls set_epoch in either case."""
     sampler = PlannedSampler(range(10))
     sampler.set_epoch(3)
@@ -382,7 +306,7 @@ def test_set_epoch_with_the_epoch_of_the_state_keeps_its_position_and_another_be
 
 
 @pytest.mark.parametrize("iterators", [1, 2])
-def test_a_state_of_an_epochs_very_end_leaves_nothing_of_it(iterators: int) -> None:
+def test_a_state_from_an_epochs_very_end_leaves_nothing_of_it(iterators: int) -> None:
     sampler, resumed = PlannedSampler(range(10)), PlannedSampler(range(10))
     assert len(list(sampler)) == 10
     resumed.load_state_dict(sampler.state_dict())
@@ -420,10 +344,10 @@ def test_a_state_of_an_epochs_very_end_leaves_nothing_of_it(iterators: int) -> N
     ],
     ids=str,
 )
-def test_a_checkpoint_of_something_else_is_named(
+def test_a_checkpoint_of_something_else_is_refused_by_field(
     tmp_path: Path, manifest: Manifest, changes: dict[str, Any], error: type[PrefetchdError], why: str
 ) -> None:
-    sampler = PlannedSampler(range(40), seed=7, plan_sender=sender(tmp_path, manifest))
+    sampler = PlannedSampler(range(40), seed=7, plan_sender=sender_of(tmp_path, manifest))
     state = sampler.state_dict() | changes
     with pytest.raises(error, match=f"^checkpoint: {why}"):
         sampler.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""A data root that changes while a job reads it: each epoch begins with the newest listing, and keeps the one it began with."""
+"""A data root that changes while a job reads it: each epoch starts with the newest listing and keeps it to its end."""
 
 import logging
 import os
@@ -28,13 +28,13 @@ from gcs_prefetchd.shared.manifest import Manifest, load_manifest
 from gcs_prefetchd.shared.objects import DataRoot
 from gcs_prefetchd.testing import Kind, ServingGCS
 from support.daemons import DATA_ROOT, daemon_process
-from support.datasets import ROOT, NotingDaemon, encoded, gcs, warnings_of
+from support.datasets import ROOT, RecordingDaemon, encoded, gcs, warnings_of
 
 COUNT, BATCH, SEED = 40, 4, 5
 
 
 def put(server: ServingGCS, item: int, value: int, root: str = ROOT) -> list[int]:
-    """Put an item, or a new one in its place: image and label both tell its value. Returns their generations."""
+    """Put or replace an item whose image and label both hold `value`. Returns their generations."""
     data_root, generations = DataRoot.parse(root), []
     for part, kind in enumerate(("JPEG", "PNG")):
         name = data_root.folder + ItemPatterns().part_name(f"{item:04}", part)
@@ -50,18 +50,18 @@ def delete(server: ServingGCS, item: int, root: str = ROOT) -> None:
 
 
 def values(batches: Any, count: int | None = None) -> list[int]:
-    """What was read, by the labels; each image must be of the same time as its label."""
+    """The values that were read, by the labels; each image must be of the same time as its label."""
     read: list[int] = []
     for images, labels in islice(batches, count):
         of_labels = labels[:, 0, 0].tolist()
         of_images = images.float().mean(dim=(1, 2, 3)).tolist()
-        assert of_images == pytest.approx(of_labels, abs=1.1)  # what JPEG makes of a flat grey
+        assert of_images == pytest.approx(of_labels, abs=1.1)  # JPEG changes a flat grey by 1 at most
         read += of_labels
     return read
 
 
 def order_of(items: list[int], epoch: int) -> list[int]:
-    """What an epoch of a loader over these items (sorted, all on its side) reads."""
+    """What an epoch of a loader over these items (sorted, all on its side) reads, in order."""
     return [items[index] for index in epoch_order(SEED, epoch, np.arange(len(items), dtype=np.uint32))]
 
 
@@ -74,9 +74,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ServingGCS]:
 
 
 class Node:
-    """A node whose daemon lists when it is told to."""
+    """A node whose daemon lists the bucket when a test calls `relist`."""
 
-    def __init__(self, server: ServingGCS, daemon: NotingDaemon) -> None:
+    def __init__(self, server: ServingGCS, daemon: RecordingDaemon) -> None:
         self.server, self.daemon, self.cache_dir = server, daemon, daemon.cache_dir
         self.relist()
 
@@ -96,7 +96,7 @@ class Node:
 
 @pytest.fixture
 def node(server: ServingGCS, tmp_path: Path) -> Iterator[Node]:
-    with NotingDaemon(tmp_path / "cache") as daemon:
+    with RecordingDaemon(tmp_path / "cache") as daemon:
         yield Node(server, daemon)
 
 
@@ -104,7 +104,7 @@ def node(server: ServingGCS, tmp_path: Path) -> Iterator[Node]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_running_epoch_keeps_its_items_and_the_next_has_those_of_the_newest_listing(
+def test_a_running_epoch_keeps_its_items_and_the_next_uses_the_newest_listing(
     node: Node, workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     train = node.train(workers)
@@ -127,7 +127,7 @@ def test_a_running_epoch_keeps_its_items_and_the_next_has_those_of_the_newest_li
     ]
 
 
-def test_each_side_moves_on_by_itself_and_no_item_changes_sides(node: Node) -> None:
+def test_each_side_updates_independently_and_no_item_changes_sides(node: Node) -> None:
     loaders = node.loaders(test_ratio=0.3)
     before = {side: set(values(loader)) for side, loader in loaders.items()}
     for item in range(100, 120):
@@ -142,7 +142,7 @@ def test_each_side_moves_on_by_itself_and_no_item_changes_sides(node: Node) -> N
     assert train | test == {*range(COUNT), *range(100, 120)}
 
 
-def test_changed_objects_are_taken_in_silence_and_the_order_is_the_same(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+def test_changed_objects_are_used_silently_in_the_same_order(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     train = node.train()
     values(train)
     put(node.server, 7, 200)
@@ -153,7 +153,7 @@ def test_changed_objects_are_taken_in_silence_and_the_order_is_the_same(node: No
     assert not any(ROOT in warning for warning in warnings_of(caplog) if "reading from GCS" not in warning)
 
 
-def test_workers_live_on_while_nothing_changes(node: Node) -> None:
+def test_workers_stay_alive_while_nothing_changes(node: Node) -> None:
     train = node.train(workers=2)
     workers = []
     for change in (False, False, True):
@@ -178,7 +178,7 @@ def test_a_loader_without_a_relisting_keeps_its_listing(node: Node) -> None:
     assert loader.manifest is manifest
 
 
-# --- What is not taken
+# --- Listings that are not used
 
 
 def of_a_rank(node: Node, rank: int, world: int) -> PlannedDataLoader:
@@ -191,8 +191,8 @@ def of_a_rank(node: Node, rank: int, world: int) -> PlannedDataLoader:
     return PlannedDataLoader(dataset, BATCH, sampler=sampler, relisting=relisting)
 
 
-def test_several_ranks_keep_their_items_and_say_so_once(node: Node, caplog: pytest.LogCaptureFixture) -> None:
-    """Also those that hear of other items at different times. New generations of the same items are taken by each."""
+def test_several_ranks_keep_their_items_and_log_it_once(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    """Also ranks that learn of other items at different times. Each uses new generations of the same items."""
     ranks = [of_a_rank(node, rank, 2) for rank in range(2)]
 
     def epoch() -> list[int]:
@@ -207,12 +207,12 @@ def test_several_ranks_keep_their_items_and_say_so_once(node: Node, caplog: pyte
         put(node.server, 100 + number, 100 + number)
         node.relist()
         assert epoch() == [200 if item == 7 else item for item in order_of(list(range(COUNT)), number)]
-    said = [warning for warning in warnings_of(caplog) if "are not updated" in warning]
-    assert [warning[:6] for warning in said] == ["rank 0", "rank 1"]
-    assert all("2 ranks must agree" in warning and "a restart reads the new ones" in warning for warning in said)
+    logged = [warning for warning in warnings_of(caplog) if "are not updated" in warning]
+    assert [warning[:6] for warning in logged] == ["rank 0", "rank 1"]
+    assert all("2 ranks must agree" in warning and "a restart reads the new ones" in warning for warning in logged)
 
 
-def test_a_side_of_which_nothing_would_be_left_keeps_what_it_has(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_side_that_would_become_empty_keeps_its_items(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     loaders = node.loaders(test_ratio=0.3)
     before = {side: values(loader) for side, loader in loaders.items()}
     for item in before["test"]:
@@ -228,8 +228,8 @@ def test_a_side_of_which_nothing_would_be_left_keeps_what_it_has(node: Node, cap
 
 @contextmanager
 def troubled(node: Node, trouble: str) -> Iterator[None]:
-    """The daemon has a newer listing, and something is wrong with it or with the daemon."""
-    asked = f"/v1/manifest?{urlencode({'data_root': ROOT})}"
+    """The daemon has a newer listing, but something is wrong with it or with the daemon."""
+    path = f"/v1/manifest?{urlencode({'data_root': ROOT})}"
     if trouble == "hangs":
         with node.daemon.hanging():
             yield
@@ -237,9 +237,9 @@ def troubled(node: Node, trouble: str) -> Iterator[None]:
     if trouble == "is gone":
         (node.cache_dir / "daemon.json").unlink()
     elif trouble == "fails":
-        node.daemon.refuses[asked] = (503, "no")
+        node.daemon.refuses[path] = (503, "no")
     elif trouble == "does not serve the data root":
-        node.daemon.refuses[asked] = (400, "no")
+        node.daemon.refuses[path] = (400, "no")
     elif trouble == "names no manifest":
         node.daemon.manifest_folder = node.cache_dir / "none"
     elif trouble == "has other patterns":
@@ -253,16 +253,16 @@ def troubled(node: Node, trouble: str) -> Iterator[None]:
     "trouble",
     ["hangs", "is gone", "fails", "does not serve the data root", "names no manifest", "has other patterns"],
 )
-def test_whatever_the_daemon_does_an_epoch_begins_soon_with_what_there_is(node: Node, trouble: str) -> None:
+def test_whatever_the_daemon_does_an_epoch_starts_soon_with_the_current_items(node: Node, trouble: str) -> None:
     """And GCS is not listed for it."""
     train = node.train()
     put(node.server, 100, 100)
     node.relist()
     with troubled(node, trouble):
         lists = node.server.counts.total(Kind.LIST)
-        began_s = time.monotonic()
+        started_s = time.monotonic()
         batches = iter(train)
-        assert time.monotonic() - began_s < 2
+        assert time.monotonic() - started_s < 2
         assert node.server.counts.total(Kind.LIST) == lists
     assert values(batches) == order_of(list(range(COUNT)), 0)
 
@@ -279,12 +279,12 @@ def interrupted(node: Node) -> tuple[list[int], dict[str, Any]]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_state_of_other_items_goes_back_to_their_listing_until_its_epochs_end(node: Node, workers: int) -> None:
+def test_a_state_of_other_items_uses_their_listing_until_its_epochs_end(node: Node, workers: int) -> None:
     read, state = interrupted(node)
     put(node.server, 100, 100)
     newest = node.relist()
     resumed = node.train(workers)
-    values(resumed)  # as an evaluation with the same loader: its workers have the newest
+    values(resumed)  # like an evaluation with the same loader: its workers have the newest listing
     resumed.load_state_dict(state)
     assert len(resumed) == COUNT // BATCH
     assert read + values(resumed) == order_of(list(range(COUNT)), 1)
@@ -306,7 +306,7 @@ def test_a_state_of_the_same_items_goes_on_with_their_new_generations(node: Node
 
 
 @pytest.mark.parametrize("trouble", ["removed", "damaged", "named by a path", "of another data root"])
-def test_a_state_whose_listing_cannot_be_had_is_named_and_changes_nothing(node: Node, trouble: str) -> None:
+def test_a_state_whose_listing_is_not_available_is_refused_and_changes_nothing(node: Node, trouble: str) -> None:
     _, state = interrupted(node)
     folder = node.cache_dir / "manifests" / state["manifest"]
     if trouble == "removed":
@@ -327,7 +327,7 @@ def test_a_state_whose_listing_cannot_be_had_is_named_and_changes_nothing(node: 
     assert values(resumed) == order_of([*range(COUNT), 100], 0)
 
 
-def test_a_state_that_is_refused_for_another_reason_leaves_the_newest_listing(node: Node) -> None:
+def test_a_state_that_is_refused_for_another_reason_keeps_the_newest_listing(node: Node) -> None:
     _, state = interrupted(node)
     put(node.server, 100, 100)
     node.relist()
@@ -338,7 +338,7 @@ def test_a_state_that_is_refused_for_another_reason_leaves_the_newest_listing(no
 
 
 @pytest.mark.parametrize("is_ended", [True, False])
-def test_a_state_of_an_epochs_beginning_begins_it_with_the_newest_listing(node: Node, is_ended: bool) -> None:
+def test_a_state_from_an_epochs_start_starts_it_with_the_newest_listing(node: Node, is_ended: bool) -> None:
     train = node.train()
     if is_ended:
         values(train)
@@ -359,7 +359,7 @@ def test_a_state_of_an_epochs_beginning_begins_it_with_the_newest_listing(node: 
 
 
 class Training:
-    """A job on a node whose daemon lists every second, and what its readers told."""
+    """A job on a node whose daemon lists every second, and what its readers reported."""
 
     def __init__(self, server: ServingGCS, client: DaemonClient, context: str | None) -> None:
         self.server, self.client = server, client
@@ -374,9 +374,9 @@ class Training:
         return load_manifest(Path(self.client.manifest(DATA_ROOT).path))
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        ends_s = time.monotonic() + 30
+        deadline_at_s = time.monotonic() + 30
         while not condition():
-            assert time.monotonic() < ends_s
+            assert time.monotonic() < deadline_at_s
 
     def wait_until_listed(self, changed: dict[int, list[int]]) -> None:
         """Until the daemon's listing has these generations of these items."""
@@ -391,18 +391,18 @@ class Training:
         self.wait_for(has_all)
 
     def fallbacks(self, reads: int) -> int:
-        """Once so many reads have been reported."""
+        """The number of fallbacks, once so many reads have been reported."""
 
-        def told() -> dict[str, int]:
+        def reported() -> dict[str, int]:
             return self.client.stats()["reads"]  # type: ignore[no-any-return]  # JSON
 
-        self.wait_for(lambda: sum(told()[kind] for kind in ("hits", "misses", "fallbacks")) >= reads)
-        return told()["fallbacks"]
+        self.wait_for(lambda: sum(reported()[kind] for kind in ("hits", "misses", "fallbacks")) >= reads)
+        return reported()["fallbacks"]
 
 
 @pytest.fixture
 def cache_dir(server: ServingGCS, tmp_path: Path) -> Path:
-    """Where a daemon can start, over a bucket of as many items."""
+    """An empty cache directory for a daemon, over a bucket with the items."""
     for item in range(COUNT):
         put(server, item, item, DATA_ROOT)
     return tmp_path / "cache"
@@ -412,10 +412,10 @@ EVERY_SECOND = ["--set", "relist_s=1"]
 
 
 @pytest.mark.parametrize("context", [None, "fork", "spawn"])
-def test_what_changed_is_never_mixed_and_read_from_the_cache_in_the_next_epoch(
+def test_changed_objects_are_never_mixed_and_come_from_the_cache_in_the_next_epoch(
     server: ServingGCS, cache_dir: Path, context: str | None
 ) -> None:
-    """Of one item that the running epoch has read already, and of one that it has not."""
+    """Neither an item that the running epoch has read already, nor one that it has not."""
     order = order_of(list(range(COUNT)), 0)
     with daemon_process(cache_dir, server.url, EVERY_SECOND) as client:
         training = Training(server, client, context)
@@ -425,7 +425,7 @@ def test_what_changed_is_never_mixed_and_read_from_the_cache_in_the_next_epoch(
         training.wait_until_listed(changed)
         read += values(batches)
         assert read == [*order[:-1], 201]
-        assert training.fallbacks(2 * COUNT) == 2  # both parts of the one that had changed when it was read
+        assert training.fallbacks(2 * COUNT) == 2  # both parts of the item that had changed before it was read
         expected = [{order[0]: 200, order[-1]: 201}.get(item, item) for item in order_of(list(range(COUNT)), 1)]
         assert values(training.loader) == expected
         assert training.fallbacks(4 * COUNT) == 2
@@ -440,7 +440,7 @@ def names_of(item: int) -> list[str]:
     return [f"{DATA_ROOT}/{ItemPatterns().part_name(f'{item:04}', part)}" for part in (0, 1)]
 
 
-def test_what_was_added_is_read_in_the_next_epoch_and_what_was_deleted_is_not(server: ServingGCS, cache_dir: Path) -> None:
+def test_added_items_are_read_in_the_next_epoch_and_deleted_ones_are_not(server: ServingGCS, cache_dir: Path) -> None:
     order = order_of(list(range(COUNT)), 0)
     with daemon_process(cache_dir, server.url, EVERY_SECOND) as client:
         training = Training(server, client, "fork")
@@ -457,7 +457,7 @@ def test_what_was_added_is_read_in_the_next_epoch_and_what_was_deleted_is_not(se
         assert set(server.counts.media.values()) == {1}
 
 
-def test_a_daemon_that_is_dead_when_an_epoch_begins_costs_nothing_but_the_news(server: ServingGCS, cache_dir: Path) -> None:
+def test_a_dead_daemon_at_an_epochs_start_only_delays_the_newest_listing(server: ServingGCS, cache_dir: Path) -> None:
     with daemon_process(cache_dir, server.url, EVERY_SECOND) as client:
         training = Training(server, client, "fork")
         assert values(training.loader) == order_of(list(range(COUNT)), 0)
@@ -467,10 +467,10 @@ def test_a_daemon_that_is_dead_when_an_epoch_begins_costs_nothing_but_the_news(s
         assert values(training.loader) == order_of(list(range(COUNT)), 1)
 
 
-def test_a_daemon_started_anew_takes_the_plan_of_the_listing_that_a_checkpoint_is_of(
+def test_a_restarted_daemon_accepts_the_plan_of_a_checkpoints_listing(
     server: ServingGCS, cache_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Two daemons later: one has listed what is new, and the next knows only that."""
+    """Two daemons later: the first has listed the new items, and the second knows only that listing."""
     with daemon_process(cache_dir, server.url) as client:
         training = Training(server, client, None)
         read = values(training.loader, 3)

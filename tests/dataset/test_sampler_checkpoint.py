@@ -73,7 +73,7 @@ def test_a_checkpoint_is_refused_for_the_first_field_that_differs(changes: dict[
 
 
 @pytest.mark.parametrize("comparison", COMPARISONS, ids=lambda comparison: comparison.field)
-def test_a_refusal_names_both_values_or_what_to_do(comparison: Any) -> None:
+def test_every_refusal_names_its_field_and_offers_to_restart_the_epoch(comparison: Any) -> None:
     """Every reason can be formatted, and every refusal offers to restart the epoch."""
     other: Any = 8 if comparison.field == "seed" else "other"
     with pytest.raises(comparison.error, match=f"^checkpoint: field '{comparison.field}': .*; .*restart the epoch"):
@@ -92,7 +92,9 @@ def test_a_refusal_names_both_values_or_what_to_do(comparison: Any) -> None:
     ],
     ids=str,
 )
-def test_the_same_shares_go_on_and_others_start_where_those_stopped(changes: dict[str, Any], position: Position) -> None:
+def test_the_same_shares_continue_and_other_shares_start_where_they_stopped(
+    changes: dict[str, Any], position: Position
+) -> None:
     assert resumed_position(replace(OWN, **changes), OWN, 40) == position
 
 
@@ -109,7 +111,7 @@ def test_the_same_shares_go_on_and_others_start_where_those_stopped(changes: dic
     ],
     ids=str,
 )
-def test_numbers_that_contradict_each_other_are_refused(changes: dict[str, Any]) -> None:
+def test_contradictory_numbers_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match=r"field 'position': .* not a valid position"):
         resumed_position(replace(OWN, **changes), OWN, 40)
 

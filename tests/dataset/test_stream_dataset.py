@@ -1,4 +1,7 @@
-"""The async dataset: shares, order, errors at their place, and nothing left behind."""
+"""The async dataset: shares, order, errors at their position, and nothing left behind.
+
+The module async_download has no tests of its own: this dataset is its only user.
+"""
 
 import gc
 import subprocess
@@ -44,19 +47,19 @@ def download_threads() -> list[threading.Thread]:
 
 
 @given(st.integers(1, 50), st.integers(0, 2**64), st.integers(1, 5))
-def test_workers_shares_make_up_the_stream_of_one(count: int, seed: int, workers: int) -> None:
+def test_the_workers_shares_together_are_the_stream_of_one_worker(count: int, seed: int, workers: int) -> None:
     items = [str(number) for number in range(count)]
     whole = list(islice(generate_stream(items, seed), 60))
     shares = [generate_stream(items, seed, worker, workers) for worker in range(workers)]
     assert [next(shares[position % workers]) for position in range(60)] == whole
 
 
-def test_a_long_share_goes_on_past_what_is_drawn_at_once() -> None:
+def test_a_long_share_continues_past_one_chunk() -> None:
     whole = list(islice(generate_stream(IDS, 7), 9000))
     assert list(islice(generate_stream(IDS, 7, 1, 3), 3000)) == whole[1::3]
 
 
-def test_every_item_is_drawn_about_as_often() -> None:
+def test_all_items_are_drawn_about_equally_often() -> None:
     drawn = list(islice(generate_stream(IDS, 1), 20_000))
     assert all(850 < drawn.count(item) < 1150 for item in IDS)
 
@@ -65,7 +68,7 @@ def test_streams_without_a_seed_differ() -> None:
     assert list(islice(generate_stream(IDS), 30)) != list(islice(generate_stream(IDS), 30))
 
 
-def test_a_stream_of_nothing_and_a_worker_that_is_none_are_refused() -> None:
+def test_an_empty_stream_and_an_invalid_worker_are_refused() -> None:
     with pytest.raises(SettingsError, match="items must hold at least one id"):
         generate_stream([])
     with pytest.raises(SettingsError, match="worker must be between 0 and 1 of 2 workers, not 2"):
@@ -74,7 +77,7 @@ def test_a_stream_of_nothing_and_a_worker_that_is_none_are_refused() -> None:
         AsyncImageDataset(ROOT, IDS, concurrency=0)
 
 
-def test_pairs_come_in_the_order_of_the_stream(server: ServingGCS) -> None:
+def test_pairs_arrive_in_the_order_of_the_stream(server: ServingGCS) -> None:
     server.pace = Pace(latency_s=0.005, latency_sigma=1.0)
     dataset = AsyncImageDataset(ROOT, IDS, numbers, seed=7, label_mode="index")
     got = list(islice(dataset, 100))
@@ -87,7 +90,7 @@ def test_without_a_transform_pairs_are_rgb_images(server: ServingGCS) -> None:
     assert (image.mode, label.mode, label.getpixel((0, 0))) == ("RGB", "RGB", (3, 6, 252))
 
 
-def test_as_many_items_are_in_flight_as_asked_for(server: ServingGCS) -> None:
+def test_as_many_items_are_in_flight_as_configured(server: ServingGCS) -> None:
     server.faults.add(Stall(None))
     iterator = iter(AsyncImageDataset(ROOT, IDS, numbers, concurrency=5, passes=1))
     reading = threading.Thread(target=next, args=(iterator,))
@@ -100,10 +103,10 @@ def test_as_many_items_are_in_flight_as_asked_for(server: ServingGCS) -> None:
     iterator.close()  # type: ignore[attr-defined]
 
 
-def test_a_reader_that_is_slow_holds_the_downloads_back(server: ServingGCS) -> None:
+def test_a_slow_reader_pauses_the_downloads(server: ServingGCS) -> None:
     iterator: Any = iter(AsyncImageDataset(ROOT, IDS, numbers, concurrency=2))
     next(iterator)
-    # Items: the one taken, 8 in the queue, one that waits for room in it, and one in flight behind that.
+    # Items: the one that was read, 8 in the queue, one that waits for space in it, and one in flight behind that.
     server.wait_for(lambda counts: counts.total(Kind.MEDIA) == 2 * 11)
     for _ in range(5):
         next(iterator)
@@ -126,7 +129,7 @@ def test_a_number_of_passes_ends_after_them(server: ServingGCS) -> None:
     assert list(AsyncImageDataset(ROOT, [], numbers, passes=1)) == []
 
 
-def test_a_seed_repeats_and_none_draws_anew_in_every_iteration(server: ServingGCS) -> None:
+def test_a_seed_repeats_its_draw_and_without_one_every_iteration_differs(server: ServingGCS) -> None:
     def drawn(dataset: AsyncImageDataset, times: int, workers: int) -> list[list[int]]:
         loader = DataLoader(dataset, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
         return [as_item_numbers(islice(loader, 20)) for _ in range(times)]
@@ -141,13 +144,13 @@ def test_a_seed_repeats_and_none_draws_anew_in_every_iteration(server: ServingGC
         assert drawn(AsyncImageDataset(ROOT, IDS, numbers), 2, workers) == free
 
 
-def test_what_may_pass_is_tried_again(server: ServingGCS) -> None:
+def test_transient_errors_are_retried(server: ServingGCS) -> None:
     server.faults.add(Status(503), "*/0003.jpg", requests=1)
     server.faults.add(FlippedByte(), "*/0004.png", requests=1)
     assert as_item_numbers(AsyncImageDataset(ROOT, IDS[:6], numbers, passes=1)) == list(range(6))
 
 
-def test_a_missing_object_raises_at_its_place_and_is_named(server: ServingGCS) -> None:
+def test_a_missing_object_raises_at_its_position_and_is_named(server: ServingGCS) -> None:
     server.delete("pictures", "set/labels/0003.png")
     iterator = iter(AsyncImageDataset(ROOT, IDS, numbers, passes=1))
     assert as_item_numbers(islice(iterator, 3)) == [0, 1, 2]
@@ -156,14 +159,14 @@ def test_a_missing_object_raises_at_its_place_and_is_named(server: ServingGCS) -
     assert download_threads() == []
 
 
-def test_an_error_reaches_the_main_process_as_it_is(server: ServingGCS) -> None:
-    server.put("pictures", "set/images/0003.jpg", b"no image")
+def test_an_error_reaches_the_main_process_unchanged(server: ServingGCS) -> None:
+    server.put("pictures", "set/images/0003.jpg", b"not an image")
     with pytest.raises(ItemError, match=f"{ROOT}/images/0003.jpg: is not an image"):
         read_all(DataLoader(AsyncImageDataset(ROOT, IDS, numbers, passes=1), batch_size=None, num_workers=2))
 
 
-def test_a_name_that_is_none_raises_in_the_reader(server: ServingGCS) -> None:
-    with pytest.raises(InvalidNameError, match="no object name"):
+def test_an_invalid_name_raises_in_the_reader(server: ServingGCS) -> None:
+    with pytest.raises(InvalidNameError, match="not a valid object name"):
         list(AsyncImageDataset(ROOT, ["x" * 2000], numbers, passes=1))
 
 
@@ -174,8 +177,8 @@ def test_missing_credentials_raise_in_the_reader(monkeypatch: pytest.MonkeyPatch
         list(AsyncImageDataset(ROOT, IDS, numbers, passes=1))
 
 
-@pytest.mark.parametrize("how", ["exhausted", "closed", "dropped", "dropped in a cycle"])
-def test_the_end_of_an_iteration_ends_its_thread(server: ServingGCS, how: str) -> None:
+@pytest.mark.parametrize("how", ["exhausted", "closed", "collected", "collected in a cycle"])
+def test_the_end_of_an_iteration_stops_its_thread(server: ServingGCS, how: str) -> None:
     iterator: Any = iter(AsyncImageDataset(ROOT, IDS, numbers, passes=1 if how == "exhausted" else None))
     next(iterator)
     assert len(download_threads()) == 1
@@ -183,7 +186,7 @@ def test_the_end_of_an_iteration_ends_its_thread(server: ServingGCS, how: str) -
         list(iterator)
     elif how == "closed":
         iterator.close()
-    elif how == "dropped in a cycle":
+    elif how == "collected in a cycle":
         cycle: list[Any] = [iterator]
         cycle.append(cycle)
         del cycle
@@ -192,7 +195,7 @@ def test_the_end_of_an_iteration_ends_its_thread(server: ServingGCS, how: str) -
     assert download_threads() == []
 
 
-def test_an_iteration_that_is_stopped_while_it_waits_ends_too(server: ServingGCS) -> None:
+def test_an_iteration_that_is_closed_while_it_waits_stops_its_thread(server: ServingGCS) -> None:
     server.faults.add(Stall(None), "*", requests={2})
     iterator: Any = iter(AsyncImageDataset(ROOT, IDS[:1], numbers, concurrency=1))
     next(iterator)
@@ -201,8 +204,8 @@ def test_an_iteration_that_is_stopped_while_it_waits_ends_too(server: ServingGCS
     assert download_threads() == []
 
 
-def test_a_program_that_ends_in_the_middle_says_nothing(server: ServingGCS) -> None:
-    # asyncio warns of steps that take long, which on a loaded machine says nothing; what went wrong it tells as an error.
+def test_a_program_that_exits_while_streaming_prints_nothing(server: ServingGCS) -> None:
+    # asyncio warns of slow steps, which mean nothing on a loaded machine; it logs failures as errors.
     script = f"""
 import logging
 logging.getLogger("asyncio").setLevel(logging.ERROR)
@@ -215,6 +218,6 @@ print(next(iterator)[0].mode)
     assert (done.returncode, done.stdout, done.stderr) == (0, "RGB\n", "")
 
 
-def test_an_endless_dataloader_can_be_left_at_any_time(server: ServingGCS) -> None:
+def test_an_endless_dataloader_can_be_abandoned_at_any_time(server: ServingGCS) -> None:
     loader = DataLoader(AsyncImageDataset(ROOT, IDS, numbers, seed=1), batch_size=None, num_workers=2)
     assert len(as_item_numbers(islice(loader, 50))) == 50

@@ -20,7 +20,7 @@ from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion
 
 
 @given(st.sets(st.text(min_size=1, max_size=8)), st.floats(0, 1))
-def test_every_item_is_on_the_side_that_its_checksum_says(items: set[str], ratio: float) -> None:
+def test_every_item_is_on_the_side_that_its_checksum_defines(items: set[str], ratio: float) -> None:
     ids = sorted(items)
     train, test = consistent_train_test_split(ids, ratio)
     assert [ids[i] for i in test] == [one for one in ids if google_crc32c.value(one.encode()) < ratio * 2**32]
@@ -30,11 +30,11 @@ def test_every_item_is_on_the_side_that_its_checksum_says(items: set[str], ratio
 
 @given(st.sets(st.text(min_size=1, max_size=8)), st.sets(st.text(min_size=1, max_size=8)))
 def test_an_item_never_changes_sides_as_the_dataset_grows(few: set[str], more: set[str]) -> None:
-    def tested(items: set[str]) -> set[str]:
+    def test_side(items: set[str]) -> set[str]:
         ids = sorted(items)
         return {ids[i] for i in consistent_train_test_split(ids, 0.5)[1]}
 
-    assert tested(few) == tested(few | more) & few
+    assert test_side(few) == test_side(few | more) & few
 
 
 def test_ratios_0_and_1_put_everything_on_one_side() -> None:
@@ -44,7 +44,7 @@ def test_ratios_0_and_1_put_everything_on_one_side() -> None:
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.1, 10, float("nan")])
-def test_a_ratio_that_is_none_is_named(ratio: float) -> None:
+def test_an_invalid_ratio_is_named(ratio: float) -> None:
     with pytest.raises(SettingsError, match=f"test_ratio must be between 0 and 1, not {ratio}"):
         consistent_train_test_split(["a"], ratio)
 
@@ -65,14 +65,14 @@ def test_a_million_ids_are_split_in_seconds() -> None:
     assert time.process_time() - started_s < 5  # 0.5 s on an idle core
 
 
-def test_a_selection_is_the_items_it_names() -> None:
+def test_a_selection_is_the_items_at_its_indices() -> None:
     selection = Selection(Ids.from_sorted(["a", "b", "c"]), np.array([2, 0]))
     assert list(selection) == ["c", "a"]
     assert list(selection[1:]) == ["a"]
     assert list(pickle.loads(pickle.dumps(selection))) == ["c", "a"]
 
 
-def test_ids_of_a_saved_manifest_travel_as_the_path_of_their_files(tmp_path: Path) -> None:
+def test_ids_of_a_saved_manifest_are_pickled_as_the_path_of_their_files(tmp_path: Path) -> None:
     names = [f"{folder}/{number:05d}.{end}" for number in range(5000) for folder, end in [("images", "jpg"), ("labels", "png")]]
     versions = [ObjectVersion(ObjectName("pictures", name), 1, 1, 1) for name in names]
     built = build_manifest(DataRoot("pictures", ""), ItemPatterns(), versions)

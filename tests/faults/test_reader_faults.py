@@ -1,4 +1,4 @@
-"""What a reader meets where the daemon should be: nothing that is said there costs a byte, or more than one timeout."""
+"""A reader whose daemon misbehaves: no response makes it return a wrong byte or costs it more than one timeout."""
 
 import contextlib
 import itertools
@@ -35,52 +35,52 @@ SLOW_MACHINE_S = 2.0
 DRIPPED_BYTES = 1500  # a byte each 20 ms: half a minute
 OK = b"HTTP/1.1 200 OK\r\n"
 
-Answer = Callable[[Callable[[bytes], None], threading.Event], None]
-"""Sends what it likes with the first argument; the second is set when the test is over."""
+Responder = Callable[[Callable[[bytes], None], threading.Event], None]
+"""Sends any bytes with the first argument; the second is set when the test is over."""
 
 
 def hang(send: Callable[[bytes], None], over: threading.Event) -> None:
     over.wait()
 
 
-def drip(data: bytes) -> Answer:
-    def answer(send: Callable[[bytes], None], over: threading.Event) -> None:
+def drip(data: bytes) -> Responder:
+    def respond(send: Callable[[bytes], None], over: threading.Event) -> None:
         for byte in itertools.islice(itertools.cycle(data), DRIPPED_BYTES):
             send(bytes([byte]))
             if over.wait(0.02):
                 return
 
-    return answer
+    return respond
 
 
-def once(data: bytes) -> Answer:
+def once(data: bytes) -> Responder:
     return lambda send, over: send(data)
 
 
-def without_end(head: bytes, again: bytes) -> Answer:
-    def answer(send: Callable[[bytes], None], over: threading.Event) -> None:
+def without_end(head: bytes, again: bytes) -> Responder:
+    def respond(send: Callable[[bytes], None], over: threading.Event) -> None:
         send(head)
         while not over.is_set():
             send(again)
 
-    return answer
+    return respond
 
 
 MEGABYTE = b"x" * 1_000_000
 ENDLESS = {
-    "an endless answer": without_end(b"HTTP/1.0 200 OK\r\n\r\n", MEGABYTE),
-    "an endless answer in chunks": without_end(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"f4240\r\n" + MEGABYTE + b"\r\n"),
+    "an endless response": without_end(b"HTTP/1.0 200 OK\r\n\r\n", MEGABYTE),
+    "an endless response in chunks": without_end(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"f4240\r\n" + MEGABYTE + b"\r\n"),
     "a terabyte": without_end(OK + b"Content-Length: 1000000000000\r\n\r\n", MEGABYTE),
     "endless headers": without_end(OK, b"a: b\r\n"),
     "a header without an end": without_end(OK + b"a: ", MEGABYTE),
-    "endless promises to go on": without_end(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "endless 100 Continue": without_end(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
 }
-WRONG: dict[str, Answer] = {
-    "nothing, for ever": hang,
+WRONG: dict[str, Responder] = {
+    "nothing, forever": hang,
     "a byte now and then": drip(OK + b"Content-Length: 100000\r\n\r\n" + b"x" * DRIPPED_BYTES),
     "headers a byte at a time": drip(OK + b"a: b\r\n" * DRIPPED_BYTES),
     "garbage": once(b"\x16\x03\x01\x02\x00garbage\r\n\r\n"),
-    "half an answer": once(OK + b'Content-Length: 100\r\n\r\n{"errors": [""'),
+    "half a response": once(OK + b'Content-Length: 100\r\n\r\n{"errors": [""'),
     "a lie": once(OK + b'Content-Length: 16\r\n\r\n{"errors": [""]}'),
     "a hangup": once(b""),
     **ENDLESS,
@@ -88,15 +88,15 @@ WRONG: dict[str, Answer] = {
 
 
 @contextmanager
-def impostor(cache_dir: Path, answer: Answer) -> Iterator[None]:
-    """Somebody who takes the daemon's place: `daemon.json` names its socket."""
+def impostor(cache_dir: Path, responder: Responder) -> Iterator[None]:
+    """A server in the daemon's place: `daemon.json` names its socket."""
     over = threading.Event()
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{folder}/s")
         listener.listen(100)
         cache_dir.mkdir(exist_ok=True)
         (cache_dir / "daemon.json").write_text(json.dumps({"socket": f"{folder}/s", "instance_id": "impostor"}))
-        acceptor = threading.Thread(target=_accept, args=(listener, answer, over))
+        acceptor = threading.Thread(target=_accept, args=(listener, responder, over))
         acceptor.start()
         try:
             yield
@@ -106,12 +106,12 @@ def impostor(cache_dir: Path, answer: Answer) -> Iterator[None]:
             acceptor.join()
 
 
-def _accept(listener: socket.socket, answer: Answer, over: threading.Event) -> None:
+def _accept(listener: socket.socket, responder: Responder, over: threading.Event) -> None:
     served: list[tuple[socket.socket, threading.Thread]] = []
     with contextlib.suppress(OSError):  # the listener is shut down at the end
         while True:
             connection, _ = listener.accept()
-            thread = threading.Thread(target=_serve, args=(connection, answer, over))
+            thread = threading.Thread(target=_serve, args=(connection, responder, over))
             served.append((connection, thread))
             thread.start()
     for connection, thread in served:
@@ -121,10 +121,10 @@ def _accept(listener: socket.socket, answer: Answer, over: threading.Event) -> N
         connection.close()
 
 
-def _serve(connection: socket.socket, answer: Answer, over: threading.Event) -> None:
-    with contextlib.suppress(OSError):  # whoever asked may hang up
+def _serve(connection: socket.socket, responder: Responder, over: threading.Event) -> None:
+    with contextlib.suppress(OSError):  # the client may hang up
         if connection.recv(1 << 16):
-            answer(connection.sendall, over)
+            responder(connection.sendall, over)
         connection.shutdown(socket.SHUT_RDWR)
 
 
@@ -135,10 +135,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ServingGCS]:
         yield server
 
 
-@pytest.mark.parametrize("says", WRONG)
-def test_whatever_the_daemon_says_it_costs_one_timeout_and_no_byte(server: ServingGCS, tmp_path: Path, says: str) -> None:
+@pytest.mark.parametrize("behaviour", WRONG)
+def test_whatever_the_daemon_returns_it_costs_one_timeout_and_no_wrong_byte(
+    server: ServingGCS, tmp_path: Path, behaviour: str
+) -> None:
     loader = CachedLoader(tmp_path, demand_timeout_s=TIMEOUT_S, fallback=GCSLoader(deadline_s=5))
-    with closing(loader), impostor(tmp_path, WRONG[says]):
+    with closing(loader), impostor(tmp_path, WRONG[behaviour]):
         started_s = time.monotonic()
         for number in range(ITEMS):
             assert number_of(loader(f"{ROOT}/images/{number:04d}.jpg")) == number
@@ -146,9 +148,9 @@ def test_whatever_the_daemon_says_it_costs_one_timeout_and_no_byte(server: Servi
     assert server.counts.total(Kind.MEDIA) == ITEMS
 
 
-@pytest.mark.parametrize("says", ENDLESS)
-def test_an_answer_without_an_end_takes_no_more_than_bounded_memory(tmp_path: Path, says: str) -> None:
-    with impostor(tmp_path, ENDLESS[says]), closing(DaemonClient(tmp_path, timeout_s=2.0)) as client:
+@pytest.mark.parametrize("behaviour", ENDLESS)
+def test_an_endless_response_uses_bounded_memory(tmp_path: Path, behaviour: str) -> None:
+    with impostor(tmp_path, ENDLESS[behaviour]), closing(DaemonClient(tmp_path, timeout_s=2.0)) as client:
         tracemalloc.start()
         try:
             with pytest.raises(DaemonUnavailableError):
@@ -158,11 +160,11 @@ def test_an_answer_without_an_end_takes_no_more_than_bounded_memory(tmp_path: Pa
             tracemalloc.stop()
 
 
-@pytest.mark.parametrize("says", ["nothing, for ever", "a byte now and then", "half an answer", "an endless answer"])
-def test_an_epoch_is_the_same_whatever_the_daemon_says(server: ServingGCS, tmp_path: Path, says: str) -> None:
+@pytest.mark.parametrize("behaviour", ["nothing, forever", "a byte now and then", "half a response", "an endless response"])
+def test_an_epoch_is_the_same_whatever_the_daemon_returns(server: ServingGCS, tmp_path: Path, behaviour: str) -> None:
     objects = put_items(server, 24)
     run = Run(objects, tmp_path, workers=2, demand_timeout_s=TIMEOUT_S)
-    with impostor(tmp_path, WRONG[says]):
+    with impostor(tmp_path, WRONG[behaviour]):
         started_s = time.monotonic()
         assert len(list(run.batches(0))) == len(run.loaders["train"])
         assert time.monotonic() - started_s < 20
@@ -203,7 +205,7 @@ sys.stdin.read()
 
 
 def test_a_job_killed_in_the_middle_of_an_epoch_leaves_nothing_behind(server: ServingGCS, tmp_path: Path) -> None:
-    """It holds a lease, and its workers live on for seconds."""
+    """It holds a lease, and its workers stay alive for seconds."""
     objects = put_items(server, 60)
     server.put(BUCKET, "train/good", b"good")
     with faulted_daemon(tmp_path / "cache", server.url) as daemon:

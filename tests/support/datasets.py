@@ -1,4 +1,4 @@
-"""What the tests of gcs_dataset share: a bucket of small pairs, a cache directory made by hand, a daemon that keeps notes."""
+"""Shared by the tests of gcs_dataset: a bucket of small pairs, cache files without a daemon, a daemon that records requests."""
 
 import io
 import json
@@ -30,7 +30,7 @@ SIZE = 16  # pixels a side
 
 
 def image_bytes(number: int) -> bytes:
-    """A JPEG whose pixels tell its number."""
+    """A JPEG whose pixels hold its number."""
     pixels = np.full((SIZE, SIZE, 3), number % 250, dtype=np.uint8)
     return encoded(Image.fromarray(pixels), "JPEG")
 
@@ -66,7 +66,7 @@ def fill(server: ServingGCS, count: int, bucket: str = "pictures", prefix: str =
 
 
 def manifest_of(count: int, generation: int = 1) -> Manifest:
-    """The manifest of so many items, whose objects `cache_file` writes with generation 1."""
+    """The manifest of `count` items, as `cache_file` writes their objects if `generation` is 1."""
     versions = [
         ObjectVersion(ObjectName("pictures", f"set/{name}"), generation, len(data), crc32c_of(data))
         for number in range(count)
@@ -98,22 +98,22 @@ def cache_file(cache_dir: Path, uri: str, data: bytes, generation: int = 1) -> P
 
 
 def number_of(image: Image.Image) -> int:
-    """The number that an image of `image_bytes` was made of; JPEG keeps a flat grey to within 1."""
+    """The number of an image of `image_bytes`; JPEG keeps a flat grey to within 1."""
     return round(float(np.asarray(image).mean()))
 
 
 @contextmanager
 def gcs(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Iterator[ServingGCS]:
-    """A GCS-speaking server that the environment's STORAGE_EMULATOR_HOST names."""
+    """A GCS-speaking server, with its URL in the environment's STORAGE_EMULATOR_HOST."""
     with serving(**settings) as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
         yield server
 
 
 def read_all(loader: DataLoader[Any]) -> list[Any]:
-    """Every batch; ends the workers at once where one raises.
+    """Every batch; stops the workers at once if one raises.
 
-    Left to the garbage collector, in a cycle with the error's traceback, they take 5 s each.
+    The garbage collector, for which they are in a cycle with the error's traceback, would need 5 s for each.
     """
     iterator: Any = iter(loader)
     try:
@@ -126,8 +126,8 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-class NotingDaemon:
-    """Speaks the daemon's side of the protocol on a Unix socket, fetches from a dict of objects, and notes what it is told."""
+class RecordingDaemon:
+    """A fake daemon on a Unix socket, which fetches from a dict of objects and records its requests."""
 
     def __init__(self, cache_dir: Path, instance_id: str = "first") -> None:
         self.cache_dir = cache_dir
@@ -135,15 +135,15 @@ class NotingDaemon:
         self.fetches: list[list[str]] = []
         self.reports: list[ReadReport] = []
         self.plans: list[tuple[Plan, bytes]] = []
-        self.leases: list[str] = []  # the jobs of those that were taken
-        self.streams: set[str] = set()  # those it knows; a test may have it forget one
-        self.refuses: dict[str, tuple[int, str]] = {}  # by path: the status and text to answer with
-        self.loses: set[str] = set()  # paths whose answers never arrive
+        self.leases: list[str] = []  # the jobs that acquired one
+        self.streams: set[str] = set()  # those that it knows; a test may remove one
+        self.refuses: dict[str, tuple[int, str]] = {}  # by path: the status and text of the response
+        self.loses: set[str] = set()  # paths whose responses never arrive
         self.manifest_folder: Path | None = None
         self.refused = 0
         self._changed = threading.Condition()
-        self._answering = threading.Event()
-        self._answering.set()
+        self._responding = threading.Event()
+        self._responding.set()
         # A Unix socket's path may have 107 bytes, and pytest's folders are longer.
         self._folder = tempfile.TemporaryDirectory()
         socket_path = f"{self._folder.name}/s"
@@ -154,22 +154,22 @@ class NotingDaemon:
         (cache_dir / "daemon.json").write_text(json.dumps({"socket": socket_path, "instance_id": instance_id}))
 
     def stop(self) -> None:
-        """Leave as a killed daemon does: daemon.json stays."""
+        """Stop like a killed daemon: daemon.json stays."""
         self._server.shutdown()
-        self._server.end_connections()
+        self._server.close_connections()
         self._server.server_close()
         self._thread.join()
         self._folder.cleanup()
 
-    def __enter__(self) -> "NotingDaemon":
+    def __enter__(self) -> "RecordingDaemon":
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
-    def wait_for(self, condition: Callable[["NotingDaemon"], bool], timeout_s: float = 20.0) -> None:
+    def wait_for(self, condition: Callable[["RecordingDaemon"], bool], timeout_s: float = 20.0) -> None:
         with self._changed:
-            assert self._changed.wait_for(lambda: condition(self), timeout_s), "the daemon was not told in time"
+            assert self._changed.wait_for(lambda: condition(self), timeout_s), "the daemon did not get the request in time"
 
     def reads(self) -> tuple[int, int, int]:
         """Hits, misses and fallbacks reported so far."""
@@ -181,15 +181,15 @@ class NotingDaemon:
 
     @contextmanager
     def hanging(self) -> Iterator[None]:
-        """Answer nothing meanwhile."""
-        self._answering.clear()
+        """Send no response meanwhile."""
+        self._responding.clear()
         try:
             yield
         finally:
-            self._answering.set()
+            self._responding.set()
 
-    def answer(self, path: str, body: bytes) -> tuple[int, str]:
-        self._answering.wait()
+    def respond(self, path: str, body: bytes) -> tuple[int, str]:
+        self._responding.wait()
         with self._changed:
             self._changed.notify_all()
             if path in self.refuses:
@@ -205,7 +205,7 @@ class NotingDaemon:
             if path.startswith("/v1/lease"):
                 self.leases.append(path.partition("job=")[2])
             if path == "/v1/status":
-                return 200, Status(1, "noting", "0", [ROOT], sorted(self.streams)).to_json()
+                return 200, Status(1, "recording", "0", [ROOT], sorted(self.streams)).to_json()
             if path.startswith("/v1/manifest") and self.manifest_folder is not None:
                 return 200, json.dumps({"digest": self.manifest_folder.name, "path": str(self.manifest_folder), "items": 0})
             return 200, "{}"
@@ -221,9 +221,9 @@ class NotingDaemon:
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
 
-    def __init__(self, path: str, notes: NotingDaemon) -> None:
+    def __init__(self, path: str, recorder: RecordingDaemon) -> None:
         super().__init__(path, _Handler)
-        self.notes = notes
+        self.recorder = recorder
         self._connections: list[Any] = []
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -231,11 +231,11 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         super().process_request(request, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hung up is none."""
+        """A client that hung up is not an error."""
 
-    def end_connections(self) -> None:
+    def close_connections(self) -> None:
         for connection in self._connections:
-            with suppress(OSError):  # its client was gone already
+            with suppress(OSError):  # its client has closed it already
                 connection.shutdown(2)
 
 
@@ -243,19 +243,19 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: _Server
 
-    def _answer(self) -> None:
+    def _respond(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        status, text = self.server.notes.answer(self.path, body)
-        if self.path in self.server.notes.loses:
+        status, text = self.server.recorder.respond(self.path, body)
+        if self.path in self.server.recorder.loses:
             self.close_connection = True
             return
         self.send_response(status)
         self.send_header("Content-Length", str(len(text.encode())))
-        with suppress(OSError):  # whoever asked may have gone
+        with suppress(OSError):  # the client may have hung up
             self.end_headers()
             self.wfile.write(text.encode())
 
-    do_GET = do_POST = _answer  # noqa: N815 - http.server's names
+    do_GET = do_POST = _respond  # noqa: N815 - http.server's names
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
         pass

@@ -1,4 +1,4 @@
-"""Training over a bucket, with every batch held against the bucket's own bytes and the seed's order."""
+"""Training over a bucket, with every batch compared to the bucket's own bytes and the seed's order."""
 
 import io
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ BATCH = 4
 
 
 def pixels(data: bytes) -> torch.Tensor:
-    """What the dataset must make of an object's bytes: uint8, shape (3, height, width)."""
+    """What the dataset must return for an object's bytes: uint8, shape (3, height, width)."""
     return torch.from_numpy(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).copy()).permute(2, 0, 1)
 
 
 class Run:
-    """One epoch after the other over a bucket, with every batch held against the bucket's own bytes."""
+    """One epoch after the other over a bucket, with every batch compared to the bucket's own bytes."""
 
     def __init__(
         self, objects: dict[str, bytes], cache_dir: Path, workers: int, demand_timeout_s: float = DEMAND_TIMEOUT_S
@@ -31,7 +31,7 @@ class Run:
         self.loaders["train"].dataset.loader.demand_timeout_s = demand_timeout_s  # type: ignore[attr-defined]
 
     def batches(self, epoch: int) -> Iterator[int]:
-        """Read an epoch; yields the number of each batch once its bytes have been found right."""
+        """Read an epoch; yields the number of each batch after its bytes have been checked."""
         sampler = self.loaders["train"].sampler
         sampler.set_epoch(epoch)
         order = self.order(epoch)

@@ -21,8 +21,8 @@ from support.daemons import DATA_ROOT, clean_environment, daemon_process, put_it
 
 ITEMS, BATCH, SEED = 31, 3, 7  # an odd number: two ranks repeat one item
 
-# What a user's training script does. Each rank prints what it was handed, as JSON lines; in epoch 1, after `pause_after`
-# batches, it saves the state, prints "paused" and waits to be killed.
+# A user's training script. Each rank prints the batches that it got, as JSON lines; in epoch 1, after `pause_after` batches, it
+# saves the state, prints "paused" and waits to be killed.
 TRAINING = """
 import json, os, signal, sys
 from pathlib import Path
@@ -35,9 +35,9 @@ rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1
 if world > 1:
     dist.init_process_group("gloo")
 
-def tell(**what):
+def report(**fields):
     # One write for each line: both ranks share the pipe.
-    os.write(1, (json.dumps({"rank": rank, "pid": os.getpid(), **what}) + "\\n").encode())
+    os.write(1, (json.dumps({"rank": rank, "pid": os.getpid(), **fields}) + "\\n").encode())
 
 def label_of(pair):
     return pair[1].getpixel((0, 0))
@@ -53,15 +53,15 @@ if Path(checkpoint).exists():
 for epoch in range(first, 2):
     loader.set_epoch(epoch)
     for count, batch in enumerate(loader, 1):
-        tell(epoch=epoch, items=batch.tolist())
+        report(epoch=epoch, items=batch.tolist())
         if epoch == 1 and count == int(pause_after):
             states = [None] * world
             dist.all_gather_object(states, loader.state_dict())
             assert all(state == states[0] for state in states)
-            if rank == 1:  # the state of either will do
+            if rank == 1:  # the state of either rank resumes both
                 Path(checkpoint).write_text(json.dumps(loader.state_dict()))
             dist.barrier()
-            tell(event="paused")
+            report(event="paused")
             signal.pause()
 if world > 1:
     dist.barrier()
@@ -87,7 +87,7 @@ class Training:
 
     @contextmanager
     def running(self, ranks: int, *, pause_after: int = -1, workers: int = 0) -> Iterator["subprocess.Popen[str]"]:
-        """The script under torchrun, or alone; whatever it started is killed in the end."""
+        """The script under torchrun, or alone; all processes that it started are killed at the end."""
         torchrun = ["-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", str(ranks)]
         rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]  # any free port
         arguments = [DATA_ROOT, str(self.cache_dir), str(self.checkpoint), str(pause_after), str(workers)]
@@ -102,43 +102,43 @@ class Training:
                     os.killpg(process.pid, signal.SIGKILL)
 
     def run(self, ranks: int, workers: int = 0) -> list[dict[str, Any]]:
-        """Run it to its end; returns what it told."""
+        """Run it until it exits; returns what it reported."""
         with self.running(ranks, workers=workers) as process:
-            told = told_by(process)
+            reported = lines_of(process)
             assert process.wait(60) == 0
-        return told
+        return reported
 
     def run_until_killed(self, ranks: int, pause_after: int, client: DaemonClient) -> tuple[list[dict[str, Any]], set[str]]:
         """Run it until every rank has paused, and kill everything at once, workers too.
 
-        Returns what it told, and the streams that the daemon knew of then.
+        Returns what it reported, and the streams that the daemon knew then.
         """
-        told: list[dict[str, Any]] = []
+        reported: list[dict[str, Any]] = []
         with self.running(ranks, pause_after=pause_after, workers=1) as process:
             assert process.stdout is not None
-            while sum(line.get("event") == "paused" for line in told) < ranks:
-                told.append(json.loads(process.stdout.readline()))
+            while sum(line.get("event") == "paused" for line in reported) < ranks:
+                reported.append(json.loads(process.stdout.readline()))
             streams = set(client.status().streams)
-            groups = {os.getpgid(line["pid"]) for line in told} | {os.getpgid(process.pid)}
+            groups = {os.getpgid(line["pid"]) for line in reported} | {os.getpgid(process.pid)}
             for group in groups:  # torchrun gives each rank a session of its own
                 os.killpg(group, signal.SIGKILL)
-        return [line for line in told if "items" in line], streams
+        return [line for line in reported if "items" in line], streams
 
 
-def told_by(process: "subprocess.Popen[str]") -> list[dict[str, Any]]:
+def lines_of(process: "subprocess.Popen[str]") -> list[dict[str, Any]]:
     assert process.stdout is not None
     return [json.loads(line) for line in process.stdout]
 
 
 def order_of(epoch: int) -> list[int]:
-    """The global order, for the labels are the items' numbers."""
+    """The global order: the labels are the items' numbers."""
     return [int(item) for item in epoch_order(SEED, epoch, np.arange(ITEMS, dtype=np.uint32))]
 
 
-def read_in(told: list[dict[str, Any]], epoch: int, ranks: int) -> list[int]:
-    """What the ranks read in an epoch, a turn after the other."""
+def read_in(reported: list[dict[str, Any]], epoch: int, ranks: int) -> list[int]:
+    """What the ranks read in an epoch, in rounds of one item for each rank."""
     shares = [
-        [item for line in told if (line["rank"], line["epoch"]) == (rank, epoch) for item in line["items"]]
+        [item for line in reported if (line["rank"], line["epoch"]) == (rank, epoch) for item in line["items"]]
         for rank in range(ranks)
     ]
     return [item for turn in zip(*shares, strict=True) for item in turn]
@@ -155,10 +155,10 @@ def test_two_ranks_read_every_item_once_an_epoch_and_cost_one_get_an_object(serv
     put_items(server, ITEMS)
     training = Training(tmp_path, server)
     with daemon_process(training.cache_dir, server.url) as client:
-        told = training.run(ranks=2)
+        reported = training.run(ranks=2)
         for epoch in range(2):
             order = order_of(epoch)
-            read = read_in(told, epoch, ranks=2)
+            read = read_in(reported, epoch, ranks=2)
             assert read == [*order, order[0]]  # the odd one is repeated, as by torch's DistributedSampler
             assert Counter(read) == Counter(range(ITEMS)) + Counter([order[0]])
         assert len(server.counts.media) == 2 * ITEMS
@@ -168,9 +168,7 @@ def test_two_ranks_read_every_item_once_an_epoch_and_cost_one_get_an_object(serv
         assert reads["hits"] + reads["misses"] == 2 * 2 * (ITEMS + 1)
 
 
-def test_killed_in_the_middle_of_an_epoch_one_process_goes_on_in_the_same_global_order(
-    server: ServingGCS, tmp_path: Path
-) -> None:
+def test_after_a_kill_mid_epoch_one_process_continues_the_same_global_order(server: ServingGCS, tmp_path: Path) -> None:
     put_items(server, ITEMS)
     training = Training(tmp_path, server)
     with daemon_process(training.cache_dir, server.url) as client:

@@ -1,4 +1,4 @@
-"""Training through a real daemon: the bytes, the order, and what a training run notices when the daemon is killed."""
+"""Training through a real daemon: the bytes, the order, and the effect of killing the daemon."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ ITEMS = 60
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ServingGCS]:
-    """A server of 10 ms latency with sixty items, which the fallback finds by google-cloud-storage's own variable."""
+    """A server with a latency of 10 ms, which the fallback finds by google-cloud-storage's own variable."""
     with serving(latency_s=0.01) as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
         yield server
@@ -31,14 +31,14 @@ def test_an_epoch_reads_the_buckets_bytes_in_the_seeded_order(server: ServingGCS
             assert len(list(run.batches(epoch))) == len(run.loaders["train"])
         assert run.order(0) != run.order(1)
         assert sorted(run.order(0)) == sorted(run.order(1))
-        assert max(server.counts.media.values()) == 1  # one GET an object, whoever asked
+        assert max(server.counts.media.values()) == 1  # one GET an object, whichever process needed it
         del run
         reads = client.stats()["reads"]
         assert reads["fallbacks"] == 0
         assert reads["hits"] + reads["misses"] > 0
 
 
-def test_training_goes_on_while_the_daemon_is_killed_and_started_again(server: ServingGCS, tmp_path: Path) -> None:
+def test_training_continues_while_the_daemon_is_killed_and_restarted(server: ServingGCS, tmp_path: Path) -> None:
     objects = put_items(server, ITEMS)
     cache_dir = tmp_path / "cache"
     extra = ["--set", "window_items=8"]
