@@ -36,6 +36,7 @@ from gcs_prefetchd.server.prometheus_metrics import METRICS, render_metrics
 from gcs_prefetchd.server.runtime_settings import CHANGEABLE
 from gcs_prefetchd.server.statistics_api import statistics_app
 from gcs_prefetchd.server.statistics_json import to_json
+from gcs_prefetchd.server.statistics_summary import summarize
 from gcs_prefetchd.service.daemon import Daemon
 from gcs_prefetchd.settings import ENVIRONMENT_PREFIX, Settings, load_settings
 from gcs_prefetchd.shared import errors, messages
@@ -658,6 +659,13 @@ def test_links_lead_somewhere(document: Path) -> None:
             linked = document.parent / path if path else document
             assert linked.exists(), target
             assert not fragment or fragment in anchors(linked.read_text()), target
+
+
+async def test_the_statistics_that_the_readme_shows_are_those_of_the_command(daemon: Daemon) -> None:
+    shown = re.search(r"^\$ gcs-prefetchd stats .*\n((?:\w.*\n)+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert shown
+    headings = [re.split(r" {2,}", line)[0] for line in shown[1].splitlines()]
+    assert set(headings) <= set(summarize(daemon.statistics.collect()))
 
 
 def test_the_readme_links_to_every_document() -> None:
