@@ -1,4 +1,4 @@
-"""Settings: where they come from, which one wins, and what a bad one gets told."""
+"""Settings: their sources, which source wins, and what the error says about a bad value."""
 
 import os
 import re
@@ -21,7 +21,7 @@ def load(
     folder: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Settings:
-    """From a file of this text in the folder, these environment variables (without the prefix), and these flags."""
+    """Load from a file with this text in the folder, these environment variables (without the prefix), and these flags."""
     config = None
     if toml is not None:
         assert folder is not None
@@ -32,7 +32,7 @@ def load(
 
 
 def refusal(**changed: object) -> str:
-    """The line that a flag's value gets."""
+    """The error's line for a bad value on the command line."""
     with pytest.raises(SettingsError) as caught:
         load(REQUIRED | changed)
     assert "\n" not in str(caught.value)
@@ -40,7 +40,7 @@ def refusal(**changed: object) -> str:
     return str(caught.value)
 
 
-def test_the_least_that_must_be_said_is_enough() -> None:
+def test_only_three_settings_are_required() -> None:
     loaded = load(REQUIRED)
     assert [root.uri for root in loaded.roots] == ["gs://pictures/train"]
     assert loaded.cache_dir == Path("/srv/cache")
@@ -114,12 +114,12 @@ def test_the_file_is_named_by_the_flag_or_by_the_environment(tmp_path: Path) -> 
     assert load_settings(REQUIRED, None, {f"{ENVIRONMENT_PREFIX}CONFIG": ""}).seed == 0
 
 
-def test_the_processs_own_environment_is_what_counts_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_processs_own_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"{ENVIRONMENT_PREFIX}SEED", "11")
     assert load_settings(REQUIRED, None).seed == 11
 
 
-def test_other_variables_and_unset_flags_are_passed_over() -> None:
+def test_other_variables_and_unset_flags_are_ignored() -> None:
     assert load_settings(REQUIRED | {"seed": None}, None, {"SEED": "5", "GCS_SEED": "6", "gcs_prefetchd_seed": "7"}).seed == 0
 
 
@@ -127,15 +127,15 @@ OPTIONAL = ["endpoint", "credentials", "user_project", "log_file"]
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
-def test_an_empty_text_unsets_an_optional_setting(tmp_path: Path, name: str) -> None:
-    """A later source can take back what an earlier one set."""
+def test_an_empty_value_unsets_an_optional_setting(tmp_path: Path, name: str) -> None:
+    """A later source can reset what an earlier one set."""
     value = "http://127.0.0.1:1" if name == "endpoint" else "/x"
     assert getattr(load(REQUIRED, f'{name} = ""', tmp_path), name) is None
     assert getattr(load(REQUIRED | {name: ""}, f'{name} = "{value}"', tmp_path), name) is None
     assert str(getattr(load(REQUIRED, f'{name} = "{value}"', tmp_path), name)) == value
 
 
-def test_an_empty_variable_is_no_variable(tmp_path: Path) -> None:
+def test_an_empty_variable_is_ignored(tmp_path: Path) -> None:
     assert load(REQUIRED, "seed = 5", tmp_path, {"seed": ""}).seed == 5
 
 
@@ -148,7 +148,7 @@ def test_a_required_setting_that_is_missing_names_its_flag(tmp_path: Path, name:
             load(others, toml, tmp_path)
 
 
-def test_an_empty_cache_directory_is_not_the_current_one() -> None:
+def test_an_empty_cache_directory_does_not_mean_the_current_one() -> None:
     assert refusal(cache_dir="").startswith("setting cache_dir is missing")
 
 
@@ -208,7 +208,7 @@ def test_a_size_is_a_number_and_a_unit_or_a_whole_number_of_bytes(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "expected"),
     [
         ("cache_size", "0", "must be more than 0, as in 200GB"),
         ("cache_size", "0GB", "must be more than 0"),
@@ -282,18 +282,18 @@ def test_a_size_is_a_number_and_a_unit_or_a_whole_number_of_bytes(tmp_path: Path
         ("anonymous", "perhaps", "should be a valid boolean"),
     ],
 )
-def test_a_bad_value_gets_one_line_that_says_what_to_do(name: str, value: object, told: str) -> None:
+def test_a_bad_value_is_refused_in_one_line_that_says_what_to_do(name: str, value: object, expected: str) -> None:
     line = refusal(**{name: value})
     assert line.startswith(f"setting {name} on the command line: {repr(value)[:150]}")
-    assert told in line
+    assert expected in line
 
 
-def test_of_several_data_roots_the_bad_one_is_named() -> None:
+def test_the_bad_one_of_several_data_roots_is_named() -> None:
     assert refusal(data_roots=["gs://pictures", 5]).endswith("on the command line: 5 should be a valid string")
     assert "'Drawings' is not a valid bucket name" in refusal(data_roots=["gs://pictures", "gs://Drawings/x"])
 
 
-def test_a_pattern_that_meets_the_others_default_is_refused() -> None:
+def test_a_pattern_equal_to_the_others_default_is_refused() -> None:
     assert "is used for both the image and the label" in refusal(image_pattern="labels/{id}.png")
 
 
@@ -313,7 +313,7 @@ def test_an_endpoint_is_a_root_url(endpoint: str) -> None:
 
 
 def test_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The daemon in the background has another working directory."""
+    """A relative path means the directory in which the user starts the daemon."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/alice")
     loaded = load(REQUIRED | {"cache_dir": "cache", "credentials": "~/key.json", "log_file": "./logs/log"})
@@ -343,7 +343,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         b"{}",
     ],
 )
-def test_a_file_that_is_no_toml_is_named(tmp_path: Path, toml: bytes) -> None:
+def test_a_file_that_is_not_valid_toml_is_named(tmp_path: Path, toml: bytes) -> None:
     with pytest.raises(SettingsError, match=r"^setting config: .*config\.toml: is not valid TOML: ") as caught:
         load(REQUIRED, toml, tmp_path)
     assert "\n" not in str(caught.value)
@@ -423,13 +423,13 @@ def test_a_cache_larger_than_its_disk_is_refused(tmp_path: Path) -> None:
     assert str(tmp_path) in str(caught.value)
 
 
-def test_a_cache_directory_that_no_file_system_can_hold_is_named() -> None:
+def test_a_cache_directory_with_an_impossible_name_is_named() -> None:
     with pytest.raises(SettingsError, match=r"^setting cache_dir: .*: File name too long$") as caught:
         check_cache_fits_disk(load(REQUIRED | {"cache_dir": "/" + "x" * 5000}))
     assert len(str(caught.value)) < 500
 
 
-def test_a_cache_directory_below_a_file_is_left_to_whoever_makes_it(tmp_path: Path) -> None:
+def test_a_cache_directory_below_a_file_passes_the_check_of_the_disk(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     check_cache_fits_disk(load(REQUIRED | {"cache_dir": str(tmp_path / "file/cache"), "cache_size": "1MB"}))
 

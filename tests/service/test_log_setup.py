@@ -28,7 +28,7 @@ log = logging.getLogger("gcs_prefetchd.x")
 
 
 def messages(text: str) -> list[tuple[str, str]]:
-    """Level and message of each line, all of which must look as they should."""
+    """Level and message of each line. Every line must have the right format."""
     found = [LINE.fullmatch(line) for line in text.splitlines()]
     return [(match[1], match[2]) for match in found if match is not None] if all(found) else pytest.fail(text)
 
@@ -54,7 +54,7 @@ def test_of_other_libraries_only_warnings_are_logged() -> None:
 
 @pytest.mark.parametrize("length", [1, 1900, 2001, 30_000_000])
 def test_a_long_line_is_cut(length: int) -> None:
-    """An error's text may hold somebody else's whole answer."""
+    """An error's text may contain the whole response of a server."""
     done = run("setup_logging(None, 'info'); log.info('x' * int(sys.argv[1]))", str(length))
     ((_, message),) = messages(done.stderr)
     if length < 1950:
@@ -64,19 +64,19 @@ def test_a_long_line_is_cut(length: int) -> None:
         assert message.endswith("x ...")
 
 
-def test_a_message_is_one_line_whatever_it_holds() -> None:
-    """So that nobody writes a line that we did not."""
+def test_a_message_is_one_line_whatever_it_contains() -> None:
+    """So nobody can forge a log line."""
     forged = "a\\n2026-01-01 00:00:00,000 ERROR forged\\r\\x1b[31m\\u2028b\\x85c\\x00"
     done = run(f"setup_logging(None, 'info'); log.info('%s', '{forged}')")
     assert messages(done.stderr) == [("INFO", r"a\n2026-01-01 00:00:00,000 ERROR forged\r\x1b[31m\u2028b\x85c\x00")]
 
 
-def test_half_a_character_stops_no_line() -> None:
+def test_half_a_character_is_logged_escaped() -> None:
     done = run("setup_logging(None, 'info'); log.info('a\\ud800b')")
     assert messages(done.stderr) == [("INFO", r"a\ud800b")]
 
 
-def test_a_traceback_stays_whole() -> None:
+def test_a_traceback_stays_complete() -> None:
     done = run("setup_logging(None, 'info')\ntry: raise ValueError('why')\nexcept ValueError: log.exception('what')")
     first, *rest = done.stderr.splitlines()
     assert messages(first) == [("ERROR", "what")]
@@ -84,7 +84,7 @@ def test_a_traceback_stays_whole() -> None:
     assert rest[-1] == "ValueError: why"
 
 
-def test_a_file_takes_the_place_of_both_outputs(tmp_path: Path) -> None:
+def test_a_log_file_replaces_stdout_and_stderr(tmp_path: Path) -> None:
     file = tmp_path / "daemon.log"
     file.write_text("before\n")
     done = run(
@@ -99,13 +99,13 @@ def test_a_file_takes_the_place_of_both_outputs(tmp_path: Path) -> None:
     assert others == ["printed", "failed"]
 
 
-def test_a_new_file_is_not_for_everybody(tmp_path: Path) -> None:
+def test_a_new_log_file_is_not_readable_by_everybody(tmp_path: Path) -> None:
     run("setup_logging(Path(sys.argv[1]), 'info')", tmp_path / "daemon.log")
     assert (tmp_path / "daemon.log").stat().st_mode & 0o777 & ~0o640 == 0
 
 
-def test_logging_elsewhere_later_leaves_one_handler(tmp_path: Path) -> None:
-    """As the daemon does, once it knows the cache directory to be its own."""
+def test_a_later_setup_leaves_one_handler(tmp_path: Path) -> None:
+    """As the daemon does once it has claimed the cache directory."""
     done = run(
         "setup_logging(None, 'info'); log.info('early'); setup_logging(Path(sys.argv[1]), 'info'); log.info('late')",
         tmp_path / "log",

@@ -1,4 +1,4 @@
-"""Telling systemd how we are, over real datagram sockets."""
+"""systemd's notify protocol, over real datagram sockets."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from gcs_prefetchd.service.systemd import notify_systemd, ping_watchdog
 
 @pytest.fixture
 def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """The socket that systemd listens on."""
+    """The socket on which systemd would listen."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.settimeout(10)
         listener.bind(str(tmp_path / "notify"))
@@ -29,7 +29,7 @@ def test_a_state_arrives_as_one_datagram(supervisor: socket.socket) -> None:
     assert supervisor.recv(100) == "STOPPING=1\nSTATUS=ünder way".encode()
 
 
-def test_an_abstract_address_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_abstract_address_is_supported(monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"gcs-prefetchd-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.settimeout(10)
@@ -40,14 +40,16 @@ def test_an_abstract_address_is_understood(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("address", ["", "/nowhere/notify", "@nobody-listens-here", "/dev/null", "vsock:2:1", "/" + "x" * 200])
-def test_where_nobody_listens_nothing_happens(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+def test_without_a_listener_nothing_happens(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     before = len(list(Path("/proc/self/fd").iterdir()))
     notify_systemd("READY=1")
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
-def test_without_systemd_nothing_happens(supervisor: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_socket_in_the_environment_nothing_happens(
+    supervisor: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET")
     notify_systemd("READY=1")
     supervisor.setblocking(False)
@@ -55,13 +57,13 @@ def test_without_systemd_nothing_happens(supervisor: socket.socket, monkeypatch:
         supervisor.recv(100)
 
 
-@pytest.mark.parametrize("names_us", [True, False])
-async def test_the_watchdog_is_pinged_at_twice_the_rate_that_it_asks_for(
-    supervisor: socket.socket, monkeypatch: pytest.MonkeyPatch, names_us: bool
+@pytest.mark.parametrize("names_this_process", [True, False])
+async def test_the_watchdog_is_pinged_at_twice_the_required_rate(
+    supervisor: socket.socket, monkeypatch: pytest.MonkeyPatch, names_this_process: bool
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "200000")
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
-    if not names_us:
+    if not names_this_process:
         monkeypatch.delenv("WATCHDOG_PID")
     supervisor.setblocking(False)
     loop = asyncio.get_running_loop()
@@ -77,13 +79,13 @@ async def test_the_watchdog_is_pinged_at_twice_the_rate_that_it_asks_for(
 
 
 @pytest.mark.parametrize(
-    ("wanted_us", "pid"),
+    ("timeout_us", "pid"),
     [("", None), ("0", None), ("-5", None), ("soon", None), ("\u00b2", None), ("200000", "1"), ("200000", "")],
 )
-async def test_a_watchdog_that_asks_for_no_ping_of_ours_gets_none(
-    supervisor: socket.socket, monkeypatch: pytest.MonkeyPatch, wanted_us: str, pid: str | None
+async def test_a_watchdog_that_requires_no_ping_of_this_process_gets_none(
+    supervisor: socket.socket, monkeypatch: pytest.MonkeyPatch, timeout_us: str, pid: str | None
 ) -> None:
-    monkeypatch.setenv("WATCHDOG_USEC", wanted_us)
+    monkeypatch.setenv("WATCHDOG_USEC", timeout_us)
     monkeypatch.delenv("WATCHDOG_PID", raising=False)
     if pid is not None:
         monkeypatch.setenv("WATCHDOG_PID", pid)

@@ -1,4 +1,4 @@
-"""What several test modules build on: buckets with items, settings for a daemon, a daemon as a process."""
+"""Shared by several test modules: buckets with items, settings for a daemon, a daemon as a process."""
 
 import contextlib
 import io
@@ -24,7 +24,7 @@ COMMAND = [sys.executable, "-m", "gcs_prefetchd"]
 
 
 class Bucket(Protocol):
-    """What both the in-process and the threaded server offer."""
+    """What the in-process server and the threaded server have in common."""
 
     def put(self, bucket: str, name: str, data: bytes) -> object: ...
 
@@ -48,7 +48,7 @@ def _encoded(image: Image.Image, kind: str) -> bytes:
 def put_items(server: Bucket, count: int, *, size_bytes: int | None = None) -> dict[str, bytes]:
     """Put `count` items into the data root; returns every object's bytes by its URI.
 
-    With a size the parts are that many bytes each, and no images.
+    With a size, each part has that many bytes and is not an image.
     """
     objects: dict[str, bytes] = {}
     for i in range(count):
@@ -61,7 +61,7 @@ def put_items(server: Bucket, count: int, *, size_bytes: int | None = None) -> d
 
 
 def make_settings(cache_dir: Path, endpoint: str, **changes: object) -> Settings:
-    """Settings of a daemon that serves the data root from a stand-in, on any free port."""
+    """Settings of a daemon that serves the data root from a fake server, on any free port."""
     values: dict[str, object] = {
         "data_roots": [DATA_ROOT],
         "cache_dir": cache_dir,
@@ -78,7 +78,7 @@ def make_settings(cache_dir: Path, endpoint: str, **changes: object) -> Settings
 
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Daemon]:
-    """A daemon in this event loop; what it leaves behind is checked when it has stopped."""
+    """A daemon in this event loop. After its stop, checks what it leaves behind."""
     daemon = Daemon(settings, lambda: None)
     async with daemon.running():
         yield daemon
@@ -87,7 +87,7 @@ async def running(settings: Settings) -> AsyncIterator[Daemon]:
 
 
 async def check_left_behind(settings: Settings) -> None:
-    """Open the cache of a daemon that is gone, as the next one would, and assert that nothing is wrong with it."""
+    """Open the cache of a stopped daemon, as the next one would, and assert that it is consistent."""
     directory = CacheDirectory(settings.cache_dir)
     directory.claim()
     cache = Cache(directory, settings.cache_size)
@@ -101,7 +101,7 @@ async def check_left_behind(settings: Settings) -> None:
 
 
 def run_command(*arguments: str | Path, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `gcs-prefetchd` as a user does; nothing of our own environment's settings leaks into it."""
+    """Run `gcs-prefetchd` as a user does, without the settings of our own environment."""
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
         env=clean_environment() | dict(environment or {}),
@@ -113,7 +113,7 @@ def run_command(*arguments: str | Path, environment: Mapping[str, str] | None = 
 
 
 def clean_environment() -> dict[str, str]:
-    """Only what a process needs to run here."""
+    """Only the variables that a process needs to run here."""
     kept = ("PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV")
     return {name: os.environ[name] for name in kept if name in os.environ}
 
@@ -128,7 +128,7 @@ def start_arguments(cache_dir: Path, endpoint: str, extra: Sequence[str] = ()) -
 
 @contextmanager
 def daemon_process(cache_dir: Path, endpoint: str, extra: Sequence[str] = ()) -> Iterator[DaemonClient]:
-    """A daemon started and stopped with the command line, as a user does; yields a client of it."""
+    """A daemon that is started and stopped with the command line, as a user does. Yields its client."""
     started = run_command("start", *start_arguments(cache_dir, endpoint, extra))
     assert started.returncode == 0, started.stderr
     with contextlib.closing(DaemonClient(cache_dir)) as client:

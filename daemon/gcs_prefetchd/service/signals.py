@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @contextmanager
 def stop_on_signals(stopping: asyncio.Event) -> Iterator[None]:
-    """Set `stopping` on the first signal, and exit with 128 + its number on the next one. Restores the default handlers."""
+    """Set `stopping` on the first signal, and exit with 128 + its number on the next one. Removes the handlers afterwards."""
     loop = asyncio.get_running_loop()
 
     def stop(signum: int) -> None:
