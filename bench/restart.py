@@ -25,7 +25,7 @@ from comparison import command_line
 from figures import Figure, finish
 from gcs_dataset.cached_loader import CachedLoader
 from gcs_prefetchd.cache.directory import CacheDirectory
-from gcs_prefetchd.cache.disk_index import Index, Record
+from gcs_prefetchd.cache.disk_index import DiskIndex, IndexRecord
 from gcs_prefetchd.service.daemonize import wait_for_exit
 from gcs_prefetchd.shared.checksums import Stamp, crc32c_of, write_stamp
 from gcs_prefetchd.shared.daemon_client import DaemonClient, read_daemon_file
@@ -58,7 +58,7 @@ def make_cache(path: Path, pairs: int, digits: int) -> Manifest:
     directory.claim()
     manifest = _listing(pairs, digits)
     manifest.save(directory.manifests)
-    index = Index(directory.index)
+    index = DiskIndex(directory.index)
     for part, data in enumerate((image_bytes("JPEG", "RGB"), image_bytes("PNG", "L"))):
         (directory.objects / _path(manifest, 0, part)).parent.mkdir(parents=True)
         for start in range(0, pairs, AT_ONCE):
@@ -68,7 +68,7 @@ def make_cache(path: Path, pairs: int, digits: int) -> Manifest:
                 with (directory.objects / where).open("wb", buffering=0) as file:
                     file.write(data)
                     write_stamp(file.fileno(), stamp, where)
-                records[where] = Record(stamp, GENERATION / 1e6 + (item * 7919) % pairs)  # used in another order
+                records[where] = IndexRecord(stamp, GENERATION / 1e6 + (item * 7919) % pairs)  # used in another order
             index.apply(records)
     index.close()
     directory.close()

@@ -65,7 +65,7 @@ async def cache(directory: CacheDirectory) -> AsyncIterator[Cache]:
     """An open cache of 1 MB, which must pass its own check at the end."""
     opened = Cache(directory, limit_bytes=1_000_000, observer=RecordingObserver())
     await opened.open()
-    await opened.whole()
+    await opened.wait_until_ready()
     yield opened
     assert await opened.check() == []
     await opened.close()

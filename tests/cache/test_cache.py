@@ -25,6 +25,7 @@ from support.caches import (
     index_elsewhere,
     keeping,
     mounted,
+    names_in,
     needs_mount,
     observer_of,
     opened,
@@ -46,7 +47,7 @@ def write_stamped(file: Path, data: bytes, stamp: Stamp) -> None:
 
 def held(cache: Cache) -> list[str]:
     """The names in the cache, least recently used first."""
-    return [name.name for name in cache.names()]
+    return [name.name for name in names_in(cache)]
 
 
 # The bound
@@ -60,7 +61,7 @@ async def busy_reader(cache: Cache, seed: int, largest: int, seen: Callable[[], 
         name, size = f"images/{number}.jpg", chance.randrange(largest + 1) // PAGE * PAGE
         match chance.randrange(12):
             case 0:
-                await cache.drop(path_of(name))
+                await cache.evict(path_of(name))
             case 1:
                 await cache.verify(path_of(name))
             case 2:
@@ -84,13 +85,13 @@ async def test_bytes_and_reservations_never_exceed_the_bound(cache: Cache, seed:
 
     def look() -> None:
         nonlocal most
-        most = max(most, cache.bytes + cache.reserved_bytes)
+        most = max(most, cache.bytes + cache.capacity.reserved_bytes)
 
     for _ in range(2):
         await asyncio.gather(*(busy_reader(cache, seed + i, 200_000, look) for i in range(4)))
         assert await cache.check() == []
     assert LIMIT * 0.6 < most <= LIMIT
-    assert cache.reserved_bytes == 0
+    assert cache.capacity.reserved_bytes == 0
     assert cache.evictions > 0
 
 
@@ -134,8 +135,8 @@ async def test_an_evicted_file_is_gone_from_the_disk_when_the_room_is_there(cach
     await cache.reserve(500_000)
 
     assert not file_of(cache, path).exists()
-    assert (cache.bytes, cache.reserved_bytes) == (0, 500_000)
-    cache.release(500_000)
+    assert (cache.bytes, cache.capacity.reserved_bytes) == (0, 500_000)
+    cache.capacity.release(500_000)
 
 
 async def test_whoever_is_interested_hears_of_every_eviction(cache: Cache) -> None:
@@ -152,7 +153,7 @@ async def test_no_room_is_made_from_what_is_kept_and_nothing_is_dropped_for_it(c
         await cache.reserve(500_000, keeping(cache, *paths[:2]))
 
     assert held(cache) == ["0.jpg", "1.jpg", "2.jpg"]
-    assert (cache.reserved_bytes, cache.evictions) == (0, 0)
+    assert (cache.capacity.reserved_bytes, cache.evictions) == (0, 0)
     assert "500 KB" in str(error.value)
     assert "900 KB of 1.0 MB" in str(error.value)
     assert "\n" not in str(error.value)
@@ -161,7 +162,7 @@ async def test_no_room_is_made_from_what_is_kept_and_nothing_is_dropped_for_it(c
 async def test_an_object_larger_than_the_cache_is_refused_and_nothing_is_dropped_for_it(cache: Cache) -> None:
     await put(cache, "a.jpg", b"a")
 
-    with pytest.raises(CacheFullError, match=r"no room for 1\.0 MB: the whole cache is 1\.0 MB"):
+    with pytest.raises(CacheFullError, match=r"no space for 1\.0 MB: the whole cache is 1\.0 MB"):
         await cache.reserve(LIMIT + 1)
 
     assert held(cache) == ["a.jpg"]
@@ -176,9 +177,9 @@ async def test_an_object_exactly_as_large_as_the_cache_has_room(cache: Cache) ->
 
 async def test_downloads_under_way_count_with_what_they_reserved(cache: Cache) -> None:
     await cache.reserve(600_000)
-    with pytest.raises(CacheFullError, match="600 KB set aside"):
+    with pytest.raises(CacheFullError, match="reserves 600 KB"):
         await cache.reserve(600_000)
-    cache.release(600_000)
+    cache.capacity.release(600_000)
 
 
 async def test_a_new_generation_takes_the_place_of_the_old_one(cache: Cache) -> None:
@@ -194,7 +195,7 @@ async def test_the_bytes_of_a_download_are_reserved_or_held_and_never_both(cache
     publishing = asyncio.create_task(put(cache, "a.jpg", content(1, 600_000)))
     while not publishing.done():
         await cache.reserve(400_000)
-        cache.release(400_000)
+        cache.capacity.release(400_000)
         await asyncio.sleep(0)
     assert held(cache) == ["a.jpg"]
     assert cache.evictions == 0
@@ -206,7 +207,7 @@ async def test_dropping_an_object_while_its_next_generation_arrives_leaves_the_n
         arriving = asyncio.create_task(put(cache, "a.jpg", data, generation))
         for _ in range(generation % 12):
             await asyncio.sleep(0)
-        await cache.drop(path_of("a.jpg"))
+        await cache.evict(path_of("a.jpg"))
         await arriving
         stamp = cache.stamp(path_of("a.jpg"))
         assert (stamp is not None) == file_of(cache, path_of("a.jpg")).exists()
@@ -215,12 +216,12 @@ async def test_dropping_an_object_while_its_next_generation_arrives_leaves_the_n
 
 async def test_dropping_an_object_whose_next_generation_does_not_come_after_all_drops_it_then(cache: Cache) -> None:
     path = await put(cache, "a.jpg", b"old")
-    await cache.expect(path)
-    await cache.drop(path)
+    await cache.paths.claim(path)
+    await cache.evict(path)
     assert cache.stamp(path) is not None
-    cache.give_up(path)
+    cache.paths.abandon(path)
     assert cache.stamp(path) is None
-    await cache.drop(path)
+    await cache.evict(path)
     assert not file_of(cache, path).exists()
     assert await cache.check() == []
 
@@ -229,7 +230,7 @@ async def test_an_empty_object_lost_and_fetched_again_in_the_same_moment_is_ther
     """It reserves nothing, so nothing but the path itself makes it wait for the older file's unlinking."""
     for _ in range(50):
         path = await put(cache, "empty.jpg", b"")
-        dropping = asyncio.create_task(cache.drop(path))
+        dropping = asyncio.create_task(cache.evict(path))
         await asyncio.sleep(0)
         await put(cache, "empty.jpg", b"")
         await dropping
@@ -244,7 +245,7 @@ async def test_a_floor_that_is_not_there_refuses_every_object(tmp_path: Path) ->
     async with opened(tmp_path / "cache", LIMIT, min_free_bytes=total) as cache:
         with pytest.raises(CacheFullError, match=r"keeps .+ of the disk free"):
             await cache.reserve(1)
-        assert cache.reserved_bytes == 0
+        assert cache.capacity.reserved_bytes == 0
 
 
 @needs_mount
@@ -413,7 +414,7 @@ async def test_a_rescan_removes_a_stamped_file_of_a_wrong_length(cache: Cache, k
     file = file_of(cache, path)
     truncate(file)
     if not known:
-        cache.forget(path)
+        cache.paths.forget(path)
 
     await cache.rescan()
 
@@ -512,11 +513,11 @@ async def plant_unindexed_of_wrong_length(cache: Cache) -> None:
 
 
 async def plant_wrong_sum(cache: Cache) -> None:
-    cache._contents.bytes += 1
+    cache._memory_index.bytes += 1
 
 
 async def plant_excess(cache: Cache) -> None:
-    cache.limit_bytes = 10
+    cache.capacity.limit_bytes = 10
 
 
 async def plant_leftover(cache: Cache) -> None:

@@ -13,16 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gcs_prefetchd.cache.disk_index import INDEX_ERRORS, Index, Record
+from gcs_prefetchd.cache.disk_index import INDEX_ERRORS, DiskIndex, IndexRecord
 from gcs_prefetchd.shared.checksums import Stamp
 from gcs_prefetchd.shared.errors import CacheWriteError
 
-A = Record(Stamp(1, 10, 0xA), 1.0)
-B = Record(Stamp(2, 20, 0xB), 2.0)
-C = Record(Stamp(3, 30, 0xC), 3.0)
+A = IndexRecord(Stamp(1, 10, 0xA), 1.0)
+B = IndexRecord(Stamp(2, 20, 0xB), 2.0)
+C = IndexRecord(Stamp(3, 30, 0xC), 3.0)
 
 stamps = st.builds(Stamp, st.integers(0, 2**63 - 1), st.integers(0, 5 * 2**40), st.integers(0, 2**32 - 1))
-records = st.builds(Record, stamps, st.integers(0, 4 * 10**15).map(lambda microseconds: microseconds / 1e6))
+records = st.builds(IndexRecord, stamps, st.integers(0, 4 * 10**15).map(lambda microseconds: microseconds / 1e6))
 
 
 class Bomb:
@@ -36,17 +36,17 @@ class Bomb:
 
 
 @contextlib.contextmanager
-def index_in(folder: Path) -> Iterator[Index]:
-    index = Index(folder)
+def index_in(folder: Path) -> Iterator[DiskIndex]:
+    index = DiskIndex(folder)
     try:
         yield index
     finally:
         index.close()
 
 
-def loaded(index: Index, at_most: int = 2) -> dict[str, Record]:
+def loaded(index: DiskIndex, at_most: int = 2) -> dict[str, IndexRecord]:
     """All that the index says, least recently used first."""
-    records: list[tuple[str, Record]] = []
+    records: list[tuple[str, IndexRecord]] = []
     after: int | None = 0
     while after is not None:
         page, after = index.page(after, at_most)
@@ -80,8 +80,8 @@ def test_a_later_record_of_a_path_replaces_the_earlier_one(tmp_path: Path) -> No
 
 
 @given(records)
-def test_every_record_survives_its_text(record: Record) -> None:
-    again = Record.from_text(record.to_text())
+def test_every_record_survives_its_text(record: IndexRecord) -> None:
+    again = IndexRecord.from_text(record.to_text())
     assert again is not None
     assert again.stamp == record.stamp
     assert abs(again.used_s - record.used_s) < 1e-6
@@ -89,7 +89,7 @@ def test_every_record_survives_its_text(record: Record) -> None:
 
 @given(st.text() | st.integers() | st.none() | st.binary())
 def test_what_is_no_record_is_none_and_never_an_error(value: object) -> None:
-    record = Record.from_text(value)
+    record = IndexRecord.from_text(value)
     assert record is None or isinstance(record.stamp, Stamp)
 
 
@@ -192,17 +192,17 @@ def test_a_locked_database_refuses_changes_within_seconds_and_takes_them_later(t
 
 
 def test_only_an_index_that_was_closed_complete_is_complete(tmp_path: Path) -> None:
-    index = Index(tmp_path)
+    index = DiskIndex(tmp_path)
     assert not index.complete
     index.apply({"a": A})
     index.close(complete=True)
 
-    index = Index(tmp_path)
+    index = DiskIndex(tmp_path)
     assert index.complete
     assert loaded(index) == {"a": A}
     index.close()
 
-    index = Index(tmp_path)
+    index = DiskIndex(tmp_path)
     assert not index.complete
     index.close()
 
@@ -223,4 +223,4 @@ def test_an_index_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None
     folder = tmp_path / "index"
     shutil.copy(__file__, folder)  # a file where the folder should be
     with pytest.raises(CacheWriteError, match=f"index {folder}: cannot be made"):
-        Index(folder)
+        DiskIndex(folder)

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gcs_prefetchd.cache.file_comparison import Found
-from gcs_prefetchd.cache.file_scan import find_each, find_files, unlink_all
-from gcs_prefetchd.cache.safe_folders import Folders
+from gcs_prefetchd.cache.file_scan import FoundFile, find_each, find_files, unlink_all
+from gcs_prefetchd.cache.safe_folders import SafeFolders
 from gcs_prefetchd.cache.temp_file import publish_file
 from gcs_prefetchd.shared.checksums import Stamp, read_checked, read_object_name, read_stamp
 from gcs_prefetchd.shared.objects import ObjectName
@@ -33,7 +32,7 @@ def published(objects: Path, path: str, data: bytes, generation: int = 1, stamp:
     with unfinished.open("wb") as file:
         file.write(data)
         file.flush()
-        publish_file(file.fileno(), str(unfinished), Folders(objects), path, stamp or stamp_of(data, generation), None)
+        publish_file(file.fileno(), str(unfinished), SafeFolders(objects), path, stamp or stamp_of(data, generation), None)
     return objects / path
 
 
@@ -103,14 +102,14 @@ def test_a_reader_that_has_a_file_open_keeps_its_bytes(objects: Path) -> None:
     file = published(objects, "pictures/a.jpg", b"first")
     with file.open("rb") as stream:
         published(objects, "pictures/a.jpg", b"second")
-        unlink_all(Folders(objects), ["pictures/a.jpg"])
+        unlink_all(SafeFolders(objects), ["pictures/a.jpg"])
         assert stream.read() == b"first"
 
 
 def test_a_file_that_lies_under_a_hash_carries_its_name(objects: Path) -> None:
     unfinished = objects / "unfinished"
     with unfinished.open("wb") as file:
-        publish_file(file.fileno(), str(unfinished), Folders(objects), "pictures/%h/ab/abcd", stamp_of(b""), OBJECT)
+        publish_file(file.fileno(), str(unfinished), SafeFolders(objects), "pictures/%h/ab/abcd", stamp_of(b""), OBJECT)
 
     assert os.getxattr(objects / "pictures/%h/ab/abcd", "user.gcs.name") == b"gs://pictures/a.jpg"
     assert read_object_name(objects / "pictures/%h/ab/abcd") == OBJECT
@@ -151,13 +150,13 @@ def test_publishing_over_a_link_replaces_the_link_and_not_what_it_points_to(obje
 
 def test_what_is_there_is_unlinked_and_what_is_not_is_passed_over(objects: Path) -> None:
     file = published(objects, "pictures/a.jpg", b"x")
-    assert unlink_all(Folders(objects), ["absent", "pictures/a.jpg/below-a-file", "pictures/a.jpg"]) == {}
+    assert unlink_all(SafeFolders(objects), ["absent", "pictures/a.jpg/below-a-file", "pictures/a.jpg"]) == {}
     assert not file.exists()
 
 
 def test_what_cannot_be_unlinked_is_logged_and_the_rest_goes(objects: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = published(objects, "pictures/a.jpg", b"x")
-    assert unlink_all(Folders(objects), ["pictures", "pictures/a.jpg"]) == {"pictures": "Is a directory"}
+    assert unlink_all(SafeFolders(objects), ["pictures", "pictures/a.jpg"]) == {"pictures": "Is a directory"}
     assert not file.exists()
     assert "cached pictures and 0 others: cannot be unlinked: Is a directory" in caplog.text
 
@@ -165,7 +164,7 @@ def test_what_cannot_be_unlinked_is_logged_and_the_rest_goes(objects: Path, capl
 # Walking
 
 
-def found_in(objects: Path, at_most: int = 3) -> list[Found]:
+def found_in(objects: Path, at_most: int = 3) -> list[FoundFile]:
     pages = list(find_files(objects, at_most))
     assert [len(page) for page in pages[:-1]] == [at_most] * (len(pages) - 1)
     return sorted(chain.from_iterable(pages), key=lambda found: found.path)
@@ -174,7 +173,7 @@ def found_in(objects: Path, at_most: int = 3) -> list[Found]:
 def test_every_file_is_found_once_a_page_at_a_time(objects: Path) -> None:
     for i in range(20):
         published(objects, f"pictures/{i % 3}/{i:02}.jpg", content(i, i), i)
-    expected = [Found(f"pictures/{i % 3}/{i:02}.jpg", i, stamp_of(content(i, i), i)) for i in range(20)]
+    expected = [FoundFile(f"pictures/{i % 3}/{i:02}.jpg", i, stamp_of(content(i, i), i)) for i in range(20)]
     assert found_in(objects) == sorted(expected, key=lambda found: found.path)
 
 
@@ -185,10 +184,10 @@ def test_what_is_none_of_ours_has_no_stamp_and_what_is_no_file_is_not_found(obje
     (objects / "linked").symlink_to(objects / "same")
     os.mkfifo(objects / "pipe")
 
-    found = [Found("bare", 1, None), Found("same", 1, stamp_of(b"x")), Found("short", 0, stamp_of(b"x"))]
+    found = [FoundFile("bare", 1, None), FoundFile("same", 1, stamp_of(b"x")), FoundFile("short", 0, stamp_of(b"x"))]
     assert found_in(objects) == found
     paths = ["bare", "linked", "pipe", "same", "short", "absent", "same/below"]
-    assert [one for one in find_each(Folders(objects), paths) if one is not None] == found
+    assert [one for one in find_each(SafeFolders(objects), paths) if one is not None] == found
 
 
 def test_folders_behind_a_link_are_not_looked_into(objects: Path) -> None:
@@ -207,7 +206,7 @@ def test_files_that_vanish_while_they_are_looked_at_are_no_error(objects: Path) 
 
     def churn() -> None:
         while not stop.is_set():
-            unlink_all(Folders(objects), known)
+            unlink_all(SafeFolders(objects), known)
             for path in known:
                 published(objects, path, b"x")
 

@@ -12,9 +12,9 @@ import pytest
 from watchdog.events import FileOpenedEvent
 
 from gcs_prefetchd.cache.cache import Cache
-from gcs_prefetchd.cache.file_watcher import AT_A_TIME, QUEUE_LENGTH, Watch
+from gcs_prefetchd.cache.file_watcher import AT_A_TIME, QUEUE_LENGTH, FileWatcher
 from gcs_prefetchd.cache.observer import LeastRecentlyUsed
-from support.caches import content, file_of, observer_of, open_descriptors, path_of, put, run_script
+from support.caches import content, file_of, names_in, observer_of, open_descriptors, path_of, put, run_script
 
 TIMEOUT_S = 20.0
 
@@ -54,7 +54,7 @@ async def sentinels_folder(cache: Cache) -> None:
 
 
 def held(cache: Cache) -> list[str]:
-    return [name.name for name in cache.names()]
+    return [name.name for name in names_in(cache)]
 
 
 async def put_items(cache: Cache, count: int) -> list[str]:
@@ -73,7 +73,7 @@ pytestmark = pytest.mark.usefixtures("sentinels_folder")
 async def test_a_file_deleted_by_hand_leaves_the_index_at_once(cache: Cache) -> None:
     lost = Lost(cache)
     paths = await put_items(cache, 2)
-    async with Watch(cache, opens=False):
+    async with FileWatcher(cache, opens=False):
         file_of(cache, paths[0]).unlink()
         assert await lost.next() == paths[0]
     assert held(cache) == ["images/1.jpg"]
@@ -83,7 +83,7 @@ async def test_a_file_deleted_by_hand_leaves_the_index_at_once(cache: Cache) -> 
 async def test_a_folder_deleted_by_hand_leaves_the_index_at_once(cache: Cache) -> None:
     lost = Lost(cache)
     paths = await put_items(cache, 50)
-    async with Watch(cache, opens=False):
+    async with FileWatcher(cache, opens=False):
         await asyncio.to_thread(shutil.rmtree, cache.directory.objects / "pictures/images")
         assert {await lost.next() for _ in paths} == set(paths)
     assert cache.bytes == 0
@@ -92,7 +92,7 @@ async def test_a_folder_deleted_by_hand_leaves_the_index_at_once(cache: Cache) -
 async def test_an_open_by_another_program_counts_as_a_use(cache: Cache) -> None:
     lost = Lost(cache)
     paths = await put_items(cache, 3)
-    async with Watch(cache, opens=True):
+    async with FileWatcher(cache, opens=True):
         read_by_path(cache, paths[:1])
         assert await lost.until_now() == []
     assert held(cache) == ["images/1.jpg", "images/2.jpg", "images/0.jpg"]
@@ -101,7 +101,7 @@ async def test_an_open_by_another_program_counts_as_a_use(cache: Cache) -> None:
 async def test_opens_count_for_nothing_where_nobody_asked_to_watch_them(cache: Cache) -> None:
     lost = Lost(cache)
     paths = await put_items(cache, 3)
-    async with Watch(cache, opens=False):
+    async with FileWatcher(cache, opens=False):
         read_by_path(cache, paths[:1])
         assert await lost.until_now() == []
     assert held(cache) == ["images/0.jpg", "images/1.jpg", "images/2.jpg"]
@@ -110,7 +110,7 @@ async def test_opens_count_for_nothing_where_nobody_asked_to_watch_them(cache: C
 @pytest.mark.parametrize("opens", [True, False])
 async def test_our_own_publications_and_evictions_change_nothing(opens: bool, cache: Cache) -> None:
     lost = Lost(cache)
-    async with Watch(cache, opens=opens):
+    async with FileWatcher(cache, opens=opens):
         for i in range(12):
             await put(cache, f"images/{i}.jpg", content(i, 100_000))
         await put(cache, "images/11.jpg", content(99, 100_000), generation=2)
@@ -122,7 +122,7 @@ async def test_our_own_publications_and_evictions_change_nothing(opens: bool, ca
 
 async def test_a_file_that_was_published_again_after_it_was_deleted_stays(cache: Cache) -> None:
     lost = Lost(cache)
-    async with Watch(cache, opens=False):
+    async with FileWatcher(cache, opens=False):
         for generation in range(1, 100):
             path = await put(cache, "images/a.jpg", b"x", generation)
             file_of(cache, path).unlink()
@@ -135,7 +135,7 @@ async def test_a_file_that_was_published_again_after_it_was_deleted_stays(cache:
 
 async def test_new_folders_are_watched_too(cache: Cache) -> None:
     lost = Lost(cache)
-    async with Watch(cache, opens=True):
+    async with FileWatcher(cache, opens=True):
         path = await put(cache, "new/deep/deeper/a.jpg", b"a")
         await put(cache, "new/b.jpg", b"b")
         assert await lost.until_now() == []
@@ -151,7 +151,7 @@ async def test_new_folders_are_watched_too(cache: Cache) -> None:
 async def test_foreign_files_come_and_go_unnoticed(cache: Cache) -> None:
     lost = Lost(cache)
     await put_items(cache, 1)
-    async with Watch(cache, opens=True):
+    async with FileWatcher(cache, opens=True):
         for name in ("notes.txt", "pictures/images/caf\udce9.jpg", "pictures/images/%zz"):
             foreign = cache.directory.objects / name
             foreign.write_text("mine")
@@ -162,7 +162,7 @@ async def test_foreign_files_come_and_go_unnoticed(cache: Cache) -> None:
 
 async def test_a_burst_of_opens_leaves_the_event_loop_its_turns(cache: Cache) -> None:
     paths = await put_items(cache, 2)
-    async with Watch(cache, opens=True) as watch:
+    async with FileWatcher(cache, opens=True) as watch:
         # Straight into its queue, so that all of them lie there when the loop goes on.
         queue = watch._queue.sync_q
         for number in range(QUEUE_LENGTH):
@@ -178,7 +178,7 @@ async def test_opens_in_great_number_all_count(cache: Cache) -> None:
     lost = Lost(cache)
     paths = await put_items(cache, 500)
     order = random.Random(1).sample(paths, len(paths))
-    async with Watch(cache, opens=True):
+    async with FileWatcher(cache, opens=True):
         for _ in range(5):
             read_by_path(cache, order)
         assert await lost.until_now() == []
@@ -188,7 +188,7 @@ async def test_opens_in_great_number_all_count(cache: Cache) -> None:
 async def test_more_events_than_the_queue_holds_are_no_error(cache: Cache) -> None:
     lost = Lost(cache)
     paths = await put_items(cache, 2)
-    async with Watch(cache, opens=True):
+    async with FileWatcher(cache, opens=True):
         read_by_path(cache, paths * 20_000)
         async with asyncio.timeout(TIMEOUT_S):
             # The sentinel's own deletion may be what was lost: then the next one's is not.
@@ -201,16 +201,16 @@ async def test_more_events_than_the_queue_holds_are_no_error(cache: Cache) -> No
 
 
 def cache_paths(cache: Cache) -> set[str]:
-    return {path_of(name.name) for name in cache.names()}
+    return {path_of(name.name) for name in names_in(cache)}
 
 
 async def test_nothing_is_left_of_a_watch_that_has_ended(cache: Cache) -> None:
     await put_items(cache, 2)
-    async with Watch(cache, opens=True):
+    async with FileWatcher(cache, opens=True):
         pass  # whatever the loop opens for its first thread is open now
     tasks, descriptors, threads = asyncio.all_tasks(), open_descriptors(), own_threads()
 
-    async with Watch(cache, opens=True):
+    async with FileWatcher(cache, opens=True):
         assert open_descriptors() != descriptors
 
     assert asyncio.all_tasks() == tasks
@@ -229,7 +229,7 @@ import asyncio, logging, os, sys, threading
 from pathlib import Path
 from gcs_prefetchd.cache.observer import LeastRecentlyUsed
 from support.caches import open_descriptors, opened, put
-from gcs_prefetchd.cache.file_watcher import Watch
+from gcs_prefetchd.cache.file_watcher import FileWatcher
 
 async def main():
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
@@ -238,7 +238,7 @@ async def main():
         before, threads = open_descriptors(), threading.active_count()
         path = await put(cache, "a/b/c.jpg", b"c")
         Path(f"/proc/sys/user/{sys.argv[2]}").write_text(sys.argv[3])
-        async with Watch(cache, opens=True):
+        async with FileWatcher(cache, opens=True):
             (cache.directory.objects / path).unlink()
             assert await cache.rescan() == (0, 1)
         assert open_descriptors() == before, (open_descriptors(), before)

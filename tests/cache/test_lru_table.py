@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from gcs_prefetchd.cache.lru_table import LARGE, LONGEST_NAME_BYTES, Entries
+from gcs_prefetchd.cache.lru_table import LARGE, LONGEST_NAME_BYTES, LRUTable
 from gcs_prefetchd.shared.checksums import Stamp
 
 A, B, C = Stamp(1, 10, 0xA), Stamp(2, 20, 0xB), Stamp(3, 30, 0xC)
@@ -22,7 +22,7 @@ sizes = st.integers(0, 50) | st.integers(LARGE - 2, LARGE + 2) | st.just(5 * 2**
 stamps = st.builds(Stamp, st.integers(0, 2**63), sizes, st.integers(0, 2**32 - 1))
 
 
-def in_order(entries: Entries) -> list[str]:
+def in_order(entries: LRUTable) -> list[str]:
     """The paths, least recently used first."""
     return list(chain.from_iterable(entries.pages(3)))
 
@@ -32,7 +32,7 @@ class LikeADict(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.entries = Entries(lambda path: hash(path) % 3 << 12)
+        self.entries = LRUTable(lambda path: hash(path) % 3 << 12)
         self.model: OrderedDict[str, Stamp] = OrderedDict()
 
     @rule(path=paths, stamp=stamps)
@@ -86,7 +86,7 @@ test_entries_are_a_dict_in_order_of_use = LikeADict.TestCase
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 2000)), min_size=1000, max_size=6000))
 @settings(max_examples=10)
 def test_tables_that_grow_and_empty_lose_nothing(steps: list[tuple[bool, int]]) -> None:
-    entries, model = Entries(), {}
+    entries, model = LRUTable(), {}
     for comes, number in steps:
         path = f"b/{number}.jpg"
         if comes:
@@ -100,7 +100,7 @@ def test_tables_that_grow_and_empty_lose_nothing(steps: list[tuple[bool, int]]) 
 
 def test_what_is_gone_makes_room_for_what_comes() -> None:
     """A cache at its bound drops as many as it takes, for years."""
-    entries = Entries()
+    entries = LRUTable()
     for number in range(30_000):
         entries.put(f"epoch-{number // 1000}/{number:07}.jpg", A)
         if number >= 500:
@@ -113,7 +113,7 @@ def test_what_is_gone_makes_room_for_what_comes() -> None:
 
 
 def test_what_changes_between_two_pages_breaks_nothing() -> None:
-    entries = Entries()
+    entries = LRUTable()
     for number in range(10):
         entries.put(str(number), A)
     pages, others = entries.pages(2), entries.pages(3)
@@ -129,7 +129,7 @@ def test_what_changes_between_two_pages_breaks_nothing() -> None:
 
 
 def test_pages_that_nobody_turned_to_the_end_leave_no_trace() -> None:
-    entries = Entries()
+    entries = LRUTable()
     entries.put("a", A)
     pages = entries.pages(1)
     assert next(pages) == ["a"]
@@ -139,7 +139,7 @@ def test_pages_that_nobody_turned_to_the_end_leave_no_trace() -> None:
 
 
 def test_what_is_not_marked_is_told_of_and_what_came_later_is_not() -> None:
-    entries = Entries()
+    entries = LRUTable()
     for path, stamp in (("a", A), ("b", B), ("c", C)):
         entries.put(path, stamp)
     marks = bytearray(entries.slots)
@@ -152,7 +152,7 @@ def test_what_is_not_marked_is_told_of_and_what_came_later_is_not() -> None:
 
 @pytest.mark.parametrize("path", ["", "b/", f"b/{'x' * (LONGEST_NAME_BYTES + 1)}", f"b/{'é' * 128}"])
 def test_what_can_be_no_file_is_not_held(path: str) -> None:
-    entries = Entries()
+    entries = LRUTable()
     with pytest.raises(ValueError, match="no path of a file"):
         entries.put(path, A)
     assert path not in entries
@@ -160,7 +160,7 @@ def test_what_can_be_no_file_is_not_held(path: str) -> None:
 
 
 def test_the_longest_name_is_held() -> None:
-    entries = Entries()
+    entries = LRUTable()
     path = "b/" + "x" * LONGEST_NAME_BYTES
     entries.put(path, A)
     assert in_order(entries) == [path]
@@ -172,7 +172,7 @@ def resident_bytes() -> int:
 
 @pytest.mark.parametrize(("digits", "most_bytes"), [(7, 70), (36, 100)])
 def test_an_entry_takes_little_memory_and_its_coming_little_time(digits: int, most_bytes: int) -> None:
-    entries = Entries()
+    entries = LRUTable()
     before_bytes, longest_s = resident_bytes(), 0.0
     gc.disable()  # a look through all that the tests before have left takes longer than what is measured
     try:

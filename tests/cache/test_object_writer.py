@@ -21,6 +21,7 @@ from support.caches import (
     file_of,
     index_elsewhere,
     mounted,
+    names_in,
     needs_mount,
     opened,
     path_of,
@@ -42,7 +43,7 @@ async def fetch(cache: Cache, gcs: GCSServer, name: str, version: ObjectVersion 
 
 async def assert_nothing_left(cache: Cache) -> None:
     assert cache.directory.leftovers() == []
-    assert (cache.reserved_bytes, cache.bytes, len(cache)) == (0, 0, 0)
+    assert (cache.capacity.reserved_bytes, cache.bytes, len(cache)) == (0, 0, 0)
     assert await cache.check() == []
 
 
@@ -55,7 +56,7 @@ async def test_an_object_of_any_size_arrives_whole_and_stamped(size_bytes: int, 
 
         assert read_checked(cache.directory.objects, path) == data
         assert read_stamp(file_of(cache, path), path) == cache.stamp(path) == stamp_of(data, stored.generation)
-        assert (cache.bytes, cache.reserved_bytes) == (size_bytes, 0)
+        assert (cache.bytes, cache.capacity.reserved_bytes) == (size_bytes, 0)
         assert await cache.check() == []
 
 
@@ -80,7 +81,7 @@ async def test_a_shorter_second_attempt_leaves_no_tail_of_the_first(cache: Cache
         await writer.start(version_of("a.jpg", long))
         await writer.write(long)
         await writer.start(version_of("a.jpg", short))
-        assert cache.reserved_bytes == 300_000
+        assert cache.capacity.reserved_bytes == 300_000
         await writer.write(short)
         await writer.publish(version_of("a.jpg", short))
 
@@ -138,7 +139,7 @@ async def test_objects_whose_names_would_be_file_and_folder_at_once_lie_side_by_
     assert len(set(paths)) == len(names)
     for number, path in enumerate(paths):
         assert read_checked(cache.directory.objects, path) == content(number, 100)
-    assert {name.name for name in cache.names()} == set(names)
+    assert {name.name for name in names_in(cache)} == set(names)
 
 
 async def test_an_object_that_does_not_exist_leaves_nothing(cache: Cache, gcs: GCSServer) -> None:
@@ -159,7 +160,7 @@ async def test_a_download_that_gives_up_leaves_nothing(gcs: GCSServer, tmp_path:
 
 async def test_an_object_for_which_there_is_no_room_leaves_nothing(cache: Cache, gcs: GCSServer) -> None:
     gcs.put(BUCKET, "a.jpg", content(1, LIMIT + 1))
-    with pytest.raises(CacheFullError, match=r"no room for 1\.0 MB"):
+    with pytest.raises(CacheFullError, match=r"no space for 1\.0 MB"):
         await fetch(cache, gcs, "a.jpg")
     await assert_nothing_left(cache)
 
@@ -167,9 +168,9 @@ async def test_an_object_for_which_there_is_no_room_leaves_nothing(cache: Cache,
 async def test_room_is_set_aside_from_the_first_byte_and_given_back_once(cache: Cache) -> None:
     async with Reservation(cache, ObjectName(BUCKET, "a.jpg")).writer() as writer:
         await writer.start(version_of("a.jpg", content(1, 1000)))
-        assert cache.reserved_bytes == 1000
+        assert cache.capacity.reserved_bytes == 1000
         await writer.start(version_of("a.jpg", content(1, 1000)))
-        assert cache.reserved_bytes == 1000
+        assert cache.capacity.reserved_bytes == 1000
     await assert_nothing_left(cache)
 
 
@@ -179,7 +180,7 @@ async def test_a_file_in_the_place_of_the_folder_of_objects_is_an_error_that_nam
         (tmp_path / "cache/objects").touch()
         with pytest.raises(CacheWriteError, match=rf"^cache gs://pictures/a\.jpg: .* \({tmp_path}/cache\)$"):
             await put(cache, "a.jpg", b"x")
-        assert cache.reserved_bytes == 0
+        assert cache.capacity.reserved_bytes == 0
 
 
 async def test_a_foreign_file_in_the_way_of_a_folder_is_an_error_that_names_the_object(cache: Cache) -> None:
@@ -214,7 +215,7 @@ async def test_a_failed_publication_leaves_the_older_generation_in_its_place(tmp
 
             assert read_checked(cache.directory.objects, path) == b"old"
             assert await cache.check() == []
-            await cache.drop(path)  # and it can be dropped as before
+            await cache.evict(path)  # and it can be dropped as before
             await assert_nothing_left(cache)
 
 
@@ -232,7 +233,7 @@ async def main():
             await put(cache, "a.jpg", content(1, 300_000))
         except CacheWriteError as exc:
             print(exc)
-        print(cache.directory.leftovers(), cache.reserved_bytes)
+        print(cache.directory.leftovers(), cache.capacity.reserved_bytes)
 
 asyncio.run(main())
 """

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gcs_prefetchd.cache.safe_folders import Folders
+from gcs_prefetchd.cache.safe_folders import SafeFolders
 
 
 def refuse() -> None:
@@ -21,7 +21,7 @@ def objects(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("path", ["a.jpg", "pictures/a.jpg", "pictures/train/a.jpg", "pictures/train/new/newer/a.jpg"])
 def test_folders_that_are_there_or_can_be_made_are_good(path: str, objects: Path) -> None:
-    folders = Folders(objects)
+    folders = SafeFolders(objects)
     folders.check(path)
     folders.make(path)
     folders.check(path)
@@ -33,11 +33,11 @@ def test_a_link_anywhere_on_the_way_is_refused(link: str, objects: Path) -> None
     (objects / link).rename(objects.parent / "moved")
     (objects / link).symlink_to(objects.parent / "moved")
     with pytest.raises(NotADirectoryError, match="symbolic link"):
-        Folders(objects).check("pictures/train/a.jpg")
+        SafeFolders(objects).check("pictures/train/a.jpg")
 
 
 def test_a_folder_is_looked_at_again_after_it_was_forgotten_and_not_before(objects: Path) -> None:
-    folders = Folders(objects)
+    folders = SafeFolders(objects)
     folders.check("pictures/train/a.jpg")
     (objects / "pictures/train").rmdir()
     (objects / "pictures/train").symlink_to(objects.parent / "outside")
@@ -48,7 +48,7 @@ def test_a_folder_is_looked_at_again_after_it_was_forgotten_and_not_before(objec
 
 
 def test_nothing_is_checked_or_made_in_a_directory_that_is_not_ours(objects: Path) -> None:
-    folders = Folders(objects, refuse)
+    folders = SafeFolders(objects, refuse)
     with pytest.raises(OSError, match="not ours"):
         folders.check("pictures/train/a.jpg")
     with pytest.raises(OSError, match="not ours"):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gcs_prefetchd.cache.cache import Cache
-from gcs_prefetchd.cache.io_threads import DISK_THREADS
+from gcs_prefetchd.cache.io_threads import READ_THREADS
 from gcs_prefetchd.cache.object_writer import BUFFER_BYTES
 from gcs_prefetchd.cache.reservation import Reservation
 from gcs_prefetchd.fetch.fetcher import Fetcher
@@ -22,7 +22,7 @@ from gcs_prefetchd.shared.checksums import read_checked
 from gcs_prefetchd.shared.errors import DaemonUnavailableError
 from gcs_prefetchd.shared.objects import ObjectName
 from gcs_prefetchd.testing import ServingGCS, Stall, serving
-from support.caches import BUCKET, content, file_of, open_descriptors, opened, path_of, put, slots_of
+from support.caches import BUCKET, content, file_of, names_in, open_descriptors, opened, path_of, put, slots_of
 
 NAME = ObjectName(BUCKET, "images/a.jpg")
 TIMEOUT_S = 20.0
@@ -82,13 +82,13 @@ def descriptors_in(directory: Path) -> set[str]:
 
 async def disk_threads_rest(cache: Cache) -> None:
     """A thread cannot be cancelled: what it was reading for a caller that is gone, it reads to the end."""
-    barrier = threading.Barrier(DISK_THREADS)
-    await asyncio.gather(*(cache.disk.call(barrier.wait) for _ in range(DISK_THREADS)))
+    barrier = threading.Barrier(READ_THREADS)
+    await asyncio.gather(*(cache.io.run(barrier.wait) for _ in range(READ_THREADS)))
 
 
 async def assert_nothing_left(cache: Cache, descriptors: set[str]) -> None:
     await disk_threads_rest(cache)
-    assert cache.reserved_bytes == 0
+    assert cache.capacity.reserved_bytes == 0
     assert cache.directory.leftovers() == []
     assert descriptors_in(cache.directory.path) == descriptors
     assert await cache.check() == []
@@ -102,7 +102,7 @@ async def test_a_cancelled_reservation_reserves_nothing(cache: Cache) -> None:
         descriptors = descriptors_in(cache.directory.path)
         cancelled = await cancelled_at(cache.reserve(500_000), wait)
         if not cancelled:
-            cache.release(500_000)
+            cache.capacity.release(500_000)
         await tasks_ended(before)
         await assert_nothing_left(cache, descriptors)
         if not cancelled:
@@ -130,7 +130,7 @@ async def test_a_download_cancelled_at_any_moment_is_published_or_leaves_nothing
         await fetch()  # whatever is opened once and kept is open now
         path = path_of(NAME.name)
         for wait in itertools.count():
-            await cache.drop(path)
+            await cache.evict(path)
             await put(cache, "other.jpg", content(2, BUFFER_BYTES * 7 // 2))  # so that room must be made
             assert await cache.check() == []
             before = asyncio.all_tasks()
@@ -183,7 +183,7 @@ async def test_a_cancelled_demand_wastes_no_download_and_leaves_nothing(gcs: Ser
         await fetcher.demand(NAME, None)
         for wait in itertools.count():
             if wait % 2:
-                await cache.drop(path)
+                await cache.evict(path)
             before = asyncio.all_tasks()
             descriptors = descriptors_in(cache.directory.path)
             cancelled = await cancelled_at(fetcher.demand(NAME, None), wait // 2)
@@ -219,7 +219,7 @@ async def test_closing_the_fetcher_at_any_moment_of_a_demand_leaves_nothing(gcs:
         descriptors = descriptors_in(cache.directory.path)
         before = asyncio.all_tasks()
         for turns in range(60):
-            await cache.drop(path_of(NAME.name))
+            await cache.evict(path_of(NAME.name))
             fetcher = Fetcher(cache, origin, slots_of(4))
             demand = asyncio.create_task(fetcher.demand(NAME, None))
             for _ in range(turns):
@@ -237,7 +237,7 @@ async def test_a_close_that_is_cancelled_ends_all_the_same_and_loses_nothing(tmp
             for i in range(10):
                 await put(cache, f"{i}.jpg", content(i, 90_000))
             before = asyncio.all_tasks()
-            await_less = asyncio.create_task(cache.drop(path_of("0.jpg")))  # something is still being unlinked
+            await_less = asyncio.create_task(cache.evict(path_of("0.jpg")))  # something is still being unlinked
             await asyncio.sleep(0)
             cancelled = await cancelled_at(cache.close(), wait)
             await tasks_ended(before - {task for task in before if task.get_name() == "index writer"})
@@ -245,7 +245,7 @@ async def test_a_close_that_is_cancelled_ends_all_the_same_and_loses_nothing(tmp
             assert not [one for one in descriptors_in(cache.directory.path) if not one.endswith("/lock")]
 
         async with opened(tmp_path / f"cache{wait}") as cache:
-            assert [name.name for name in cache.names()] == [f"{i}.jpg" for i in range(1, 10)]
+            assert [name.name for name in names_in(cache)] == [f"{i}.jpg" for i in range(1, 10)]
             assert await cache.check() == []
         if not cancelled:
             break
@@ -256,7 +256,7 @@ async def test_a_drop_that_is_cancelled_unlinks_all_the_same(cache: Cache) -> No
     for wait in itertools.count():
         path = await put(cache, "a.jpg", b"x")
         before = asyncio.all_tasks()
-        cancelled = await cancelled_at(cache.drop(path), wait)
+        cancelled = await cancelled_at(cache.evict(path), wait)
         await tasks_ended(before)
         assert not file_of(cache, path).exists()
         assert await cache.check() == []

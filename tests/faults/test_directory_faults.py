@@ -345,7 +345,7 @@ async def test_a_rescan_forgets_nothing_while_the_directory_is_away(cache: Cache
     paths = [await put(cache, f"{i}.jpg", content(i, 300_000)) for i in range(3)]
     with renamed(cache.directory.path):
         assert await cache.rescan() == (0, 0)
-        await cache.look_after(paths[0])
+        await cache.check_file(paths[0])
     assert (len(cache), cache.bytes) == (3, 900_000)
     assert f"{cache.directory.objects}: not compared" in caplog.text
     assert await cache.rescan() == (0, 0)

@@ -153,14 +153,14 @@ async def test_a_file_that_cannot_be_removed_counts_still_and_what_needs_its_roo
             path = await put(cache, "a.jpg", content(1, 600_000))
             change_attributes("+i", file_of(cache, path))
             with pytest.raises(
-                CacheWriteError, match=r"^cache gs://pictures/b\.jpg: no room for 600 KB: pictures/a\.jpg cannot be"
+                CacheWriteError, match=r"^cache gs://pictures/b\.jpg: no space for 600 KB: pictures/a\.jpg cannot be"
             ):
                 await put(cache, "b.jpg", content(2, 600_000))
-            assert (cache.bytes, cache.reserved_bytes) == (600_000, 0)
+            assert (cache.bytes, cache.capacity.reserved_bytes) == (600_000, 0)
             assert await cache.check() == []
             change_attributes("-i", file_of(cache, path))
             await put(cache, "b.jpg", content(2, 600_000))
-            assert (cache.bytes, cache.reserved_bytes) == (600_000, 0)
+            assert (cache.bytes, cache.capacity.reserved_bytes) == (600_000, 0)
             assert await cache.check() == []
 
 
@@ -189,7 +189,7 @@ async def test_what_a_download_has_written_counts_once_against_the_free_space(sm
             await writer.write(large)
             await writer.publish(version_of("large.jpg", large))
         assert cache.stamp(kept) is not None
-        assert cache.evictions == cache.landed_bytes == 0
+        assert cache.evictions == cache.capacity.written_bytes == 0
         assert await cache.check() == []
 
 
@@ -199,6 +199,6 @@ async def test_a_download_that_ends_early_leaves_nothing_counted_as_written(smal
         async with Reservation(cache, ObjectName(BUCKET, "large.jpg")).writer() as writer:
             await writer.start(version_of("large.jpg", data))
             await writer.write(data)
-            assert cache.landed_bytes == len(data)
-        assert (cache.landed_bytes, cache.reserved_bytes) == (0, 0)
+            assert cache.capacity.written_bytes == len(data)
+        assert (cache.capacity.written_bytes, cache.capacity.reserved_bytes) == (0, 0)
         assert cache.directory.leftovers() == []

@@ -33,7 +33,7 @@ from gcs_prefetchd.shared.messages import PLAN_KINDS, Plan, pack_indices
 from gcs_prefetchd.shared.objects import DataRoot, ObjectName
 from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.testing import GCSServer, Kind, ServingGCS, Status, serving
-from support.caches import IN_MEMORY, content, opened, path_of, put, stamp_of, version_of
+from support.caches import IN_MEMORY, content, names_in, opened, path_of, put, stamp_of, version_of
 from support.daemons import BUCKET, DATA_ROOT, jpeg, put_items
 from support.faults import LINE, DaemonProcess, Tally, faulted_daemon
 
@@ -287,7 +287,7 @@ async def check_with_index(cache_left: Path, done: list[Edit]) -> None:
                 assert read_checked(cache.directory.objects, path_of(f"{number}")) == content(number, 100 + number)
             await cache.rescan()
             assert await cache.check() == []
-            assert {name.name for name in cache.names()} == {f"{number}" for number in range(5)}
+            assert {name.name for name in names_in(cache)} == {f"{number}" for number in range(5)}
             await put(cache, "new", b"new")
     finally:
         shutil.rmtree(copy)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from gcs_prefetchd.cache.disk_index import Index
+from gcs_prefetchd.cache.disk_index import DiskIndex
 from gcs_prefetchd.cache.object_writer import BUFFER_BYTES
 from gcs_prefetchd.testing import ServingGCS, serving
 from support.caches import content
@@ -158,7 +158,7 @@ COMMITTER = """
 import sys
 from pathlib import Path
 from gcs_prefetchd.shared.errors import CacheWriteError
-from gcs_prefetchd.cache.disk_index import INDEX_ERRORS, Index, Record
+from gcs_prefetchd.cache.disk_index import INDEX_ERRORS, DiskIndex, IndexRecord
 from gcs_prefetchd.shared.checksums import Stamp
 
 folder, index = Path(sys.argv[1]), None
@@ -166,9 +166,9 @@ for line in sys.stdin:
     do, _, path = line.strip().partition(" ")
     try:
         if do == "open":
-            index = Index(folder)
+            index = DiskIndex(folder)
         elif do == "apply":
-            index.apply({path: Record(Stamp(1, 2, 3), 4.0), "last": Record(Stamp(len(path), 2, 3), 4.0)})
+            index.apply({path: IndexRecord(Stamp(1, 2, 3), 4.0), "last": IndexRecord(Stamp(len(path), 2, 3), 4.0)})
         elif index is not None:
             index.close(complete=True)
     except (CacheWriteError, *INDEX_ERRORS) as exc:
@@ -202,7 +202,7 @@ def committer(folder: Path) -> Iterator[tuple[int, Callable[[str], str]]]:
 
 def paths_in(folder: Path) -> set[str]:
     """What the index says, to whoever opens it next."""
-    index = Index(folder)
+    index = DiskIndex(folder)
     records, after = index.page(0, 100_000)
     assert after is None
     index.close(complete=index.complete)

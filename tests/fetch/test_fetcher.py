@@ -22,7 +22,7 @@ from gcs_prefetchd.shared.moving_average import MovingDuration
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.testing import FlippedByte, GCSServer, Stall, Status
-from support.caches import keeping, observer_of, slots_of
+from support.caches import keeping, names_in, observer_of, slots_of
 
 BUCKET = "pictures"
 
@@ -250,7 +250,7 @@ async def test_a_demand_for_a_file_that_is_there_counts_as_its_use(gcs: GCSServe
     await prefetch(fetcher, first, cache.choose_victims)
     await prefetch(fetcher, second, cache.choose_victims)
     await fetcher.demand(first.name, first)
-    assert [name.name for name in cache.names()] == ["2.jpg", "1.jpg"]
+    assert [name.name for name in names_in(cache)] == ["2.jpg", "1.jpg"]
 
 
 # Order and number
@@ -447,7 +447,7 @@ async def test_close_leaves_nothing_running_and_nothing_unfinished(gcs: GCSServe
     assert all(isinstance(error, asyncio.CancelledError) for error in errors)
     assert [task for task in asyncio.all_tasks() - before if task.get_name().startswith("fetch")] == []
     assert cache.directory.leftovers() == []
-    assert cache.reserved_bytes == 0
+    assert cache.capacity.reserved_bytes == 0
 
 
 async def test_after_close_nothing_is_begun(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:

@@ -104,7 +104,7 @@ async def prefetching(
     """A node that has listed the data root. It prefetches from its first `wake` on."""
     async with GCSClient(Access(gcs.url, anonymous=True), deadline_s=deadline_s) as origin:
         registry, fetcher = (
-            Registry(SEED, cache.limit_bytes, window_items=window, lru=lru),
+            Registry(SEED, cache.capacity.limit_bytes, window_items=window, lru=lru),
             Fetcher(cache, origin, slots_of(concurrency)),
         )
         observer_of(cache).target = observer = PrefetchObserver(registry)
@@ -530,7 +530,7 @@ async def test_each_wait_is_counted_by_its_reason(gcs: GCSServer, cache: Cache) 
         assert node.prefetcher.waits == {}
         await node.prefetcher.demand(image[25].name)
         await node.prefetcher.demand(ObjectName(BUCKET, image[12].name.name))
-        await cache.drop(path_of(image[1]))
+        await cache.evict(path_of(image[1]))
         await node.prefetcher.settled()
         gcs.put(BUCKET, image[15].name.name, b"changed")
         await node.fetcher.demand(image[15].name, None)
@@ -580,8 +580,8 @@ async def test_an_object_that_is_lost_within_the_window_is_fetched_again(gcs: GC
         await node.plan(node.all)
         near, far = (path_of(node.manifest.version(item, 0)) for item in (2, 9))
         (cache.directory.objects / near).unlink()
-        cache.forget(near)
-        cache.forget(far)
+        cache.paths.forget(near)
+        cache.paths.forget(far)
         await node.prefetcher.settled()
         assert gcs.counts.media == dict.fromkeys(node.keys(range(5)), 1) | {near: 2}
 
@@ -594,7 +594,7 @@ async def test_a_part_that_is_lost_while_the_other_one_is_under_way_is_fetched_a
         node.prefetcher.wake()
         await gcs.wait_for(lambda counts: counts.media[label] == 1)
         await node.fetcher.prefetch(node.manifest.version(0, 0), cache.choose_victims)
-        await cache.drop(image)
+        await cache.evict(image)
         gcs.release()
         await node.prefetcher.settled()
         assert node.items_on_disk() == [0]

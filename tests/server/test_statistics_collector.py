@@ -65,7 +65,7 @@ async def test_a_stream_shows_its_epoch_and_position_and_how_far_ahead_it_is_on_
         await daemon.prefetcher.settled()
         gone = parse_object_uri(f"{DATA_ROOT}/images/00003.jpg")
         gcs.delete(BUCKET, gone.name)
-        await daemon.cache.drop(cache_path(gone.bucket, gone.name))
+        await daemon.cache.evict(cache_path(gone.bucket, gone.name))
         add_plan(daemon, "job/train", [7, 6, 5, 4, 3, 2], position=1)
         await daemon.prefetcher.settled()
         (stream,) = daemon.statistics.collect().streams

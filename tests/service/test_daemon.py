@@ -80,7 +80,7 @@ async def test_a_start_without_gcs_serves_what_was_cached(gcs: GCSServer, tmp_pa
     gcs.faults.add(Status(503), kind=Kind.LIST)
     settings = make_settings(tmp_path / "cache", gcs.url, deadline_s=0.5)
     async with running(settings) as daemon:
-        await daemon.cache.whole()
+        await daemon.cache.wait_until_ready()
         assert len(daemon.cache) == 6
         with closing(DaemonClient(settings.cache_dir)) as client:
             assert (await asyncio.to_thread(client.manifest, DATA_ROOT)).items == 3

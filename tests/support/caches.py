@@ -132,6 +132,12 @@ def observer_of(cache: Cache) -> RecordingObserver:
     return cache.observer
 
 
+def names_in(cache: Cache) -> list[ObjectName]:
+    """The objects in the cache, least recently used first."""
+    found = map(cache.directory.object_name, chain.from_iterable(cache.pages()))
+    return [name for name in found if name is not None]
+
+
 def file_of(cache: Cache, path: str) -> Path:
     """The file at a path of the cache."""
     return cache.directory.objects / path
@@ -148,7 +154,7 @@ async def opened(
         cache = Cache(directory, limit_bytes, min_free_bytes, observer or RecordingObserver())
         await cache.open()
         try:
-            await cache.whole()
+            await cache.wait_until_ready()
             yield cache
         finally:
             await cache.close()

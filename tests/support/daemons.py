@@ -92,7 +92,7 @@ async def check_left_behind(settings: Settings) -> None:
     directory.claim()
     cache = Cache(directory, settings.cache_size)
     await cache.open()
-    await cache.whole()
+    await cache.wait_until_ready()
     await cache.rescan()
     problems = await cache.check()
     await cache.close()

@@ -145,7 +145,7 @@ class Model(RuleBasedStateMachine):
                 assert data in allowed, f"{name}: none of {sorted(self.may_be[name])}"
             else:
                 self.tally.failed_reads += 1
-                no_room = "no room" in data and (len(wanted) > 1 or not was_free)
+                no_room = "no space" in data and (len(wanted) > 1 or not was_free)
                 assert self.failing or name not in self.live or no_room, data
 
     async def read_all(self, wanted: list[str]) -> list[bytes | str]:
@@ -195,7 +195,7 @@ class Model(RuleBasedStateMachine):
     @rule(name=names)
     def evict(self, name: str) -> None:
         self.may_go.add(name)
-        self.run(self.daemon.cache.drop(cache_path(BUCKET, name)))
+        self.run(self.daemon.cache.evict(cache_path(BUCKET, name)))
 
     @rule(name=names)
     def remove_by_hand(self, name: str) -> None:
@@ -236,7 +236,7 @@ class Model(RuleBasedStateMachine):
         self.end()
         shutil.rmtree(left)
         self.begin(copy)
-        self.run(self.daemon.cache.whole())
+        self.run(self.daemon.cache.wait_until_ready())
 
     @rule()
     def wait(self) -> None:
@@ -244,7 +244,7 @@ class Model(RuleBasedStateMachine):
 
     def under_way(self) -> set[asyncio.Task[Any]]:
         tasks = asyncio.all_tasks(self.runner.get_loop())
-        return {task for task in tasks if task.get_name().startswith(("fetch ", "unlink", "take stock"))}
+        return {task for task in tasks if task.get_name().startswith(("fetch ", "unlink", "recovery"))}
 
     async def quiet(self) -> None:
         """Wait until nothing is being fetched, nor dropped."""
@@ -276,13 +276,13 @@ class Model(RuleBasedStateMachine):
                 if stamp is None:
                     continue  # evicted between the two looks
                 assert self.was[name][stamp.generation] == data
-                if not self.daemon.cache.is_whole or self.daemon.cache.stamp(path) == stamp:  # else it is about to go
+                if not self.daemon.cache.is_ready or self.daemon.cache.stamp(path) == stamp:  # else it is about to go
                     self.here_now[name] = stamp.generation
 
     @invariant()
     def the_bound_holds(self) -> None:
         cache = self.daemon.cache
-        assert cache.bytes + cache.reserved_bytes <= LIMIT_BYTES
+        assert cache.bytes + cache.capacity.reserved_bytes <= LIMIT_BYTES
         assert sum(path.stat().st_size for path in self.objects.rglob("*") if path.is_file()) <= LIMIT_BYTES
 
     @invariant()

@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from gcs_prefetchd.cache.file_scan import find_files
-from gcs_prefetchd.cache.memory_index import Contents
+from gcs_prefetchd.cache.memory_index import MemoryIndex
 from gcs_prefetchd.shared.checksums import Stamp, read_checked
 
-__all__ = ["disagreements"]
+__all__ = ["find_disagreements"]
 
 AT_A_TIME = 1000
 
 
-async def disagreements(
-    contents: Contents, index: Mapping[str, Stamp], objects: Path, on_disk: Callable[..., Awaitable[Any]]
+async def find_disagreements(
+    memory_index: MemoryIndex, index: Mapping[str, Stamp], objects: Path, on_disk: Callable[..., Awaitable[Any]]
 ) -> list[str]:
     """A line for each path where they differ. `on_disk` runs a blocking call in a thread."""
-    held = {path: contents.entries.get(path) for path in chain.from_iterable(contents.entries.pages(AT_A_TIME))}
+    held = {path: memory_index.entries.get(path) for path in chain.from_iterable(memory_index.entries.pages(AT_A_TIME))}
     problems = [f"{path}: in the index only" for path in index if path not in held]
     problems += [f"{path}: not in the index" for path in held if path not in index]
     problems += [f"{path}: index and memory differ" for path, stamp in index.items() if stamp != held.get(path, stamp)]
@@ -28,7 +28,7 @@ async def disagreements(
     pages = find_files(objects, AT_A_TIME)
     while page := await on_disk(next, pages, []):
         stamped = [found.path for found in page if found.stamp is not None]
-        problems += [f"{path}: a file that the index lacks" for path in stamped if path not in contents.entries]
-    if contents.bytes != sum(map(contents.entries.size, held)):
-        problems.append(f"the sum of sizes is not {contents.bytes}")
+        problems += [f"{path}: a file that the index lacks" for path in stamped if path not in memory_index.entries]
+    if memory_index.bytes != sum(map(memory_index.entries.size, held)):
+        problems.append(f"the sum of sizes is not {memory_index.bytes}")
     return problems

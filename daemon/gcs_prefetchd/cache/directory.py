@@ -15,7 +15,10 @@ import uuid
 from pathlib import Path
 
 from gcs_prefetchd.cache.safe_folders import make_folder
+from gcs_prefetchd.shared.checksums import read_object_name
 from gcs_prefetchd.shared.errors import CacheDirectoryError, CacheHeldError
+from gcs_prefetchd.shared.objects import ObjectName
+from gcs_prefetchd.shared.paths import object_at_path
 
 __all__ = ["CacheDirectory"]
 
@@ -119,6 +122,10 @@ class CacheDirectory:
             is_ours = False
         if not is_ours:
             raise OSError(errno.ESTALE, "The cache directory has been moved, removed or replaced", str(self.path))
+
+    def object_name(self, path: str) -> ObjectName | None:
+        """The object whose file is at `objects/path`, or None. Reads the file's attribute if the path is a hash of the name."""
+        return object_at_path(path) or read_object_name(self.objects / path)
 
     def announce(self, content: dict[str, object]) -> None:
         """Write `daemon.json`, whole or not at all."""

@@ -19,7 +19,7 @@ import diskcache
 from gcs_prefetchd.shared.checksums import Stamp
 from gcs_prefetchd.shared.errors import CacheWriteError
 
-__all__ = ["INDEX_ERRORS", "Index", "Record"]
+__all__ = ["INDEX_ERRORS", "DiskIndex", "IndexRecord"]
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ PAGE = "SELECT rowid, key, raw, mode, value FROM Cache WHERE rowid > ? ORDER BY 
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class IndexRecord:
     """One row: what the file holds and when it was last used (seconds since 1970; below 0 where nobody knows of a use)."""
 
     stamp: Stamp
@@ -52,7 +52,7 @@ class Record:
         return f"{self.stamp.to_bytes().decode()} {self.used_s:.6f}"
 
     @classmethod
-    def from_text(cls, text: object) -> "Record | None":
+    def from_text(cls, text: object) -> "IndexRecord | None":
         if not isinstance(text, str):
             return None
         stamp_text, _, used = text.rpartition(" ")
@@ -63,7 +63,7 @@ class Record:
             return None
 
 
-class Index:
+class DiskIndex:
     """Opens on construction; where the database is broken or locked, an empty one takes its place. The owner closes it.
 
     `complete` says whether the process before us closed it with nothing left to write. If not, the files know better.
@@ -84,7 +84,7 @@ class Index:
                 raise CacheWriteError(f"index {folder}: the disk is full") from exc
             self.start_afresh(exc)
 
-    def page(self, after: int, at_most: int) -> tuple[list[tuple[str, Record]], int | None]:
+    def page(self, after: int, at_most: int) -> tuple[list[tuple[str, IndexRecord]], int | None]:
         """Some of the paths and their records, and what to ask for the next ones `after`; None when these were the last.
 
         In the order in which they came first, from 0 on. Rows that make no sense, of a newer version perhaps, are passed over,
@@ -97,13 +97,13 @@ class Index:
                 raise sqlite3.DatabaseError("a pickled key in the index")
             if mode != diskcache.core.MODE_RAW:
                 raise sqlite3.DatabaseError("a row of the index is not plain text")
-            if isinstance(path, str) and (record := Record.from_text(value)) is not None:
+            if isinstance(path, str) and (record := IndexRecord.from_text(value)) is not None:
                 records.append((path, record))
             else:
                 self.complete = False
         return records, rows[-1][0] if len(rows) == at_most else None
 
-    def apply(self, changes: Mapping[str, Record | None]) -> None:
+    def apply(self, changes: Mapping[str, IndexRecord | None]) -> None:
         """Store the records, delete those that are None; all in one transaction.
 
         Raises sqlite3.Error where the disk fails or another process holds the database.

@@ -1,55 +1,64 @@
-"""The tree of files under `objects/`: walking, unlinking. All of it blocks; no link is followed."""
+"""Finds and unlinks the files below `objects/`. Every function blocks; none follows a link."""
 
 import logging
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from gcs_prefetchd.cache.file_comparison import Found
-from gcs_prefetchd.cache.safe_folders import Folders
-from gcs_prefetchd.shared.checksums import read_stamp
+from gcs_prefetchd.cache.safe_folders import SafeFolders
+from gcs_prefetchd.shared.checksums import Stamp, read_stamp
 
-__all__ = ["find_each", "find_files", "unlink_all"]
+__all__ = ["FoundFile", "find_each", "find_files", "unlink_all"]
 
 log = logging.getLogger(__name__)
 
 
-def find_files(objects: Path, at_most: int) -> Iterator[list[Found]]:
-    """Every regular file, so many at a time: folders are read as they are walked, and never held as a whole.
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """A file on the disk: its path, its size in bytes, and its stamp, which is None if the file is not one of ours."""
 
-    A file that comes or goes meanwhile may be found or not. Raises OSError where the disk fails: what cannot be looked at is
-    not gone.
+    path: str
+    size: int
+    stamp: Stamp | None
+
+
+def find_files(objects: Path, max_files: int) -> Iterator[list[FoundFile]]:
+    """Every regular file, `max_files` at a time: folders are read during the walk, and never held in full.
+
+    A file that appears or disappears meanwhile may be found or not. Raises OSError if the disk fails: a file that cannot be
+    examined is not gone.
     """
     files = _walk(objects, "")
-    while page := list(islice(files, at_most)):
+    while page := list(islice(files, max_files)):
         yield page
 
 
-def find_each(folders: Folders, paths: list[str]) -> list[Found | None]:
-    """The files at these paths, None where there is no regular file. Raises OSError where the disk fails, or the directory is
-    not ours any more."""
+def find_each(folders: SafeFolders, paths: list[str]) -> list[FoundFile | None]:
+    """The files at these paths, None where there is no regular file. Raises OSError if the disk fails, or if the directory is
+    no longer ours."""
     found = [_find(folders, path) for path in paths]
     if None in found:
         folders.forget()
-        folders.check("")  # what was moved away as a whole while we looked is not gone
+        folders.check("")  # a directory that was moved away meanwhile has lost none of its files
     return found
 
 
-def _find(folders: Folders, path: str) -> Found | None:
+def _find(folders: SafeFolders, path: str) -> FoundFile | None:
     objects = folders.objects
     try:
         folders.check(path)
-        about = os.lstat(objects / path)
+        status = os.lstat(objects / path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return Found(path, about.st_size, read_stamp(objects / path, path)) if stat.S_ISREG(about.st_mode) else None
+    return FoundFile(path, status.st_size, read_stamp(objects / path, path)) if stat.S_ISREG(status.st_mode) else None
 
 
-def unlink_all(folders: Folders, paths: Iterable[str]) -> dict[str, str]:
-    """Unlink the files that are still there; returns those that cannot be unlinked, and why. That is logged in one line."""
-    stuck = {}
+def unlink_all(folders: SafeFolders, paths: Iterable[str]) -> dict[str, str]:
+    """Unlink the files that still exist; returns those that cannot be unlinked, with reasons, and logs them in one line."""
+    failed = {}
     for path in paths:
         try:
             folders.check(path)
@@ -57,13 +66,13 @@ def unlink_all(folders: Folders, paths: Iterable[str]) -> dict[str, str]:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as exc:
-            stuck[path] = str(exc.strerror)
-    for path, why in islice(stuck.items(), 1):
-        log.warning("cached %s and %d others: cannot be unlinked: %s", path, len(stuck) - 1, why)
-    return stuck
+            failed[path] = str(exc.strerror)
+    for path, reason in islice(failed.items(), 1):
+        log.warning("cached %s and %d others: cannot be unlinked: %s", path, len(failed) - 1, reason)
+    return failed
 
 
-def _walk(folder: Path | str, prefix: str) -> Iterator[Found]:
+def _walk(folder: Path | str, prefix: str) -> Iterator[FoundFile]:
     try:
         entries = os.scandir(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -78,10 +87,10 @@ def _walk(folder: Path | str, prefix: str) -> Iterator[Found]:
                     size = entry.stat(follow_symlinks=False).st_size
                 except FileNotFoundError:
                     continue  # evicted since the folder was read
-                yield Found(path, size, read_stamp(entry.path, path) if _is_text(path) else None)
+                yield FoundFile(path, size, read_stamp(entry.path, path) if _is_utf8(path) else None)
 
 
-def _is_text(path: str) -> bool:
+def _is_utf8(path: str) -> bool:
     """Whether the file's name is UTF-8: ours are, and the index can hold nothing else."""
     try:
         path.encode()

@@ -20,7 +20,7 @@ from watchdog.observers.inotify import InotifyObserver
 
 from gcs_prefetchd.cache.cache import Cache
 
-__all__ = ["Watch"]
+__all__ = ["FileWatcher"]
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ ADVICE = "Raise fs.inotify.max_user_watches and max_user_instances"
 AT_A_TIME = 256  # events handled before the rest of the daemon has its turn
 
 
-class Watch:
+class FileWatcher:
     """Watches the cache's files for as long as the context is entered."""
 
     def __init__(self, cache: Cache, *, opens: bool) -> None:
@@ -83,9 +83,9 @@ class Watch:
             event = await self._queue.async_q.get()
             path = os.fsdecode(event.src_path).removeprefix(f"{self._cache.directory.objects}/")
             if isinstance(event, FileOpenedEvent):
-                self._cache.opened(path)
+                self._cache.note_open(path)
             else:
-                await self._cache.look_after(path)
+                await self._cache.check_file(path)
             if count % AT_A_TIME == 0:
                 await asyncio.sleep(0)
 

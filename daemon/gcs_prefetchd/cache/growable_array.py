@@ -4,10 +4,10 @@ import mmap
 from struct import calcsize
 from typing import Literal
 
-__all__ = ["Column"]
+__all__ = ["GrowableArray"]
 
 
-class Column:
+class GrowableArray:
     """Numbers of one `kind` (as in `array`), at first 0. `view` holds them, until `grow` makes another view.
 
     What was never written takes no memory, so room for twice as many costs nothing; and nothing is left behind in the heap,

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from gcs_prefetchd.cache.disk_index import INDEX_ERRORS, Index, Record
+from gcs_prefetchd.cache.disk_index import INDEX_ERRORS, DiskIndex, IndexRecord
 
 __all__ = ["IndexWriter"]
 
@@ -18,15 +18,15 @@ class IndexWriter:
     """Holds changes and writes them; `on_index` runs a blocking call in the index's own thread. `start` it, `stop` it."""
 
     def __init__(self, on_index: Callable[..., Awaitable[None]]) -> None:
-        self.pending: dict[str, Record | None] = {}
+        self.pending: dict[str, IndexRecord | None] = {}
         self._on_index = on_index
-        self._index: Index | None = None
+        self._index: DiskIndex | None = None
         self._failing = False
         self._applying: asyncio.Task[None] | None = None
         self._something = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
 
-    def start(self, index: Index) -> None:
+    def start(self, index: DiskIndex) -> None:
         """Begin to write."""
         self._index = index
         self._writer = asyncio.create_task(self._write(), name="index writer")
@@ -37,7 +37,7 @@ class IndexWriter:
             self._writer.cancel()
             await asyncio.wait([self._writer])
 
-    def note(self, path: str, record: Record | None) -> None:
+    def note(self, path: str, record: IndexRecord | None) -> None:
         """What the index should say of a path; None for nothing."""
         self.pending[path] = record
         self._something.set()
@@ -58,7 +58,7 @@ class IndexWriter:
             await asyncio.sleep(RETRY_S if self._failing else TICK_S)
             await self.flush()
 
-    async def _apply(self, index: Index, changes: dict[str, Record | None]) -> None:
+    async def _apply(self, index: DiskIndex, changes: dict[str, IndexRecord | None]) -> None:
         try:
             await self._on_index(index.apply, changes)
         except INDEX_ERRORS as exc:

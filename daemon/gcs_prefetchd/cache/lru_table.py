@@ -10,11 +10,11 @@ from typing import Literal
 
 import numpy as np
 
-from gcs_prefetchd.cache.growable_array import Column
-from gcs_prefetchd.cache.string_arena import Arena
+from gcs_prefetchd.cache.growable_array import GrowableArray
+from gcs_prefetchd.cache.string_arena import StringArena
 from gcs_prefetchd.shared.checksums import Stamp
 
-__all__ = ["Entries"]
+__all__ = ["LRUTable"]
 
 LONGEST_NAME_BYTES = 255  # that a file system allows
 LARGE = 2**32 - 1  # in the column of sizes: the size stands elsewhere
@@ -25,7 +25,7 @@ FIRST_SLOTS = 1024
 KINDS: tuple[Literal["B", "I", "Q"], ...] = ("I", "Q", "I", "I", "I", "I", "B", "I", "I")  # of the columns
 
 
-class Entries:
+class LRUTable:
     """An ordered mapping from paths to stamps. An entry's slot is its number for as long as it is held, from 1.
 
     The parts of a path after its last slash are at most 255 bytes in UTF-8, as in any file system. `hash_of` is there to try
@@ -37,10 +37,10 @@ class Entries:
         self._count = 0
         self._tables = [array("I", bytes(4 * FIRST_LENGTH)) for _ in range(1 << SHARD_BITS)]
         self._used = array("I", bytes(4 << SHARD_BITS))  # places of each table that are not 0
-        self._names = Arena(LONGEST_NAME_BYTES)
+        self._names = StringArena(LONGEST_NAME_BYTES)
         self._folders = _Folders()
         self._slots = 1
-        self._columns = [Column(kind, FIRST_SLOTS) for kind in KINDS]
+        self._columns = [GrowableArray(kind, FIRST_SLOTS) for kind in KINDS]
         self._name_columns()
         self._large: dict[int, int] = {}
         self._free = 0  # the first free slot; `_next` tells the others
@@ -127,7 +127,7 @@ class Entries:
     def pages(self, at_most: int) -> Generator[list[str], None, None]:
         """The paths, least recently used first, so many at a time.
 
-        Entries may change between two pages: what comes, goes or is used meanwhile may be told of, or not, or twice.
+        LRUTable may change between two pages: what comes, goes or is used meanwhile may be told of, or not, or twice.
         """
         bookmark = self._take_slot()
         self._link(bookmark, self._next[0])

@@ -13,7 +13,7 @@ __all__ = ["Reservation"]
 
 
 class Reservation:
-    """Every reservation ends in `commit` or in `release`. `choose_victims` chooses what to evict for it (default: the observer)
+    """Every reservation ends in `commit` or `release`. `choose_victims` chooses what to evict for it (default: the observer).
 
     The daemon's `Space` of an `ObjectWriter`, in the daemon itself or in one of its fetch processes.
     """
@@ -42,7 +42,7 @@ class Reservation:
             raise type(exc)(f"cache {self._name.uri}: {exc}") from exc
         self._reserved_bytes = size_bytes
         try:
-            await self._cache.expect(self.path)
+            await self._cache.paths.claim(self.path)
         except BaseException:
             self.release()
             raise
@@ -50,7 +50,7 @@ class Reservation:
 
     def set_written(self, size_bytes: int) -> None:
         """Record how many of the reserved bytes are on the disk now."""
-        self._cache.landed_bytes += size_bytes - self._written_bytes
+        self._cache.capacity.written_bytes += size_bytes - self._written_bytes
         self._written_bytes = size_bytes
 
     def commit(self, stamp: Stamp) -> None:
@@ -58,21 +58,21 @@ class Reservation:
         self._release_bytes()
         self._has_path = False
         self.is_committed = True
-        self._cache.admit(self.path, stamp)
+        self._cache.paths.commit(self.path, stamp)
 
     def release(self) -> None:
         """The file will not be published: release the reserved bytes and the path."""
         if self._has_path:
-            self._cache.give_up(self.path)
+            self._cache.paths.abandon(self.path)
             self._has_path = False
         self._release_bytes()
 
     def writer(self) -> ObjectWriter:
         """The daemon's own writer of the object: the cache's file thread writes it, and the writer ends this reservation."""
         file = TempFile(self._cache.directory, self._cache.folders, self.temporary, self._name, self.path)
-        return ObjectWriter(file, self, self._cache.disk.files, hold=self._cache.hold)
+        return ObjectWriter(file, self, self._cache.io.files, hold=self._cache.paths.hold)
 
     def _release_bytes(self) -> None:
         self.set_written(0)
-        self._cache.release(self._reserved_bytes)
+        self._cache.capacity.release(self._reserved_bytes)
         self._reserved_bytes = 0

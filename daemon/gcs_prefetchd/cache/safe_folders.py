@@ -6,10 +6,10 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["Folders", "make_folder"]
+__all__ = ["SafeFolders", "make_folder"]
 
 
-class Folders:
+class SafeFolders:
     """Looks at each folder once until `forget`, for a file has up to a dozen above it. Any thread may use it.
 
     `check_ours` raises OSError where the whole cache directory is not ours any more.

@@ -1,14 +1,14 @@
 """Short texts side by side in one block of bytes, without an object for each. Pure."""
 
-from gcs_prefetchd.cache.growable_array import Column
+from gcs_prefetchd.cache.growable_array import GrowableArray
 
-__all__ = ["Arena"]
+__all__ = ["StringArena"]
 
 CELL_BYTES = 4  # so that numbers of 32 bits find a text in 16 GiB, and a void place has room for the number of the next
 FIRST_BYTES = 1 << 16
 
 
-class Arena:
+class StringArena:
     """Holds texts of up to `longest_bytes`, each at the number that `add` returned for it. Whoever adds keeps their lengths.
 
     A removed text's place is given to the next one of about its length, so nothing is ever moved to close gaps: that would
@@ -16,7 +16,7 @@ class Arena:
     """
 
     def __init__(self, longest_bytes: int) -> None:
-        self._column = Column("B", FIRST_BYTES)
+        self._column = GrowableArray("B", FIRST_BYTES)
         self._bytes = self._column.view
         self._end = 0
         self._void = [0] * (longest_bytes // CELL_BYTES + 2)  # by cells: the number after that of the first void place; 0: none

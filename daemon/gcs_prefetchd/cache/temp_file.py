@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 
 from gcs_prefetchd.cache.directory import CacheDirectory
-from gcs_prefetchd.cache.safe_folders import Folders
+from gcs_prefetchd.cache.safe_folders import SafeFolders
 from gcs_prefetchd.shared.checksums import Stamp, write_object_name, write_stamp
 from gcs_prefetchd.shared.errors import CacheWriteError
 from gcs_prefetchd.shared.objects import ObjectName
@@ -22,7 +22,7 @@ class TempFile:
     Every method blocks; call them from one thread at a time, and finish with `publish` or `discard`. They raise OSError.
     """
 
-    def __init__(self, directory: CacheDirectory, folders: Folders, temporary: str, name: ObjectName, path: str) -> None:
+    def __init__(self, directory: CacheDirectory, folders: SafeFolders, temporary: str, name: ObjectName, path: str) -> None:
         self.published: Stamp | None = None
         self._directory = directory
         self._folders = folders
@@ -69,7 +69,9 @@ class TempFile:
                 os.close(file)
 
 
-def publish_file(file: int, temporary: str, folders: Folders, path: str, stamp: Stamp, hashed_name: ObjectName | None) -> None:
+def publish_file(
+    file: int, temporary: str, folders: SafeFolders, path: str, stamp: Stamp, hashed_name: ObjectName | None
+) -> None:
     """Stamp a complete and checked file, open as `file`, and rename it to `objects/path`. Raises OSError."""
     folders.check(path)
     write_stamp(file, stamp, path)

@@ -141,7 +141,7 @@ class Prefetcher:
 
     async def demand(self, name: ObjectName) -> None:
         """Have the object in the cache now, for a reader waits; raises what `Fetcher.demand` raises."""
-        await self._cache.look_for(cache_path(name.bucket, name.name))
+        await self._cache.find_file(cache_path(name.bucket, name.name))
         version = self._registry.catalog.newest_version(name)
         stamp = self._cache.stamp(cache_path(name.bucket, name.name))
         if stamp is None or (version is not None and stamp.generation != version.generation):
@@ -251,7 +251,7 @@ class Prefetcher:
         size_bytes = sum(version.size for version in absent)
         if place >= ahead.window_end:
             room = _nothing
-            if not self._cache.has_room_for(self._observer.incoming_bytes + size_bytes):
+            if not self._cache.fits(self._observer.incoming_bytes + size_bytes):
                 # As one: an image that fits where its label does not would be of no use to anybody.
                 self._filled.add(stream.id)
                 stream.planned_end = place
@@ -260,7 +260,7 @@ class Prefetcher:
 
     def _is_too_large(self, versions: list[ObjectVersion]) -> bool:
         size_bytes = sum(version.size for version in versions)
-        if size_bytes <= self._cache.limit_bytes:
+        if size_bytes <= self._cache.capacity.limit_bytes:
             return False
         self._say_once(
             "too large",

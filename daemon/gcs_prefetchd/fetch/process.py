@@ -26,7 +26,7 @@ import uvloop
 from gcs_prefetchd.cache.batch_thread import BatchThread
 from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.cache.object_writer import ObjectWriter
-from gcs_prefetchd.cache.safe_folders import Folders
+from gcs_prefetchd.cache.safe_folders import SafeFolders
 from gcs_prefetchd.cache.temp_file import TempFile
 from gcs_prefetchd.fetch.message_channel import MessageChannel
 from gcs_prefetchd.fetch.process_messages import (
@@ -178,7 +178,7 @@ class _FetchProcess:
         self._lock = lock
         self._channel = MessageChannel(self._receive, self.disconnected.set)
         self._directory: CacheDirectory
-        self._folders: Folders
+        self._folders: SafeFolders
         self._folders_checked_s = 0.0
         self._token: _DaemonToken
         self._counters = RequestCounters()
@@ -207,7 +207,7 @@ class _FetchProcess:
 
     def _configure(self, options: ProcessOptions) -> None:
         self._directory = CacheDirectory.shared(Path(options.cache_dir), self._lock)
-        self._folders = Folders(self._directory.objects, self._directory.check_ours)
+        self._folders = SafeFolders(self._directory.objects, self._directory.check_ours)
         self._token = _DaemonToken(self._channel.send)
         self._downloader = Downloader(
             options.endpoint,

@@ -7,7 +7,7 @@ from functools import partial
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.file_scan import find_each
 from gcs_prefetchd.cache.reservation import Reservation
-from gcs_prefetchd.cache.safe_folders import Folders
+from gcs_prefetchd.cache.safe_folders import SafeFolders
 from gcs_prefetchd.fetch.process_handle import ProcessDownload, ProcessLostError
 from gcs_prefetchd.fetch.process_pool import FetchProcesses
 from gcs_prefetchd.gcs.retry import RequestObserver
@@ -33,10 +33,10 @@ async def download_by_process(
     try:
         await asyncio.shield(download.result)
     except asyncio.CancelledError:
-        await asyncio.shield(cache.hold(_cancel(download, cache)))
+        await asyncio.shield(cache.paths.hold(_cancel(download, cache)))
         raise
     except ProcessLostError:
-        await asyncio.shield(cache.hold(_recover(download, cache)))
+        await asyncio.shield(cache.paths.hold(_recover(download, cache)))
     return reservation.is_committed
 
 
@@ -56,9 +56,9 @@ async def _recover(download: ProcessDownload, cache: Cache) -> None:
     stamp: Stamp | None = None
     try:
         with contextlib.suppress(OSError):
-            await cache.disk.files.submit(partial(cache.directory.discard_temporary, reservation.temporary))
-        folders = Folders(cache.directory.objects, cache.directory.check_ours)
-        (found,) = await cache.disk.call(find_each, folders, [reservation.path])
+            await cache.io.files.submit(partial(cache.directory.discard_temporary, reservation.temporary))
+        folders = SafeFolders(cache.directory.objects, cache.directory.check_ours)
+        (found,) = await cache.io.run(find_each, folders, [reservation.path])
         if found is not None and found.stamp is not None and found.size == found.stamp.size:
             stamp = found.stamp
     except (OSError, RuntimeError, MemoryError):  # no descriptor, thread or memory: the next rescan will find the file

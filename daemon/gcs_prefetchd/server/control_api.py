@@ -181,7 +181,9 @@ class _Handlers:
         total = 0
         for page in self.control.cache.pages():
             found = [
-                name.uri for name in map(self.control.cache.name_at, page) if name is not None and name.uri.startswith(prefix)
+                name.uri
+                for name in map(self.control.cache.directory.object_name, page)
+                if name is not None and name.uri.startswith(prefix)
             ]
             uris += found[: MAX_LISTED_OBJECTS - len(uris)]
             total += len(found)

@@ -90,12 +90,12 @@ class StatisticsCollector:
     def _cache(self) -> CacheStatistics:
         return CacheStatistics(
             bytes=self.cache.bytes,
-            limit_bytes=self.cache.limit_bytes,
-            reserved_bytes=self.cache.reserved_bytes,
+            limit_bytes=self.cache.capacity.limit_bytes,
+            reserved_bytes=self.cache.capacity.reserved_bytes,
             objects=len(self.cache),
             evictions=self.cache.evictions,
             damaged=self.cache.damaged,
-            ready=int(self.cache.is_whole),
+            ready=int(self.cache.is_ready),
         )
 
     def _reads(self) -> ReadStatistics:

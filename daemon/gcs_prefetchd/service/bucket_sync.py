@@ -64,14 +64,14 @@ class BucketSync:
 
     async def relist(self, root: DataRoot) -> None:
         """List a data root now. Raises what `list_manifest` raises; then the last listing stays in force."""
-        await self._cache.whole()  # changed objects can be evicted only once they are known to be cached
+        await self._cache.wait_until_ready()  # changed objects can be evicted only once they are known to be cached
         async with self._listing:
             await self._save_and_put_in_force(await list_manifest(self._gcs_client, root, self._settings.item_patterns))
             await self._evict_outdated()
 
     async def relist_periodically(self, root: DataRoot, wait_s: float) -> None:
         """List a data root again and again, for the first time after `wait_s`, until cancelled."""
-        await self._cache.whole()
+        await self._cache.wait_until_ready()
         if wait_s:  # `load_or_list` made the listing before the cached objects were known
             await self._evict_outdated()
         while True:
@@ -170,12 +170,12 @@ class BucketSync:
         for path, generation in await asyncio.to_thread(self._listed_generations, paths):
             stamp = self._cache.stamp(path)
             if stamp is not None and stamp.generation != generation:
-                await self._cache.drop(path)
+                await self._cache.evict(path)
                 evicted += 1
         return evicted
 
     def _listed_generations(self, paths: Iterable[str]) -> list[tuple[str, int]]:
         """The generations that the newest listings name. Runs in a thread."""
-        names = ((path, self._cache.name_at(path)) for path in paths)
+        names = ((path, self._cache.directory.object_name(path)) for path in paths)
         versions = ((path, self._registry.catalog.newest_version(name)) for path, name in names if name is not None)
         return [(path, version.generation) for path, version in versions if version is not None]

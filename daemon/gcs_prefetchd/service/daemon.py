@@ -13,7 +13,7 @@ from typing import Any
 
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.directory import CacheDirectory
-from gcs_prefetchd.cache.file_watcher import Watch
+from gcs_prefetchd.cache.file_watcher import FileWatcher
 from gcs_prefetchd.cache.page_cache import ReadAhead
 from gcs_prefetchd.fetch.fetcher import Fetcher
 from gcs_prefetchd.fetch.prefetch_observer import PrefetchObserver
@@ -215,18 +215,18 @@ class Daemon:
 
     async def _prefetch(self) -> None:
         # The planner must know all cached objects first, or they would be fetched again.
-        await self.cache.whole()
+        await self.cache.wait_until_ready()
         await self.bucket_sync.adopt(self.cache.pages())
         await asyncio.to_thread(return_freed_memory)  # of the lists that loading the index needed
         await self.cache.shrink()
         await self.prefetcher.run()
 
     async def _watch(self) -> None:
-        async with Watch(self.cache, opens=self.settings.watch_opens):
+        async with FileWatcher(self.cache, opens=self.settings.watch_opens):
             await asyncio.Event().wait()
 
     async def _rescan(self) -> None:
-        await self.cache.whole()
+        await self.cache.wait_until_ready()
         while True:
             added, removed = await self.cache.rescan()
             if added or removed:

@@ -1,4 +1,7 @@
-"""After a start the daemon serves what is here before it knows all of it, and gives no room until it does."""
+"""After a start the cache serves what is on the disk before it knows all of it, and reserves no space until it does.
+
+The comparison of the index with the files works a page at a time, and leaves alone what changes meanwhile.
+"""
 
 import asyncio
 import contextlib
@@ -11,8 +14,11 @@ import pytest
 
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.directory import CacheDirectory
-from gcs_prefetchd.shared.checksums import write_stamp
-from support.caches import LIMIT, RecordingObserver, content, observer_of, opened, path_of, put, rows, stamp_of
+from gcs_prefetchd.cache.file_scan import FoundFile
+from gcs_prefetchd.cache.lru_table import LRUTable
+from gcs_prefetchd.cache.recovery import Comparison
+from gcs_prefetchd.shared.checksums import Stamp, write_stamp
+from support.caches import LIMIT, RecordingObserver, content, names_in, observer_of, opened, path_of, put, rows, stamp_of
 
 
 @asynccontextmanager
@@ -23,7 +29,7 @@ async def taking_stock(path: Path) -> AsyncIterator[tuple[Cache, threading.Event
     cache, go_on = Cache(directory, LIMIT, observer=RecordingObserver()), threading.Event()
     try:
         await cache.open()
-        cache.disk._index.submit(go_on.wait)  # it has one thread, and nothing has been asked of it yet
+        cache.io._index.submit(go_on.wait)  # it has one thread, and nothing has been asked of it yet
         yield cache, go_on
     finally:
         go_on.set()
@@ -55,13 +61,13 @@ async def left(tmp_path: Path) -> Path:
 
 async def test_what_is_asked_for_is_found_before_all_is_known(left: Path) -> None:
     async with taking_stock(left) as (cache, go_on):
-        assert not cache.is_whole
-        await cache.look_for(path_of("a.jpg"))
-        await cache.look_for(path_of("absent.jpg"))
+        assert not cache.is_ready
+        await cache.find_file(path_of("a.jpg"))
+        await cache.find_file(path_of("absent.jpg"))
         assert await cache.verify(path_of("a.jpg"))
         assert len(cache) == 1
         go_on.set()
-        await cache.whole()
+        await cache.wait_until_ready()
         assert (len(cache), cache.bytes) == (2, 600_000)
         assert await cache.check() == []
 
@@ -72,9 +78,9 @@ async def test_no_room_is_given_before_all_is_known(left: Path) -> None:
     write_stamped(left / "objects" / path_of("c.jpg"), path_of("c.jpg"), unindexed)
     async with taking_stock(left) as (cache, go_on):
         waiting = asyncio.create_task(put(cache, "d.jpg", content(4, 200_000)))
-        await cache.look_for(path_of("a.jpg"))
+        await cache.find_file(path_of("a.jpg"))
         assert not waiting.done()
-        assert cache.reserved_bytes == 0
+        assert cache.capacity.reserved_bytes == 0
         go_on.set()
         await waiting
         assert cache.bytes <= LIMIT
@@ -84,10 +90,10 @@ async def test_no_room_is_given_before_all_is_known(left: Path) -> None:
 
 async def test_what_is_dropped_before_all_is_known_does_not_come_back(left: Path) -> None:
     async with taking_stock(left) as (cache, go_on):
-        await cache.look_for(path_of("a.jpg"))
-        await cache.drop(path_of("a.jpg"))
+        await cache.find_file(path_of("a.jpg"))
+        await cache.evict(path_of("a.jpg"))
         go_on.set()
-        await cache.whole()
+        await cache.wait_until_ready()
         assert cache.stamp(path_of("a.jpg")) is None
         assert cache.bytes == 300_000
         assert await cache.check() == []
@@ -98,9 +104,9 @@ async def test_a_newer_file_than_the_index_tells_of_is_what_counts(left: Path) -
     (left / "objects" / path_of("a.jpg")).unlink()
     write_stamped(left / "objects" / path_of("a.jpg"), path_of("a.jpg"), newer)
     async with taking_stock(left) as (cache, go_on):
-        await cache.look_for(path_of("a.jpg"))
+        await cache.find_file(path_of("a.jpg"))
         go_on.set()
-        await cache.whole()
+        await cache.wait_until_ready()
         assert cache.stamp(path_of("a.jpg")) == stamp_of(newer)
         assert cache.bytes == 400_000
         assert await cache.check() == []
@@ -111,7 +117,7 @@ async def test_nobody_hears_of_what_taking_stock_brings_to_light(left: Path) -> 
     forget_the_end(left)
     async with taking_stock(left) as (cache, go_on):
         go_on.set()
-        await cache.whole()
+        await cache.wait_until_ready()
         assert observer_of(cache).arrivals == []
         assert [path for page in cache.pages() for path in page] == [path_of("a.jpg"), path_of("b.jpg")]
 
@@ -122,7 +128,7 @@ async def test_a_stop_before_all_is_known_loses_nothing(left: Path) -> None:
         go_on.set()
         await closing
         with contextlib.suppress(asyncio.CancelledError):
-            await cache.whole()
+            await cache.wait_until_ready()
     async with opened(left) as cache:
         assert len(cache) == 2
         assert await cache.check() == []
@@ -135,4 +141,86 @@ async def test_an_index_of_many_pages_is_loaded_in_order_of_use(tmp_path: Path) 
         for number in numbers:
             cache.touch(path_of(f"{number}.jpg"))
     async with opened(tmp_path / "cache") as cache:
-        assert [name.name for name in cache.names()] == [f"{number}.jpg" for number in numbers]
+        assert [name.name for name in names_in(cache)] == [f"{number}.jpg" for number in numbers]
+
+
+# The comparison
+
+A, B = Stamp(1, 10, 0xA), Stamp(2, 20, 0xB)
+
+
+def nothing_changes(path: str) -> bool:
+    return False
+
+
+def holding(*paths: str) -> LRUTable:
+    entries = LRUTable()
+    for path in paths:
+        entries.put(path, A)
+    return entries
+
+
+def unseen(comparison: Comparison) -> list[str]:
+    return [path for page in comparison.unseen(2) for path in page]
+
+
+def test_files_that_match_their_entries_have_no_differences() -> None:
+    entries = holding("a", "b", "c")
+    comparison = Comparison(entries, nothing_changes)
+    for page in (["c", "a"], ["b"]):
+        differences = comparison.compare([FoundFile(path, 10, A) for path in page])
+        assert (differences.new, differences.damaged) == ([], [])
+    assert unseen(comparison) == []
+
+
+def test_new_damaged_and_unseen_files_are_told_apart() -> None:
+    entries = holding("same", "other", "short", "gone", "bare")
+    comparison = Comparison(entries, nothing_changes)
+    found = [
+        FoundFile("same", 10, A),
+        FoundFile("new", 20, B),
+        FoundFile("other", 20, B),
+        FoundFile("short", 9, A),
+        FoundFile("new short", 9, A),
+        FoundFile("bare", 10, None),
+        FoundFile("foreign", 10, None),
+    ]
+
+    differences = comparison.compare(found)
+
+    assert differences.new == [("new", B), ("other", B)]
+    assert differences.damaged == ["short", "new short"]
+    for path, stamp in differences.new:
+        comparison.mark_seen(entries.put_first(path, stamp))
+    entries.pop("short")  # as unlinking it does
+    assert unseen(comparison) == ["gone", "bare"]
+    assert comparison.gone(["gone", "bare"], [None, FoundFile("bare", 10, None)]) == ["gone", "bare"]
+
+
+def test_a_file_that_a_second_look_finds_is_not_gone() -> None:
+    comparison = Comparison(holding("a"), nothing_changes)
+    assert comparison.gone(["a"], [FoundFile("a", 10, A)]) == []
+
+
+def test_paths_that_change_meanwhile_are_left_alone() -> None:
+    entries, changing = holding("evicted", "published", "publishing", "gone"), {"publishing"}
+    comparison = Comparison(entries, changing.__contains__)
+    entries.pop("evicted")
+    entries.put("published", B)
+    entries.put("late", B)
+    changing.update({"evicted", "published", "late"})
+
+    differences = comparison.compare([FoundFile("evicted", 10, A), FoundFile("published", 9, A), FoundFile("publishing", 9, A)])
+
+    assert (differences.new, differences.damaged) == ([], [])
+    assert unseen(comparison) == ["gone"]
+    changing.add("gone")
+    assert comparison.gone(["gone"], [None]) == []
+
+
+def test_an_entry_may_be_evicted_before_its_page_is_read() -> None:
+    entries = holding("a", "b", "c")
+    pages = Comparison(entries, nothing_changes).unseen(1)
+    assert next(pages) == ["a"]
+    entries.pop("b")
+    assert list(pages) == [[], ["c"]]
