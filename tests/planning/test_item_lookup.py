@@ -8,7 +8,7 @@ from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.manifest import Manifest, build_manifest
 from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion
 from gcs_prefetchd.shared.paths import cache_path
-from support.plans import listing_of_many
+from support.plans import manifest_of_many
 
 ROOT = DataRoot.parse("gs://pictures/train")
 
@@ -76,7 +76,7 @@ def test_an_item_that_the_newest_manifest_lacks_has_its_last_versions_or_none(ca
 
 def test_the_number_of_remembered_parts_is_limited() -> None:
     catalog, items = Catalog(), MAX_REMEMBERED // 2 + 2
-    catalog.add_newest(catalog.assign_numbers(listing_of_many(items)))
+    catalog.add_newest(catalog.assign_numbers(manifest_of_many(items)))
     lookup = ItemLookup(catalog)
     paths = [path for item in range(items) for path in lookup.paths(ROOT.uri, item)]
     assert len(paths) == MAX_REMEMBERED + 4

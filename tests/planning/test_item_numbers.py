@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gcs_prefetchd.planning.item_numbers import ManifestHistory, NumberedManifest
 from gcs_prefetchd.shared.manifest import Manifest
 from gcs_prefetchd.shared.objects import ObjectName
-from support.plans import indices_of, listing_of
+from support.plans import indices_of, manifest_of
 
 
 def put_in_force(history: ManifestHistory, manifest: Manifest) -> NumberedManifest:
@@ -31,7 +31,7 @@ def numbers(listing: NumberedManifest) -> dict[str, int]:
 
 def test_in_the_first_listing_an_items_number_is_its_index() -> None:
     history = ManifestHistory()
-    listing = put_in_force(history, listing_of("abc"))
+    listing = put_in_force(history, manifest_of("abc"))
     assert numbers(listing) == {"a": 0, "b": 1, "c": 2}
     assert listing.numbers_of(indices_of([2, 0])).tolist() == [2, 0]
     assert history.end == 3
@@ -39,25 +39,25 @@ def test_in_the_first_listing_an_items_number_is_its_index() -> None:
 
 def test_what_was_listed_before_keeps_its_number_and_what_is_new_gets_the_next() -> None:
     history = ManifestHistory()
-    put_in_force(history, listing_of("bdf"))
-    assert numbers(put_in_force(history, listing_of("abcdf"))) == {"b": 0, "d": 1, "f": 2, "a": 3, "c": 4}
+    put_in_force(history, manifest_of("bdf"))
+    assert numbers(put_in_force(history, manifest_of("abcdf"))) == {"b": 0, "d": 1, "f": 2, "a": 3, "c": 4}
     assert history.end == 5
 
 
 def test_a_removed_item_leaves_its_number_to_nobody_and_has_it_again_when_it_comes_back() -> None:
     history = ManifestHistory()
-    put_in_force(history, listing_of("abc"))
-    assert numbers(put_in_force(history, listing_of("ac"))) == {"a": 0, "c": 2}
-    assert numbers(put_in_force(history, listing_of("acd"))) == {"a": 0, "c": 2, "d": 3}
-    assert numbers(put_in_force(history, listing_of("abe"))) == {"a": 0, "b": 1, "e": 4}
+    put_in_force(history, manifest_of("abc"))
+    assert numbers(put_in_force(history, manifest_of("ac"))) == {"a": 0, "c": 2}
+    assert numbers(put_in_force(history, manifest_of("acd"))) == {"a": 0, "c": 2, "d": 3}
+    assert numbers(put_in_force(history, manifest_of("abe"))) == {"a": 0, "b": 1, "e": 4}
     assert history.end == 5
 
 
 @pytest.mark.parametrize("removed", ["", "c"])
 def test_a_changed_object_keeps_its_number_and_has_its_new_version(removed: str) -> None:
     history = ManifestHistory()
-    put_in_force(history, listing_of("abc"))
-    listing = put_in_force(history, listing_of(sorted(set("abc") - set(removed)), generations={"b": 7}))
+    put_in_force(history, manifest_of("abc"))
+    listing = put_in_force(history, manifest_of(sorted(set("abc") - set(removed)), generations={"b": 7}))
     assert numbers(listing)["b"] == 1
     assert {version.generation for version in history.versions(1)} == {7}
     assert {version.generation for version in history.versions(0)} == {1}
@@ -65,9 +65,9 @@ def test_a_changed_object_keeps_its_number_and_has_its_new_version(removed: str)
 
 def test_what_is_listed_no_more_is_found_as_it_was_listed_last() -> None:
     history = ManifestHistory()
-    put_in_force(history, listing_of("ab", generation=1))
-    put_in_force(history, listing_of("ab", generation=2))
-    put_in_force(history, listing_of("b", generation=3))
+    put_in_force(history, manifest_of("ab", generation=1))
+    put_in_force(history, manifest_of("ab", generation=2))
+    put_in_force(history, manifest_of("b", generation=3))
     assert [version.generation for version in history.versions(0)] == [2, 2]
     assert [version.name.name for version in history.versions(0)] == ["train/images/a.jpg", "train/labels/a.png"]
     assert history.find_part(ObjectName("pictures", "train/labels/a.png")) == (0, 1)
@@ -76,8 +76,8 @@ def test_what_is_listed_no_more_is_found_as_it_was_listed_last() -> None:
 
 def test_an_object_is_found_under_its_number_whichever_listing_has_it() -> None:
     history = ManifestHistory()
-    put_in_force(history, listing_of("bc"))
-    put_in_force(history, listing_of("abc"))
+    put_in_force(history, manifest_of("bc"))
+    put_in_force(history, manifest_of("abc"))
     found = [history.find_part(ObjectName("pictures", f"train/images/{item_id}.jpg")) for item_id in "abcd"]
     assert found == [(2, 0), (0, 0), (1, 0), None]
     assert history.find_part(ObjectName("pictures", "train/README.md")) is None
@@ -85,8 +85,8 @@ def test_an_object_is_found_under_its_number_whichever_listing_has_it() -> None:
 
 def test_a_plan_of_an_earlier_listing_still_finds_it() -> None:
     history = ManifestHistory()
-    first = put_in_force(history, listing_of("ab"))
-    second = put_in_force(history, listing_of("abc"))
+    first = put_in_force(history, manifest_of("ab"))
+    second = put_in_force(history, manifest_of("abc"))
     assert history.find_manifest(first.manifest.digest) is first
     assert history.find_manifest(second.manifest.digest) is second is history.newest
     assert history.find_manifest("of another") is None
@@ -94,27 +94,27 @@ def test_a_plan_of_an_earlier_listing_still_finds_it() -> None:
 
 def test_an_earlier_listing_that_comes_late_never_counts_as_the_newest() -> None:
     history = ManifestHistory()
-    newest = put_in_force(history, listing_of("bc", generation=2))
-    earlier = history.assign_numbers(listing_of("abd", generation=1))
+    newest = put_in_force(history, manifest_of("bc", generation=2))
+    earlier = history.assign_numbers(manifest_of("abd", generation=1))
     history.add_earlier(earlier)
     assert history.newest is newest
     assert history.find_manifest(earlier.manifest.digest) is earlier
     assert numbers(earlier) == {"b": 0, "a": 2, "d": 3}
     assert [history.versions(number)[0].generation for number in range(history.end)] == [2, 2, 1, 1]
-    assert numbers(put_in_force(history, listing_of("cde")))["e"] == 4
+    assert numbers(put_in_force(history, manifest_of("cde")))["e"] == 4
 
 
 def test_numbering_changes_nothing_before_the_listing_is_taken() -> None:
     history = ManifestHistory()
-    put_in_force(history, listing_of("ab"))
-    history.assign_numbers(listing_of("abc"))
+    put_in_force(history, manifest_of("ab"))
+    history.assign_numbers(manifest_of("abc"))
     assert (history.end, len(history.manifests)) == (2, 1)
-    assert numbers(put_in_force(history, listing_of("abd")))["d"] == 2
+    assert numbers(put_in_force(history, manifest_of("abd")))["d"] == 2
 
 
 def test_the_newest_two_listings_are_kept_and_those_in_use_and_no_other() -> None:
     history = ManifestHistory()
-    listings = [put_in_force(history, listing_of("abc", generation=generation)) for generation in range(1, 7)]
+    listings = [put_in_force(history, manifest_of("abc", generation=generation)) for generation in range(1, 7)]
     prune(history, listings[1])
     assert history.manifests == [listings[1], *listings[-2:]]
     prune(history)
@@ -126,19 +126,19 @@ def test_what_is_listed_no_more_keeps_its_number_when_its_listing_is_given_up() 
     """Its files may still be here, and have to be found to be dropped; or it comes back."""
     history = ManifestHistory()
     for generation, ids in enumerate(["abc", "abc", "ac", "c", "cd"], 1):
-        put_in_force(history, listing_of(ids, generation=generation))
+        put_in_force(history, manifest_of(ids, generation=generation))
         prune(history)
     assert len(history.manifests) == 3
     assert history.find_part(ObjectName("pictures", "train/images/b.jpg")) == (1, 0)
     assert [version.generation for version in history.versions(1)] == [2, 2]
     assert [version.generation for version in history.versions(0)] == [3, 3]
-    assert numbers(put_in_force(history, listing_of("bcd", generation=6))) == {"b": 1, "c": 2, "d": 3}
+    assert numbers(put_in_force(history, manifest_of("bcd", generation=6))) == {"b": 1, "c": 2, "d": 3}
 
 
 def test_relistings_without_end_keep_no_more_than_what_is_told_apart() -> None:
     history = ManifestHistory()
     for generation in range(1, 30):
-        put_in_force(history, listing_of("abcdef"[: 1 + generation % 6], generation=generation))
+        put_in_force(history, manifest_of("abcdef"[: 1 + generation % 6], generation=generation))
         prune(history)
         assert len(history.manifests) <= 3
     assert history.end == 6
@@ -146,8 +146,8 @@ def test_relistings_without_end_keep_no_more_than_what_is_told_apart() -> None:
 
 def test_a_listing_of_the_same_items_takes_no_memory_for_their_numbers() -> None:
     history = ManifestHistory()
-    put_in_force(history, listing_of("bd"))
-    first, second = (put_in_force(history, listing_of("abcd", generation=generation)) for generation in (2, 3))
+    put_in_force(history, manifest_of("bd"))
+    first, second = (put_in_force(history, manifest_of("abcd", generation=generation)) for generation in (2, 3))
     assert np.shares_memory(first._numbers, second._numbers)
     assert numbers(first) == numbers(second)
 
@@ -156,7 +156,7 @@ def test_a_listing_of_the_same_items_takes_no_memory_for_their_numbers() -> None
 def test_through_any_relistings_an_item_has_one_number_and_a_number_one_item(listings: list[set[str]]) -> None:
     history, known = ManifestHistory(), dict[str, int]()
     for ids in listings:
-        listing = put_in_force(history, listing_of(sorted(ids)))
+        listing = put_in_force(history, manifest_of(sorted(ids)))
         prune(history)
         assert [item_id for item_id, _ in listing.ids_and_numbers()] == sorted(ids)
         assert {**known, **numbers(listing)} == {**numbers(listing), **known}
@@ -176,8 +176,8 @@ def test_a_relisting_of_the_same_items_costs_next_to_nothing() -> None:
     """Every hour, and a million items would take a second."""
     history = ManifestHistory()
     ids = [f"{i:06}" for i in range(20_000)]
-    put_in_force(history, listing_of(ids))
-    same, other = listing_of(ids, generation=2), listing_of([*ids, "x"])
+    put_in_force(history, manifest_of(ids))
+    same, other = manifest_of(ids, generation=2), manifest_of([*ids, "x"])
     costs_s = []
     for manifest in (same, other):
         began_s = time.thread_time()

@@ -20,7 +20,7 @@ from gcs_prefetchd.shared.manifest import build_manifest, load_manifest
 from gcs_prefetchd.shared.messages import Plan, ReadReport, pack_indices
 from gcs_prefetchd.testing import GCSServer
 from support.daemons import BUCKET, DATA_ROOT, make_settings, put_items, running
-from support.plans import listing_of, plan_of
+from support.plans import manifest_of, plan_of
 
 ITEMS = 6
 TIMEOUT_S = 20.0
@@ -132,7 +132,7 @@ async def test_an_invalid_plan_is_rejected_by_its_field(
 async def test_a_plan_of_a_manifest_that_only_the_disk_has_is_accepted(daemon: Daemon, client: DaemonClient, kept: int) -> None:
     """So after a restart, for a job that still uses the earlier manifest: its streams register at the same time."""
     newest = await asyncio.to_thread(client.manifest, DATA_ROOT)
-    earlier = listing_of([*(f"{number:05}" for number in range(kept)), "gone", "lost"], DATA_ROOT)
+    earlier = manifest_of([*(f"{number:05}" for number in range(kept)), "gone", "lost"], DATA_ROOT)
     await asyncio.to_thread(earlier.save, daemon.directory.manifests)
     plans = [plan_of(earlier, [kept + 1, kept], stream=f"resumed/{number}") for number in range(3)]
     await asyncio.gather(
@@ -148,7 +148,7 @@ async def test_a_plan_of_a_manifest_that_only_the_disk_has_is_accepted(daemon: D
 
 @pytest.mark.parametrize("flaw", ["damaged", "of another data root", "with other patterns"])
 async def test_a_plan_of_an_unusable_manifest_on_disk_is_rejected(daemon: Daemon, client: DaemonClient, flaw: str) -> None:
-    other = listing_of(["a"], "gs://pictures/other" if flaw == "of another data root" else DATA_ROOT)
+    other = manifest_of(["a"], "gs://pictures/other" if flaw == "of another data root" else DATA_ROOT)
     if flaw == "with other patterns":
         versions = [version for item in range(len(other)) for version in other.versions(item)]
         other = build_manifest(other.data_root, ItemPatterns(("images/{id}.jpg",)), versions)

@@ -13,7 +13,7 @@ from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion
 ROOT = "gs://pictures/train"
 
 
-def listing_of(
+def manifest_of(
     ids: Iterable[str], root: str = ROOT, generation: int = 1, size: int = 1, generations: Mapping[str, int] | None = None
 ) -> Manifest:
     """A listing with these items, all parts of one generation and size but those of the ids in `generations`."""
@@ -31,7 +31,7 @@ def listing_of(
     return build_manifest(data_root, ItemPatterns(), versions)
 
 
-def listing_of_many(items: int) -> Manifest:
+def manifest_of_many(items: int) -> Manifest:
     """A listing of so many items, with ids of seven digits; made in no time."""
     digits = np.arange(items)[:, None] // 10 ** np.arange(6, -1, -1) % 10
     ids = Ids((digits + ord("0")).astype(np.uint8).reshape(-1), np.arange(7, 7 * items + 1, 7))
