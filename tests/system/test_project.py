@@ -13,7 +13,7 @@ import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, get_args
@@ -21,10 +21,12 @@ from typing import Any, get_args
 import google_crc32c
 import numpy as np
 import pytest
+import torch
 import typer
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
+import gcs_dataset
 from gcs_prefetchd import __version__, testing
 from gcs_prefetchd.cache.directory import MARKER, CacheDirectory
 from gcs_prefetchd.cli import app
@@ -589,6 +591,54 @@ def test_the_documented_bounds_of_a_window_are_those_in_force() -> None:
 def test_the_guide_to_tuning_has_every_reason_to_wait_and_no_other() -> None:
     rows = table(section("how-to/tune-a-starving-gpu.md", "## 4. Ask why readers waited"))
     assert [code(row[0]) for row in rows] == list(WAIT_REASONS)
+
+
+# --- docs/python-api.md
+
+
+def python_stub(name: str) -> Any:
+    """The class or function that the document declares for a public name."""
+    block = re.search(r"```python\n(.*?)```", section("python-api.md", f"### {name}"), re.DOTALL)
+    assert block, f"python-api.md: {name} has no signature"
+    namespace = {**vars(torch.utils.data), **vars(gcs_dataset)}
+    exec(block[1], namespace)
+    return namespace[name]
+
+
+def parameters(of: Callable[..., Any]) -> list[tuple[str, object, object]]:
+    return [(parameter.name, parameter.kind, parameter.default) for parameter in inspect.signature(of).parameters.values()]
+
+
+def test_every_public_name_of_the_dataset_package_is_documented_and_no_other() -> None:
+    headings = re.findall(r"^### (\w+)$", text_of("python-api.md"), re.MULTILINE)
+    assert sorted(headings) == sorted(gcs_dataset.__all__)
+
+
+@pytest.mark.parametrize("name", gcs_dataset.__all__)
+def test_documented_signatures_are_those_of_the_code(name: str) -> None:
+    stub, public = python_stub(name), getattr(gcs_dataset, name)
+    assert isinstance(stub, type) == isinstance(public, type)
+    assert parameters(stub) == parameters(public)
+    methods = [method for method in vars(stub) if inspect.isfunction(vars(stub)[method])] if isinstance(stub, type) else []
+    for method in methods:
+        assert parameters(getattr(stub, method)) == parameters(getattr(public, method)), method
+
+
+@pytest.mark.parametrize("name", gcs_dataset.__all__)
+def test_every_parameter_of_a_public_name_is_explained_and_no_other(name: str) -> None:
+    rows = table(section("python-api.md", f"### {name}"))
+    explained = [parameter for row in rows for parameter in re.findall(r"`(\w+)`", row[0])]
+    assert sorted(explained) == sorted(parameter for parameter, _, _ in parameters(getattr(gcs_dataset, name)))
+
+
+@pytest.mark.parametrize("name", [name for name in gcs_dataset.__all__ if not isinstance(getattr(gcs_dataset, name), type)])
+def test_what_a_public_function_returns_is_documented(name: str) -> None:
+    assert "**Returns**" in section("python-api.md", f"### {name}")
+
+
+def test_errors_in_the_python_api_exist() -> None:
+    named = set(re.findall(r"`(\w+Error)`", text_of("python-api.md")))
+    assert named <= {*errors.__all__, "IndexError", "TypeError"}
 
 
 # --- docs/testing-server.md
