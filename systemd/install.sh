@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# What `make install-systemd` and `make uninstall-systemd` do. From the environment, all optional:
-#   DESTDIR  put everything below this directory and touch nothing that runs, to build a package or an image
-#   PREFIX   where the daemon's own virtual environment goes
-#   PYTHON   what makes that environment, 3.11 or newer
+# Called by `make install-systemd` and `make uninstall-systemd`. Optional variables of the environment:
+#   DESTDIR  install everything below this directory and change nothing that runs, to build a package or an image
+#   PREFIX   the directory of the daemon's own virtual environment
+#   PYTHON   the interpreter for that environment, 3.11 or newer
 set -euo pipefail
-umask 022 # the service's user has to read all of it, whatever root's umask is
+umask 022 # the service's user must be able to read everything, whatever root's umask is
 
 prefix=${PREFIX:-/opt/gcs-prefetchd}
 readonly prefix=${prefix%/}
@@ -14,8 +14,8 @@ destdir=${DESTDIR:-}
 readonly destdir
 readonly venv=$destdir$prefix
 
-# /usr/local/lib is where an administrator installs units by hand. In /etc/systemd/system the next upgrade would overwrite
-# what `systemctl edit --full` wrote, and `systemctl mask` would find its place taken.
+# Administrators install their own units in /usr/local/lib. In /etc/systemd/system the next upgrade would overwrite the changes
+# of `systemctl edit --full`, and `systemctl mask` would fail because the file exists.
 readonly unit=$destdir/usr/local/lib/systemd/system/gcs-prefetchd.service
 readonly sysusers=$destdir/usr/local/lib/sysusers.d/gcs-prefetchd.conf
 readonly config=$destdir/etc/gcs-prefetchd/config.toml
@@ -31,12 +31,12 @@ check_paths() {
     for path in "$prefix" ${destdir:+"$destdir"}; do
         [[ $path =~ ^(/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)+$ ]] || fail "$path: not a plain absolute path"
     done
-    # This directory is replaced as a whole, so PREFIX=/usr/local must not get through.
+    # An installation replaces the whole directory, so PREFIX=/usr/local must be refused.
     if [ -e "$venv" ] && { [ ! -f "$venv/pyvenv.cfg" ] || [ ! -e "$venv/bin/gcs-prefetchd" ]; }; then
-        rmdir -- "$venv" 2>/dev/null || fail "$venv: is not an installation of gcs-prefetchd; name another PREFIX"
+        rmdir -- "$venv" 2>/dev/null || fail "$venv: is not an installation of gcs-prefetchd; choose another PREFIX"
     fi
     if [ -z "$destdir" ] && [ "$(id -u)" -ne 0 ]; then
-        fail "this writes to /etc, /usr/local and $prefix; run it as root, or name a DESTDIR"
+        fail "this writes to /etc, /usr/local and $prefix; run it as root, or set DESTDIR"
     fi
 }
 
@@ -45,28 +45,28 @@ is_hidden_from_service() { [[ $1 =~ ^/(home|root|run/user)(/|$) ]]; }
 
 check_python() {
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-        || fail "$python: not Python 3.11 or newer; name one: make install-systemd PYTHON=python3.12"
+        || fail "$python: not Python 3.11 or newer; choose one: make install-systemd PYTHON=python3.12"
     "$python" -c 'import ensurepip' 2>/dev/null \
         || fail "$python: has no venv module; on Debian: apt-get install python3-venv"
-    if is_hidden_from_service "$prefix"; then fail "$prefix: the service cannot see it; name another PREFIX"; fi
+    if is_hidden_from_service "$prefix"; then fail "$prefix: the service cannot see it; choose another PREFIX"; fi
     local base
     base=$("$python" -c 'import os, sys; print(os.path.realpath(sys.base_prefix))')
-    # A staged tree may be made with a Python that lies elsewhere on the machine it is for.
+    # A staged tree may be built with a Python that has another path on the target machine.
     if [ -z "$destdir" ] && is_hidden_from_service "$base"; then
-        fail "$python lies in $base, which the service cannot see; name another, as in PYTHON=/usr/bin/python3"
+        fail "$python lies in $base, which the service cannot see; choose another, as in PYTHON=/usr/bin/python3"
     fi
 }
 
-# The environment is made beside its place and moved there last, so that neither a failure nor an interrupt leaves half of
-# one, and a failed upgrade leaves the old one.
+# The environment is built next to its final path and moved there last. So neither a failure nor an interrupt leaves half an
+# environment, and a failed upgrade leaves the old one.
 install_venv() {
-    trap put_back EXIT
+    trap restore_old_venv EXIT
     rm -rf -- "$venv.new" "$venv.old"
     mkdir -p -- "$(dirname -- "$venv")"
     "$python" -m venv "$venv.new"
     "$venv.new/bin/python" -m pip install --quiet --upgrade pip
     "$venv.new/bin/python" -m pip install --quiet --constraint constraints.txt .
-    # Scripts name their interpreter by its full path, and the path is about to change.
+    # Scripts name their interpreter by its full path, which is about to change.
     grep -rlIZF -- "$venv.new" "$venv.new/bin" "$venv.new/pyvenv.cfg" | xargs -0 sed -i "s|$venv.new|$prefix|g"
     [ ! -e "$venv" ] || mv -- "$venv" "$venv.old"
     mv -- "$venv.new" "$venv"
@@ -74,7 +74,7 @@ install_venv() {
     trap - EXIT
 }
 
-put_back() {
+restore_old_venv() {
     if [ -e "$venv.old" ] && [ ! -e "$venv" ]; then mv -- "$venv.old" "$venv"; fi
     rm -rf -- "$venv.new" "$venv.old"
 }
@@ -93,7 +93,7 @@ install_files() {
 
 systemd_runs_here() { [ -z "$destdir" ] && [ -d /run/systemd/system ]; }
 
-tell_systemd() {
+reload_systemd() {
     systemd-sysusers "$sysusers"
     systemctl daemon-reload
 }
@@ -101,12 +101,12 @@ tell_systemd() {
 print_next_steps() {
     echo "installed gcs-prefetchd in $venv. Next, as root:"
     if ! systemd_runs_here; then
-        echo "  systemd-sysusers && systemctl daemon-reload       once this is in place and systemd runs"
+        echo "  systemd-sysusers && systemctl daemon-reload       once systemd runs with these files"
     fi
     cat <<STEPS
   \$EDITOR /etc/gcs-prefetchd/config.toml            name your data roots
   systemctl enable --now gcs-prefetchd              start it, now and at each boot
-  systemctl restart gcs-prefetchd                   instead, after an upgrade; the cache stays
+  systemctl restart gcs-prefetchd                   instead after an upgrade; the cache stays
   usermod -aG gcs-prefetchd alice                   let alice's training jobs read the cache, from her next login on
 STEPS
 }
@@ -122,7 +122,7 @@ removed gcs-prefetchd. Kept, and yours to remove:
   /etc/gcs-prefetchd            the configuration
   /etc/credstore/gcs-key.json   the service account's key, if you put one there
   /var/cache/gcs-prefetchd      the cache, or the cache_dir of your configuration
-  gcs-prefetchd                 the user and the group: userdel gcs-prefetchd, once no file is theirs
+  gcs-prefetchd                 the user and the group: userdel gcs-prefetchd, once they own no files
 KEPT
 }
 
@@ -133,7 +133,7 @@ case ${1:-} in
         check_python
         install_venv
         install_files
-        if systemd_runs_here; then tell_systemd; fi
+        if systemd_runs_here; then reload_systemd; fi
         print_next_steps
         ;;
     uninstall) uninstall ;;
