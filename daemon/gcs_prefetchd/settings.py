@@ -19,7 +19,7 @@ from pydantic import (
     field_validator,
 )
 
-from gcs_prefetchd.shared.byte_sizes import exact_size, format_size, parse_size
+from gcs_prefetchd.shared.byte_sizes import format_exact_size, format_size, parse_size
 from gcs_prefetchd.shared.errors import InvalidNameError, SettingsError
 from gcs_prefetchd.shared.item_patterns import IMAGE_PATTERN, LABEL_PATTERN, ItemPatterns
 from gcs_prefetchd.shared.objects import DataRoot
@@ -282,7 +282,7 @@ def format_value(name: str, value: object) -> str:
     if value is None:
         return "none"
     if name == "max_bytes_per_s" and isinstance(value, int):
-        return f"{exact_size(value)}/s"
+        return f"{format_exact_size(value)}/s"
     unit = "requests/s" if name == "max_requests_per_s" else "downloads"
     return f"{value:.15g} {unit}" if isinstance(value, float) else f"{value} {unit}"
 

@@ -21,7 +21,7 @@ import pytest
 
 from gcs_dataset import CachedLoader
 from gcs_dataset.gcs_loader import GCSLoader
-from gcs_prefetchd.shared.daemon_client import LARGEST_ANSWER_BYTES, DaemonClient
+from gcs_prefetchd.shared.daemon_client import MAX_RESPONSE_BYTES, DaemonClient
 from gcs_prefetchd.shared.errors import DaemonUnavailableError
 from gcs_prefetchd.testing import Kind, ServingGCS
 from support.daemons import BUCKET, DATA_ROOT, put_items
@@ -155,7 +155,7 @@ def test_an_endless_response_uses_bounded_memory(tmp_path: Path, behaviour: str)
         try:
             with pytest.raises(DaemonUnavailableError):
                 client.fetch(["gs://pictures/1"])
-            assert tracemalloc.get_traced_memory()[1] < 3 * LARGEST_ANSWER_BYTES
+            assert tracemalloc.get_traced_memory()[1] < 3 * MAX_RESPONSE_BYTES
         finally:
             tracemalloc.stop()
 

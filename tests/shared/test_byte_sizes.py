@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gcs_prefetchd.shared.byte_sizes import exact_size, format_size, parse_size
+from gcs_prefetchd.shared.byte_sizes import format_exact_size, format_size, parse_size
 
 
 @pytest.mark.parametrize(
@@ -133,9 +133,9 @@ def test_what_is_shown_reads_back_within_five_percent(size_bytes: int) -> None:
     ],
 )
 def test_an_exact_size_leaves_out_nothing_but_zeros(size_bytes: int, text: str) -> None:
-    assert exact_size(size_bytes) == text
+    assert format_exact_size(size_bytes) == text
 
 
 @given(st.integers(0, 10**18))
 def test_an_exact_size_reads_back_as_itself(size_bytes: int) -> None:
-    assert parse_size(exact_size(size_bytes)) == size_bytes
+    assert parse_size(format_exact_size(size_bytes)) == size_bytes

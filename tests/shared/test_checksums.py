@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gcs_prefetchd.shared.checksums import ATTRIBUTE, Stamp, _read_whole, crc32c_of, read_checked, read_stamp, write_stamp
+from gcs_prefetchd.shared.checksums import ATTRIBUTE, Stamp, _read_all, crc32c_of, read_checked, read_stamp, write_stamp
 
 BYTES = random.Random(1).randbytes(5000)
 
@@ -217,9 +217,9 @@ def test_a_read_that_comes_in_pieces_is_put_together() -> None:
     with os.fdopen(writing, "wb", buffering=0) as pipe:
         sender = threading.Thread(target=pipe.write, args=[BYTES])
         sender.start()
-        assert _read_whole(reading, len(BYTES)) == BYTES
+        assert _read_all(reading, len(BYTES)) == BYTES
         sender.join()
-    assert _read_whole(reading, 10) == b""
+    assert _read_all(reading, 10) == b""
     os.close(reading)
 
 

@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from gcs_prefetchd.shared.daemon_client import FIRST_PAUSE_S, LONGEST_PAUSE_S, DaemonClient, read_daemon_file, short_address
+from gcs_prefetchd.shared.daemon_client import FIRST_PAUSE_S, MAX_PAUSE_S, DaemonClient, read_daemon_file, short_address
 from gcs_prefetchd.shared.errors import DaemonUnavailableError, ProtocolError
 from gcs_prefetchd.shared.messages import ManifestResponse, Plan, ReadReport, Status, pack_indices
 
@@ -372,12 +372,12 @@ def test_the_pause_doubles_with_every_failure_in_a_row_up_to_a_bound(client: Dae
     failed_s = times_of_failures(client, clock, 12)
     pauses = [after - before for before, after in itertools.pairwise(failed_s)]
     assert pauses[:4] == [FIRST_PAUSE_S, 2 * FIRST_PAUSE_S, 4 * FIRST_PAUSE_S, 8 * FIRST_PAUSE_S]
-    assert pauses[-1] == max(pauses) == LONGEST_PAUSE_S
+    assert pauses[-1] == max(pauses) == MAX_PAUSE_S
 
 
 def test_a_success_makes_the_next_pause_short_again(tmp_path: Path, client: DaemonClient, clock: Clock) -> None:
     times_of_failures(client, clock, 6)
-    clock.now_s += LONGEST_PAUSE_S
+    clock.now_s += MAX_PAUSE_S
     with serving(tmp_path, good):
         client.status()
     client.close()

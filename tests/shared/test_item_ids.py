@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gcs_prefetchd.shared.item_ids import TAKEN_AT_ONCE, ByteArray, Ids, Int64Array, select_texts, sort_texts
+from gcs_prefetchd.shared.item_ids import SELECT_BATCH, ByteArray, Ids, Int64Array, select_texts, sort_texts
 
 # Few characters, NUL among them, and lengths around those that are compared at a time.
 texts = st.lists(st.text("\0ab", max_size=24).map(str.encode) | st.binary(max_size=30), max_size=30)
@@ -35,7 +35,7 @@ def test_the_texts_of_some_rows_are_taken(some: list[bytes], data: st.DataObject
 
 
 def test_more_texts_than_are_taken_at_once_are_taken() -> None:
-    some = [str(i).encode() for i in range(TAKEN_AT_ONCE * 2 + 5)]
+    some = [str(i).encode() for i in range(SELECT_BATCH * 2 + 5)]
     rows = np.arange(len(some))[::-1]
     assert split(*select_texts(*joined(some), rows)) == some[::-1]
 

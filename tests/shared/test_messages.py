@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from gcs_prefetchd.shared.errors import ProtocolError
 from gcs_prefetchd.shared.messages import (
-    LONGEST_TEXT,
     MAX_OBJECTS_PER_MESSAGE,
+    MAX_TEXT_LENGTH,
     PLAN_KINDS,
     FetchRequest,
     FetchResponse,
@@ -64,7 +64,7 @@ EXAMPLES: tuple[Message, ...] = (
 )
 FIELDS = [(one, field.name, str(field.type)) for one in EXAMPLES for field in fields(one)]
 BAD: dict[str, list[object]] = {
-    "str": [None, 1, True, ["a"], {"a": 1}, "a" * (LONGEST_TEXT + 1)],
+    "str": [None, 1, True, ["a"], {"a": 1}, "a" * (MAX_TEXT_LENGTH + 1)],
     "int": [None, "1", 1.5, 1.0, True, False, -1, 2**63, 10**400, [1], {}],
     "float": [None, "1", True, False, -1, -0.5, 2**63, 10**400, float("nan"), float("inf"), float("-inf"), [1.0]],
     "list[str]": [None, "gs://a/b", {"a": 1}, [1], ["a", None], ["a", True], [["a"]], ["a"] * (MAX_OBJECTS_PER_MESSAGE + 1)],

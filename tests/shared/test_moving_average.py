@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from gcs_prefetchd.shared.moving_average import ASSUMED_DOWNLOAD_S, ASSUMED_PER_S, SLOWEST_PER_S, MovingDuration, MovingRate
+from gcs_prefetchd.shared.moving_average import ASSUMED_DOWNLOAD_S, ASSUMED_PER_S, MIN_PER_S, MovingDuration, MovingRate
 
 
 def rate_of(per_s: float, seconds: float, step_s: float = 0.1) -> MovingRate:
@@ -42,7 +42,7 @@ def test_a_silent_reader_slows_down_and_is_never_at_a_standstill() -> None:
     told = [rate.per_s(60.0 + silent_s) for silent_s in (0, 1, 10, 100, 1e9)]
     assert told == sorted(told, reverse=True)
     assert told[2] == pytest.approx(50, rel=0.1)
-    assert told[-1] == SLOWEST_PER_S
+    assert told[-1] == MIN_PER_S
 
 
 def test_asking_for_the_rate_does_not_change_it() -> None:

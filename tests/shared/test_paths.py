@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gcs_prefetchd.shared.errors import InvalidNameError
 from gcs_prefetchd.shared.objects import MAX_NAME_BYTES, DataRoot, ObjectName, parse_object_uri, validate_bucket
-from gcs_prefetchd.shared.paths import _ORDINARY, _path_by_the_rules, cache_path, cache_path_of_uri, object_at_path
+from gcs_prefetchd.shared.paths import _ORDINARY, _path_by_rules, cache_path, cache_path_of_uri, object_at_path
 
 BUCKET = "pictures"
 
@@ -275,7 +275,7 @@ def test_a_data_root_holds_what_lies_below_it_and_nothing_else() -> None:
 @example("images/7")
 @example("a/" * 600 + "7.jpg")
 def test_the_short_way_of_a_name_ends_where_the_rules_do(name: str) -> None:
-    assert cache_path("pictures", name) == f"pictures/{_path_by_the_rules(name)}"
+    assert cache_path("pictures", name) == f"pictures/{_path_by_rules(name)}"
 
 
 @given(st.one_of(st.from_regex(_ORDINARY, fullmatch=True), object_names), st.sampled_from(["pictures", "a.b.c", "0" * 63]))

@@ -1,9 +1,9 @@
-"""Sizes as people write them: `200GB`, `1.5TiB`, `500M`."""
+"""Parses and formats sizes with units: `200GB`, `1.5TiB`, `500M`."""
 
 import re
 from decimal import Decimal
 
-__all__ = ["exact_size", "format_size", "parse_size"]
+__all__ = ["format_exact_size", "format_size", "parse_size"]
 
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGTP", start=1):
@@ -33,7 +33,7 @@ def format_size(size_bytes: float) -> str:
     return f"{value:.1f} PB"
 
 
-def exact_size(size_bytes: int) -> str:
+def format_exact_size(size_bytes: int) -> str:
     """The size to the byte, in the largest unit of 1,000 that leaves at least 1 of it: `1.048576 MB`."""
     unit, unit_bytes = "B", 1
     for larger in ("KB", "MB", "GB", "TB", "PB"):

@@ -1,7 +1,7 @@
 """Seeded orders: the same on every machine, in every process and with every version of numpy.
 
-A keyed hash and no library's shuffle, whose results change between releases. The mixing function is splitmix64 (Steele, Lea
-and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
+Based on a keyed hash instead of a library's shuffle, whose results change between releases. The mixing function is splitmix64
+(Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
 """
 
 import hashlib
@@ -18,7 +18,7 @@ _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _UPPER = np.uint64(0xFFFF_FFFF_0000_0000)
-_AT_ONCE = 1 << 15  # what is hashed in one go stays in the processor's cache
+_BATCH = 1 << 15  # numbers hashed at once, so that they stay in the processor's cache
 
 
 def plan_order(
@@ -32,7 +32,7 @@ def plan_order(
     drop_last: bool = False,
     start: int = 0,
 ) -> Indices:
-    """What the stream `rank` of `world` reads in an epoch. Readers and the daemon both ask here, so that they agree.
+    """What the stream `rank` of `world` reads in an epoch. Readers and the daemon both call this, so that they agree.
 
     Of the epoch's global order, from `start` on, every `world`-th item from `rank`:
 
@@ -40,37 +40,37 @@ def plan_order(
     - "endless": the epoch's block of the endless stream, as many draws from the indices as there are of them;
     - "listed": the indices as they are.
 
-    All ranks get the same number, as with torch's DistributedSampler: `drop_last` leaves the odd rest out, else the beginning
-    of what `start` leaves is repeated. Who resumes with another world starts where the old one stopped: the same global order
-    goes on.
+    All ranks get the same number of items, as with torch's DistributedSampler: `drop_last` omits the remainder; without it the
+    first items after `start` are repeated. A job that resumes with another world passes as `start` the position where the old
+    one stopped, and continues the same global order.
     """
     order = _global_order(kind, seed, epoch, indices)[start:]
     share = order[rank::world]
     length = share_length(len(order), world, drop_last)
     if len(share) < length:  # at most by one: rank and world differ by less than a round
         share = np.append(share, order[(rank + (length - 1) * world) % len(order)])
-    # A copy of its own where it is a part: a view would hold the whole order in memory.
+    # A copy if it is only a part: a view would keep the whole order in memory.
     return share if len(share) == length == len(indices) else share[:length].copy()
 
 
 def share_length(items: int, world: int, drop_last: bool) -> int:
-    """How many of the items each of `world` ranks gets."""
+    """The number of items for each of `world` ranks."""
     return items // world if drop_last else -(-items // world)
 
 
 def epoch_order(seed: int, epoch: int, indices: Indices) -> Indices:
     """The items `indices` in the order of one epoch: each once, shuffled by (seed, epoch).
 
-    Sorted by the upper 32 bits of their hash, then by index. So an item's place depends on its own index alone, and the order
-    of a subset (the training side of a split) is the order of the whole with the others left out: who prefetches the whole
+    Sorted by the upper 32 bits of their hash, then by index. So an item's rank in the order depends on its own index alone, and
+    the order of a subset (the training side of a split) is the order of all items without the others: prefetching the complete
     data root serves every subset of it.
     """
     key = _key(seed, epoch)
-    # Hash and index in one word are sorted in place and need no looking up afterwards: half of an argsort's memory and time.
+    # Hash and index in one word are sorted in place and need no lookup afterwards: half of an argsort's memory and time.
     packed = np.empty(len(indices), dtype=np.uint64)
-    for first in range(0, len(indices), _AT_ONCE):
-        values = indices[first : first + _AT_ONCE].astype(np.uint64)
-        packed[first : first + _AT_ONCE] = (_hash(key, values) & _UPPER) | values
+    for first in range(0, len(indices), _BATCH):
+        values = indices[first : first + _BATCH].astype(np.uint64)
+        packed[first : first + _BATCH] = (_hash(key, values) & _UPPER) | values
     packed.sort()
     return packed.astype(np.uint32)  # the lower 32 bits
 
@@ -79,15 +79,15 @@ def endless_order(seed: int, start: int, count: int, items: int) -> Indices:
     """Positions `start` to `start + count` of the endless stream that draws from `items` items with replacement."""
     key = _key(seed, 0)
     drawn = np.empty(count, dtype=np.uint32)
-    for first in range(0, count, _AT_ONCE):
-        positions = np.arange(first, min(first + _AT_ONCE, count), dtype=np.uint64)
+    for first in range(0, count, _BATCH):
+        positions = np.arange(first, min(first + _BATCH, count), dtype=np.uint64)
         positions += np.uint64(start & _MASK)
-        drawn[first : first + _AT_ONCE] = _hash(key, positions) % np.uint64(items)
+        drawn[first : first + _BATCH] = _hash(key, positions) % np.uint64(items)
     return drawn
 
 
 def order_digest(order: Indices) -> str:
-    """16 hexadecimal digits that tell two orders apart."""
+    """16 hexadecimal digits that identify an order."""
     return hashlib.blake2b(np.ascontiguousarray(order, dtype="<u4").data, digest_size=8).hexdigest()
 
 

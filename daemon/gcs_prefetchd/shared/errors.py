@@ -34,7 +34,7 @@ class PrefetchdError(Exception):
 
 
 class SettingsError(PrefetchdError):
-    """A setting is unknown or has a value that cannot be used."""
+    """A setting is unknown or its value is not valid."""
 
 
 class StartError(PrefetchdError):
@@ -42,23 +42,23 @@ class StartError(PrefetchdError):
 
 
 class InvalidNameError(PrefetchdError):
-    """A bucket, object or data root has a name that GCS does not allow."""
+    """GCS does not allow the name of a bucket, an object or a data root."""
 
 
 class ManifestError(PrefetchdError):
-    """A manifest is missing, damaged or of another data root."""
+    """A manifest is missing, damaged or belongs to another data root."""
 
 
 class ItemError(PrefetchdError):
-    """An item lacks a part, or a part is no image."""
+    """An item lacks a part, or a part is not an image."""
 
 
 class ProtocolError(PrefetchdError):
-    """A message between a reader and the daemon has a field that cannot be used."""
+    """A field of a message between a reader and the daemon is not valid."""
 
 
 class DaemonUnavailableError(PrefetchdError):
-    """The daemon is absent, did not answer in time, or answered with something else."""
+    """The daemon is absent, did not respond in time, or sent an unusable response."""
 
 
 class CacheDirectoryError(PrefetchdError):
@@ -70,7 +70,7 @@ class CacheHeldError(CacheDirectoryError):
 
 
 class CacheFullError(PrefetchdError):
-    """There is no room for an object within the size bound and the free-space floor."""
+    """There is no space for an object within the size limit and the free-space floor."""
 
 
 class CacheWriteError(PrefetchdError):
@@ -78,7 +78,7 @@ class CacheWriteError(PrefetchdError):
 
 
 class OriginError(PrefetchdError):
-    """Base of what can go wrong between us and GCS."""
+    """Base of all errors between the daemon, or a reader, and GCS."""
 
 
 class ObjectMissingError(OriginError):
@@ -94,12 +94,12 @@ class CredentialsError(OriginError):
 
 
 class ObjectChangedError(OriginError):
-    """The generation asked for is no longer the object's. Final for that generation."""
+    """The requested generation is no longer the object's. Final for that generation."""
 
 
 class OriginUnavailableError(OriginError):
-    """GCS could not be reached, or answered with failures until the deadline."""
+    """GCS could not be reached, or its responses were failures until the deadline."""
 
 
 class WrongBytesError(OriginError):
-    """What arrived is not the object: its size, crc32c or generation differs."""
+    """The received bytes are not the object: size, crc32c or generation differ."""

@@ -1,4 +1,4 @@
-"""Where the parts of an item lie in a data root. Pure."""
+"""The patterns of an item's parts: object names in a data root from item ids, and back. Pure."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +13,7 @@ LABEL_PATTERN = "labels/{id}.png"
 
 @dataclass(frozen=True, slots=True)
 class ItemPatterns:
-    """Where the parts of an item lie below the data root: one pattern with `{id}` for each part, images first."""
+    """One pattern with `{id}` for each part of an item, images first. Names are relative to the data root."""
 
     patterns: tuple[str, ...] = (IMAGE_PATTERN, LABEL_PATTERN)
 
@@ -30,23 +30,23 @@ class ItemPatterns:
         return f"{before}{item_id}{after}"
 
     def match(self, name: str) -> tuple[str, int] | None:
-        """The id and the part that the name (below the data root) stands for, or None."""
-        for part, before, after in _most_telling_first(self.patterns):
+        """The id and the part of the object with this name (below the data root), or None."""
+        for part, before, after in _most_specific_first(self.patterns):
             if name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after):
                 return name[len(before) : len(name) - len(after)], part
         return None
 
     def folders(self) -> list[str]:
-        """The prefixes (below the data root) whose listings hold every part; none lies within another."""
+        """The prefixes (below the data root) whose listings contain every part; none lies within another."""
         starts = sorted({pattern.split("{id}")[0] for pattern in self.patterns})
         return [start for start in starts if not any(start != other and start.startswith(other) for other in starts)]
 
 
 @lru_cache
-def _most_telling_first(patterns: tuple[str, ...]) -> list[tuple[int, str, str]]:
-    """Each part and what stands before and after its id.
+def _most_specific_first(patterns: tuple[str, ...]) -> list[tuple[int, str, str]]:
+    """Each part with the text before and after its id.
 
-    `7_mask.png` fits both `{id}.png` and `{id}_mask.png`: the pattern that says more of it is meant.
+    `7_mask.png` matches both `{id}.png` and `{id}_mask.png`: the more specific pattern is used.
     """
     parts = [(part, *pattern.partition("{id}")[::2]) for part, pattern in enumerate(patterns)]
-    return sorted(parts, key=lambda one: -len(one[1] + one[2]))
+    return sorted(parts, key=lambda part: -len(part[1] + part[2]))

@@ -1,4 +1,4 @@
-"""glibc's malloc, told to keep the memory of images instead of mapping and unmapping it each time."""
+"""Settings of glibc's malloc: keep the memory of images instead of mapping and unmapping it each time."""
 
 import ctypes
 
@@ -10,8 +10,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 def keep_freed_memory() -> None:
     """Serve blocks of up to 32 MiB from the heap, and keep up to 256 MiB of it when freed.
 
-    By default every body and every decoded image of 128 KiB and more costs two system calls and its page faults. Does
-    nothing where the C library is another.
+    By default each body and each decoded image of at least 128 KiB costs two system calls and its page faults. Does
+    nothing with another C library.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -22,7 +22,7 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Let the system have what was freed: worth it after what will not come again soon. Takes milliseconds."""
+    """Return freed memory to the system. Takes milliseconds: call it after work that is not repeated soon."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError):

@@ -1,7 +1,7 @@
-"""What readers and the daemon say to each other over the Unix socket: the messages and how they are checked.
+"""The messages between readers and the daemon over the Unix socket, and their validation.
 
-HTTP with JSON bodies; a plan's indices follow its header as packed little-endian 32-bit integers. `docs/http-api.md` has the
-endpoints. The standard library alone, so that a training worker loads nothing else for it.
+HTTP with JSON bodies; a plan's indices follow its header as packed little-endian 32-bit integers. `docs/http-api.md` lists the
+endpoints. Uses the standard library only, so that a training worker loads nothing else.
 """
 
 import json
@@ -26,12 +26,12 @@ __all__ = [
 ]
 
 MAX_OBJECTS_PER_MESSAGE = 10_000
-LONGEST_TEXT = 8192  # of a path or a name, of which the daemon keeps some for as long as it lives
-PLAN_KINDS = ("listed", "shuffled", "endless")  # of a plan: how its indices become an epoch's order (`order.plan_order`)
+MAX_TEXT_LENGTH = 8192  # of a path or a name, some of which the daemon keeps until it stops
+PLAN_KINDS = ("listed", "shuffled", "endless")  # how a plan's indices become an epoch's order (`epoch_order.plan_order`)
 
 
 class _Message:
-    """Reads and writes a flat dataclass as JSON; a missing field or one of another type raises ProtocolError."""
+    """Reads and writes a flat dataclass as JSON. A missing field or one of another type raises ProtocolError."""
 
     __slots__ = ()
 
@@ -66,20 +66,20 @@ def _checked(message: str, name: str, kind: str, value: object) -> object:
         raise ProtocolError(f"{message}: field {name!r} must be {kind}, not {type(value).__name__}")
     if isinstance(value, int | float) and not 0 <= value < 2**63:
         raise ProtocolError(f"{message}: field {name!r} must not be negative, infinite or huge")
-    if isinstance(value, str) and len(value) > LONGEST_TEXT:
-        raise ProtocolError(f"{message}: field {name!r} has {len(value)} characters; {LONGEST_TEXT} at most")
+    if isinstance(value, str) and len(value) > MAX_TEXT_LENGTH:
+        raise ProtocolError(f"{message}: field {name!r} has {len(value)} characters; {MAX_TEXT_LENGTH} at most")
     if isinstance(value, list):
         if len(value) > MAX_OBJECTS_PER_MESSAGE:
             raise ProtocolError(f"{message}: field {name!r} has {len(value)} entries; {MAX_OBJECTS_PER_MESSAGE} at most")
-        if not all(isinstance(one, str) for one in value):
+        if not all(isinstance(text, str) for text in value):
             raise ProtocolError(f"{message}: field {name!r} must be {kind}")
-    if not all(_is_unicode(one) for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)):
+    if not all(_is_unicode(text) for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)):
         raise ProtocolError(f"{message}: field {name!r} is not valid Unicode")
     return value
 
 
 def _is_unicode(text: str) -> bool:
-    # JSON can name half a character, which no answer and no page could then hold.
+    # JSON can contain half a character, which no response and no web page could then encode.
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -89,7 +89,7 @@ def _is_unicode(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Status(_Message):
-    """Who the daemon is, and the ids of the streams that it knows."""
+    """The daemon's identity, and the ids of the streams that it knows."""
 
     pid: "int"
     instance_id: "str"
@@ -100,7 +100,7 @@ class Status(_Message):
 
 @dataclass(frozen=True, slots=True)
 class ManifestResponse(_Message):
-    """Where the manifest of a data root lies, and how many items it has."""
+    """The path of a data root's manifest, and its number of items."""
 
     digest: "str"
     path: "str"
@@ -109,25 +109,25 @@ class ManifestResponse(_Message):
 
 @dataclass(frozen=True, slots=True)
 class FetchRequest(_Message):
-    """A demand: these objects (URIs) are wanted now."""
+    """A demand: these objects (URIs) are needed now."""
 
     objects: "list[str]"
 
 
 @dataclass(frozen=True, slots=True)
 class FetchResponse(_Message):
-    """For each object asked for: the empty string once its file is in the cache, else why it is not."""
+    """For each requested object the empty string once its file is in the cache, or the error."""
 
     errors: "list[str]"
 
 
 @dataclass(frozen=True, slots=True)
 class ReadReport(_Message):
-    """What one process read since its last report: objects (URIs) and how their reads went.
+    """The objects (URIs) that one process read since its last report, and how.
 
-    `hits` were found on disk, `misses` came through the daemon, `fallbacks` straight from GCS; `wait_s` is what the last
-    two took in seconds. `job` ties the report to the plans of the same job. Each of a reporter's reports has a higher `number`
-    than the one before, from 1 on; one that may have been lost is sent again with the same, and counted once.
+    `hits` were found on disk, `misses` were fetched by the daemon, `fallbacks` were read from GCS; `wait_s` is the duration of
+    the last two in seconds. `job` links the report to the plans of the same job. The `number` of a reporter's reports rises,
+    from 1 on; a report that may have been lost is sent again with the same number, and counted once.
     """
 
     job: "str"
@@ -142,16 +142,16 @@ class ReadReport(_Message):
 
 @dataclass(frozen=True, slots=True)
 class Plan(_Message):
-    """What one stream reads in one epoch: a kind of order and, packed behind this header, the indices it is made of.
+    """What one stream reads in one epoch: a kind of order and, packed after this header, the indices that it uses.
 
-    - `kind` "listed": the indices are the stream's sequence, item by item. "shuffled" and "endless": they are the items that
-      `seed` and `epoch` shuffle or draw from.
-    - `rank`, `world`, `drop_last`, `start`: the stream's share of that global order, as `order.plan_order` takes them: from
-      `start` on every `world`-th from `rank`.
-    - `position`: how many of this share have been read already.
-    - `digest`: that of the share (`order.order_digest`), so that a reader and a daemon that disagree find out.
+    - `kind` "listed": the indices are the stream's sequence, item by item. "shuffled" and "endless": they are the items to
+      shuffle or to draw from, with `seed` and `epoch`.
+    - `rank`, `world`, `drop_last`, `start`: the stream's share of that global order, as in `epoch_order.plan_order`: from
+      `start` on every `world`-th item from `rank`.
+    - `position`: how many items of this share have been read already.
+    - `digest`: the share's digest (`epoch_order.order_digest`), so that a disagreement between reader and daemon is detected.
 
-    Raises ProtocolError where a field has a value that cannot be.
+    Raises ProtocolError if the value of a field is not valid.
     """
 
     job: "str"
@@ -179,12 +179,12 @@ class Plan(_Message):
             raise ProtocolError(f"Plan: field 'drop_last' must be 0 or 1, not {self.drop_last}")
 
     def to_body(self, packed: bytes) -> bytes:
-        """The message as it travels: the header on a line of its own, then the packed indices."""
+        """The request body: the header on a line of its own, then the packed indices."""
         return self.to_json().encode() + b"\n" + packed
 
     @classmethod
     def from_body(cls, body: bytes) -> tuple[Self, bytes]:
-        """The header and the packed indices; raises ProtocolError."""
+        """The header and the packed indices of a request body. Raises ProtocolError."""
         header, newline, packed = body.partition(b"\n")
         if not newline or len(packed) % 4:
             raise ProtocolError("Plan: must be a JSON line and packed 32-bit indices")

@@ -1,4 +1,4 @@
-"""How fast things go of late: reads per second, and how long downloads take. Pure: whoever asks says what time it is."""
+"""Moving averages: events per second, and durations. Pure: callers pass the time."""
 
 import math
 
@@ -6,13 +6,13 @@ __all__ = ["MovingDuration", "MovingRate"]
 
 MEMORY_S = 10.0
 ASSUMED_DOWNLOAD_S = 0.1
-ASSUMED_PER_S = 100.0  # before anything was counted
-SLOWEST_PER_S = 0.01
-MEMORY_SHARE = 0.02  # of what a new duration weighs against all before it
+ASSUMED_PER_S = 100.0  # before the first event
+MIN_PER_S = 0.01
+NEW_WEIGHT = 0.02  # of a new duration against all earlier ones
 
 
 class MovingRate:
-    """Events per second over the last ten seconds or so; what is silent slows down."""
+    """Events per second over about the last ten seconds; without events it falls."""
 
     def __init__(self) -> None:
         self._count = 0.0
@@ -20,7 +20,7 @@ class MovingRate:
         self._last_s: float | None = None
 
     def add(self, count: int, now_s: float) -> None:
-        """So many more have been counted by now."""
+        """Add the events since the last call."""
         if self._last_s is not None:
             kept = math.exp(-max(now_s - self._last_s, 0.0) / MEMORY_S)
             self._seconds = self._seconds * kept + MEMORY_S * (1 - kept)
@@ -32,21 +32,21 @@ class MovingRate:
         if self._last_s is None or self._count == 0:
             return ASSUMED_PER_S
         silent_s = max(now_s - self._last_s, 0.0)
-        return max(self._count / (self._seconds + silent_s + 1e-3), SLOWEST_PER_S)
+        return max(self._count / (self._seconds + silent_s + 1e-3), MIN_PER_S)
 
 
 class MovingDuration:
-    """Mean and standard deviation of the latest fifty durations or so, in seconds."""
+    """Mean and standard deviation of about the last fifty durations, in seconds."""
 
     def __init__(self, assumed_s: float = ASSUMED_DOWNLOAD_S) -> None:
         self.mean_s = assumed_s
         self._variance = assumed_s**2
 
     def add(self, seconds: float) -> None:
-        """One more was measured."""
-        off = seconds - self.mean_s
-        self.mean_s += MEMORY_SHARE * off
-        self._variance = (1 - MEMORY_SHARE) * (self._variance + MEMORY_SHARE * off * off)
+        """Add a duration."""
+        difference = seconds - self.mean_s
+        self.mean_s += NEW_WEIGHT * difference
+        self._variance = (1 - NEW_WEIGHT) * (self._variance + NEW_WEIGHT * difference**2)
 
     @property
     def deviation_s(self) -> float:

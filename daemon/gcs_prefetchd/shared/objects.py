@@ -17,7 +17,7 @@ __all__ = [
 ]
 
 MAX_NAME_BYTES = 1024  # https://cloud.google.com/storage/docs/objects#naming
-SHOWN_AT_MOST = 200  # characters of a name that is too long
+MAX_SHOWN_LENGTH = 200  # of a name in an error
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _IP_ADDRESS = re.compile(r"\d+\.\d+\.\d+\.\d+")
@@ -38,7 +38,7 @@ class ObjectName:
 
 @dataclass(frozen=True, slots=True)
 class ObjectVersion:
-    """One generation of an object, as a listing or a response names it. `crc32c` is None where GCS told none."""
+    """One generation of an object, as named by a listing or a response. `crc32c` is None if GCS named none."""
 
     name: ObjectName
     generation: int
@@ -48,14 +48,14 @@ class ObjectVersion:
 
 @dataclass(frozen=True, slots=True, order=True)
 class DataRoot:
-    """`gs://bucket/prefix`: what holds the images and the labels of one dataset. The prefix has no trailing slash."""
+    """`gs://bucket/prefix`: the location of one dataset's images and labels. The prefix has no trailing slash."""
 
     bucket: str
     prefix: str
 
     @classmethod
     def parse(cls, uri: str) -> "DataRoot":
-        """Read `gs://bucket[/prefix]`; raises InvalidNameError."""
+        """Parse `gs://bucket[/prefix]`. Raises InvalidNameError."""
         bucket, name = _split_uri(uri)
         prefix = name.strip("/")
         if prefix:
@@ -69,7 +69,7 @@ class DataRoot:
 
     @property
     def folder(self) -> str:
-        """What the names of all its objects start with: `prefix/`, or nothing."""
+        """The start of all its objects' names: `prefix/`, or nothing."""
         return f"{self.prefix}/" if self.prefix else ""
 
     def __contains__(self, name: ObjectName) -> bool:
@@ -77,7 +77,7 @@ class DataRoot:
 
 
 def parse_object_uri(uri: str) -> ObjectName:
-    """Read `gs://bucket/name`; raises InvalidNameError."""
+    """Parse `gs://bucket/name`. Raises InvalidNameError."""
     bucket, name = _split_uri(uri)
     validate_object_name(name, uri)
     return ObjectName(bucket, name)
@@ -94,7 +94,7 @@ def _split_uri(uri: str) -> tuple[str, str]:
 
 @lru_cache  # a process reads from few buckets, many times
 def validate_bucket(bucket: str) -> None:
-    """Raise InvalidNameError unless GCS allows the bucket's name. Clients do not quote it, so nothing else may pass.
+    """Raise InvalidNameError unless GCS allows the bucket's name. Clients do not quote it, so any other name is refused.
 
     Rules: https://cloud.google.com/storage/docs/buckets#naming
     """
@@ -110,7 +110,7 @@ def validate_bucket(bucket: str) -> None:
 
 
 def validate_object_name(name: str, shown: str) -> None:
-    """Raise InvalidNameError unless GCS allows the object's name; `shown` is how the message calls it."""
+    """Raise InvalidNameError unless GCS allows the object's name. The message shows `shown`."""
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
@@ -122,4 +122,4 @@ def validate_object_name(name: str, shown: str) -> None:
 
 
 def _shown(name: str) -> str:
-    return repr(name if len(name) <= SHOWN_AT_MOST else name[:SHOWN_AT_MOST] + "...")
+    return repr(name if len(name) <= MAX_SHOWN_LENGTH else name[:MAX_SHOWN_LENGTH] + "...")

@@ -1,7 +1,7 @@
-"""The mapping from an object's name to its path in the cache, and back.
+"""Maps an object's name to its path in the cache, and back.
 
 The mapping is a pure function: total over the names that GCS allows, injective, and never outside its root. Ordinary names
-(folders without a file extension, a file with one) map to themselves; `docs/cache-layout.md` lists the rest.
+(folders without a file extension, a file with one) map to themselves; `docs/cache-layout.md` lists the rules for the others.
 """
 
 import hashlib
@@ -15,10 +15,10 @@ __all__ = ["cache_path", "cache_path_of_uri", "object_at_path"]
 MAX_SEGMENT_BYTES = 255  # NAME_MAX of every Linux file system
 MAX_PATH_BYTES = 2048  # leaves half of PATH_MAX (4,096) to the cache directory's own path
 
-# What tells a file from a folder by its name alone. A letter first, so that the folder `v1.0` stays as it is.
+# Distinguishes a file from a folder by its name alone. A letter comes first, so that the folder `v1.0` keeps its name.
 _EXTENSION = re.compile(r".\.[A-Za-z][A-Za-z0-9]{0,7}\Z", re.DOTALL)
-# Names that map to themselves, as nearly all do, told in a tenth of the time that the rules take: no dot but that of the file's
-# extension, nothing to escape, no segment that is too long. In a URI, a bucket whose name has no dot either.
+# Recognizes names that map to themselves, as nearly all do, in a tenth of the time that the rules take: no dot except that of
+# the file's extension, nothing to escape, no segment that is too long. In a URI the bucket's name has no dot either.
 _ORDINARY_NAME = r"(?:[A-Za-z0-9_-]{1,200}/)*[A-Za-z0-9_-]{1,200}\.[A-Za-z][A-Za-z0-9]{0,7}"
 _ORDINARY = re.compile(_ORDINARY_NAME)
 _ORDINARY_URI = re.compile("gs://[a-z0-9][a-z0-9_-]{1,61}[a-z0-9]/" + _ORDINARY_NAME)
@@ -32,25 +32,25 @@ _HASHED = "%h"
 
 
 def cache_path(bucket: str, name: str) -> str:
-    """Where the object lies, relative to the cache's `objects/`. Pure: anyone can compute it.
+    """The object's path relative to the cache's `objects/`. Pure: anyone can compute it.
 
     A folder and a file never share a path (`d` and `d/e` can both be objects), because files without an extension and
-    folders with one carry a mark.
+    folders with one get a suffix.
     """
     if len(name) <= MAX_NAME_BYTES and _ORDINARY.fullmatch(name):
         return f"{bucket}/{name}"
-    return f"{bucket}/{_path_by_the_rules(name)}"
+    return f"{bucket}/{_path_by_rules(name)}"
 
 
 def cache_path_of_uri(uri: str) -> str:
-    """The `cache_path` of the object that a URI names; raises InvalidNameError."""
+    """The `cache_path` of the object with this URI. Raises InvalidNameError."""
     if len(uri) <= MAX_NAME_BYTES and _ORDINARY_URI.fullmatch(uri):
         return uri[len("gs://") :]
     name = parse_object_uri(uri)
     return cache_path(name.bucket, name.name)
 
 
-def _path_by_the_rules(name: str) -> str:
+def _path_by_rules(name: str) -> str:
     *folders, file = name.split("/")
     segments = [_escape(folder, is_file=False) for folder in folders]
     segments.append(_escape(file, is_file=True))
@@ -62,7 +62,7 @@ def _path_by_the_rules(name: str) -> str:
 
 
 def object_at_path(path: str) -> ObjectName | None:
-    """The object that lies at `path` (relative to `objects/`), or None where the path holds a hash or is not of ours."""
+    """The object at `path` (relative to `objects/`); None if the path is a hash or no object maps to it."""
     bucket, _, rest = path.partition("/")
     segments = rest.split("/")
     if segments[0] == _HASHED:
