@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Sizes with units are parsed and formatted."""
 
 import re
 
@@ -32,7 +32,7 @@ from gcs_prefetchd.shared.byte_sizes import format_exact_size, format_size, pars
         (10**12, 10**12),
     ],
 )
-def test_a_number_and_a_unit_are_so_many_bytes(text: object, size_bytes: int) -> None:
+def test_a_number_and_a_unit_parse_as_bytes(text: object, size_bytes: int) -> None:
     assert parse_size(text) == size_bytes
 
 
@@ -62,7 +62,7 @@ def test_a_number_and_a_unit_are_so_many_bytes(text: object, size_bytes: int) ->
         *("10 iB", "٣GB", "²", "9" * 19, "9" * 5000, "9" * 400 + ".0", "1." + "9" * 5000, "5\x00", "5\nGB!", "None", "True"),
     ],
 )
-def test_any_other_text_is_refused_with_what_to_write(text: str) -> None:
+def test_any_other_text_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match=r"^is not a valid size; write a number and a unit, as in 200GB or 1\.5TiB$"):
         parse_size(text)
 
@@ -83,7 +83,7 @@ def test_no_text_raises_anything_but_a_value_error(text: str) -> None:
 
 
 @given(st.integers(0, 10**18 - 1))
-def test_a_plain_number_is_itself(size_bytes: int) -> None:
+def test_a_plain_number_is_bytes(size_bytes: int) -> None:
     assert parse_size(str(size_bytes)) == parse_size(size_bytes) == parse_size(f"{size_bytes} B") == size_bytes
 
 
@@ -113,7 +113,7 @@ def test_a_size_is_shown_in_the_largest_unit_that_leaves_one(size_bytes: float, 
 
 
 @given(st.integers(0, 10**17 - 1))
-def test_what_is_shown_reads_back_within_five_percent(size_bytes: int) -> None:
+def test_a_formatted_size_parses_back_within_five_percent(size_bytes: int) -> None:
     shown = format_size(size_bytes)
     assert re.fullmatch(r"\d{1,3}(\.\d)? [KMGTP]?B", shown)
     assert abs(parse_size(shown) - size_bytes) <= 0.05 * size_bytes
@@ -132,10 +132,10 @@ def test_what_is_shown_reads_back_within_five_percent(size_bytes: int) -> None:
         (5 * 10**18, "5000 PB"),
     ],
 )
-def test_an_exact_size_leaves_out_nothing_but_zeros(size_bytes: int, text: str) -> None:
+def test_an_exact_size_omits_only_zeros(size_bytes: int, text: str) -> None:
     assert format_exact_size(size_bytes) == text
 
 
 @given(st.integers(0, 10**18))
-def test_an_exact_size_reads_back_as_itself(size_bytes: int) -> None:
+def test_an_exact_size_parses_back_exactly(size_bytes: int) -> None:
     assert parse_size(format_exact_size(size_bytes)) == size_bytes

@@ -1,4 +1,4 @@
-"""The stamp of a cached file, and the read that trusts nothing else."""
+"""The stamp of a cached file, and the read that checks the file against it."""
 
 import fcntl
 import os
@@ -34,7 +34,7 @@ def cached(path: Path, data: bytes = BYTES, stamp: Stamp | None = None) -> Path:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.binary(max_size=3000))
 @example(b"")
-def test_a_whole_file_is_read(tmp_path: Path, data: bytes) -> None:
+def test_an_intact_file_is_read(tmp_path: Path, data: bytes) -> None:
     assert read_checked(cached(tmp_path / "file", data).parent, "file") == data
     assert read_checked(str(tmp_path), "file", stamp_of(data)) == data
 
@@ -82,7 +82,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_file_that_is_not_what_its_stamp_says_is_a_miss(tmp_path: Path, damage: str) -> None:
+def test_a_file_that_does_not_match_its_stamp_is_a_miss(tmp_path: Path, damage: str) -> None:
     path = cached(tmp_path / "file")
     assert read_checked(path.parent, path.name) == BYTES
     DAMAGES[damage](path)
@@ -124,31 +124,31 @@ def test_any_flipped_byte_is_a_miss(tmp_path: Path, at: int, flip: int) -> None:
         bytes(30),
     ],
 )
-def test_a_stamp_that_is_none_of_ours_is_a_miss(tmp_path: Path, value: bytes) -> None:
+def test_an_invalid_stamp_is_a_miss(tmp_path: Path, value: bytes) -> None:
     path = cached(tmp_path / "file")
     os.setxattr(path, ATTRIBUTE, value)
     assert read_checked(path.parent, path.name) is None
 
 
 @given(st.binary(max_size=60))
-def test_any_value_reads_as_a_stamp_or_as_none(value: bytes) -> None:
+def test_any_value_parses_as_a_stamp_or_none(value: bytes) -> None:
     stamp = Stamp.from_bytes(value)
     assert stamp is None or isinstance(stamp.crc32c, int)
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1), st.integers(0, 2**32 - 1))
-def test_a_stamp_reads_back_as_it_was(generation: int, size: int, crc32c: int) -> None:
+def test_a_stamp_parses_back_unchanged(generation: int, size: int, crc32c: int) -> None:
     stamp = Stamp(generation, size, crc32c)
     assert Stamp.from_bytes(stamp.to_bytes()) == stamp
 
 
-def test_the_stamps_form_never_changes() -> None:
+def test_the_format_of_stamps_never_changes() -> None:
     """Caches outlive upgrades."""
     assert ATTRIBUTE == "user.gcs.object"
     assert Stamp(1700000000000000, 12, 0xABC).to_bytes() == b"1700000000000000 12 00000abc"
 
 
-def test_the_checksum_is_castagnolis() -> None:
+def test_the_checksum_is_castagnolis_crc32c() -> None:
     """The check value of CRC-32C in the literature."""
     assert crc32c_of(b"123456789") == 0xE3069283
 
@@ -161,13 +161,13 @@ def test_the_checksum_is_castagnolis() -> None:
         Stamp(1, len(BYTES), crc32c_of(BYTES) ^ 1),
     ],
 )
-def test_a_whole_file_of_another_version_is_a_miss(tmp_path: Path, expected: Stamp) -> None:
+def test_an_intact_file_of_another_version_is_a_miss(tmp_path: Path, expected: Stamp) -> None:
     path = cached(tmp_path / "file")
     assert read_checked(path.parent, path.name, expected) is None
     assert read_checked(path.parent, path.name) == BYTES
 
 
-def test_a_reader_keeps_a_file_that_is_unlinked_under_it(tmp_path: Path) -> None:
+def test_a_reader_can_finish_a_file_that_is_unlinked_meanwhile(tmp_path: Path) -> None:
     path = cached(tmp_path / "file")
     with path.open("rb") as file:
         path.unlink()
@@ -176,8 +176,8 @@ def test_a_reader_keeps_a_file_that_is_unlinked_under_it(tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a process of somebody else")
-def test_a_file_that_may_not_be_read_is_a_miss() -> None:
-    """Read by another user, for whom modes mean something. Below /tmp, since pytest's own folders are closed to others."""
+def test_an_unreadable_file_is_a_miss() -> None:
+    """Read by another user, to whom file modes apply. Below /tmp, because pytest's folders are closed to other users."""
     program = """
 import os, sys, tempfile
 from pathlib import Path
@@ -210,8 +210,8 @@ def test_reading_leaves_no_descriptor_open(tmp_path: Path) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
-def test_a_read_that_comes_in_pieces_is_put_together() -> None:
-    """As one of more than 2 GiB does. From a pipe that holds less than is read, so that no such file is needed."""
+def test_a_read_in_several_parts_is_joined() -> None:
+    """As with more than 2 GiB. The test reads a pipe that holds less than the requested size, and needs no such file."""
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
     with os.fdopen(writing, "wb", buffering=0) as pipe:
@@ -236,7 +236,7 @@ def test_reading_changes_nothing(tmp_path: Path) -> None:
     )
 
 
-def test_a_whole_file_that_was_moved_to_another_objects_path_is_a_miss(tmp_path: Path) -> None:
+def test_an_intact_file_moved_to_another_objects_path_is_a_miss(tmp_path: Path) -> None:
     cached(tmp_path / "0.jpg").rename(tmp_path / "1.jpg")
     assert read_checked(tmp_path, "1.jpg") is None
 
@@ -244,5 +244,5 @@ def test_a_whole_file_that_was_moved_to_another_objects_path_is_a_miss(tmp_path:
 @pytest.mark.parametrize(
     "value", [b"-1 1 00000000", b"18446744073709551616 1 0", b"1 -1 0", b"1 9223372036854775808 0", b"1 1 100000000"]
 )
-def test_numbers_that_no_object_has_make_no_stamp(value: bytes) -> None:
+def test_numbers_that_no_object_can_have_are_not_a_stamp(value: bytes) -> None:
     assert Stamp.from_bytes(value) is None

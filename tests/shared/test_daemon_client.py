@@ -1,4 +1,4 @@
-"""The readers' client, against real servers on real Unix sockets: good ones, absent ones and wrong ones."""
+"""The readers' client, against real servers on real Unix sockets: healthy, absent and faulty ones."""
 
 import contextlib
 import gc
@@ -27,7 +27,7 @@ from gcs_prefetchd.shared.messages import ManifestResponse, Plan, ReadReport, St
 
 STATUS = Status(42, "instance", "1.0", ["gs://pictures/train"], ["train-1"])
 PLAN = Plan("job", "job/0", "gs://pictures/train", "d", "shuffled", 7, 1, 2, 0, 1, 0, 0, "0")
-HANG = b"hang"  # in the place of an answer: never send one
+HANG = b"hang"  # instead of a response: send none
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Request:
     body: bytes
 
 
-Answer = Callable[[Request], bytes]
+Respond = Callable[[Request], bytes]
 
 
 def http(body: str | bytes, status: int = 200) -> bytes:
@@ -46,16 +46,16 @@ def http(body: str | bytes, status: int = 200) -> bytes:
 
 
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """Answers each request with whatever bytes `answer` makes of it, and counts."""
+    """Sends `respond(request)` to each request, and records requests and connections."""
 
     daemon_threads = True
 
-    def __init__(self, path: Path, answer: Answer) -> None:
-        self.answer = answer
+    def __init__(self, path: Path, respond: Respond) -> None:
+        self.respond = respond
         self.requests: list[Request] = []
         self.connections: list[socket.socket] = []
         self.ending = threading.Event()
-        self.gone = threading.Semaphore(0)  # released for each client that hung up
+        self.gone = threading.Semaphore(0)  # released for each connection that the client closed
         with short_address(path) as address:
             super().__init__(address, Connection)
 
@@ -73,7 +73,7 @@ class Connection(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         try:
             self._serve()
-        finally:  # whoever leaves an answer unread resets the connection
+        finally:  # a client that leaves a response unread resets the connection
             self.server.gone.release()
 
     def _serve(self) -> None:
@@ -85,20 +85,20 @@ class Connection(socketserver.StreamRequestHandler):
                 size = int(value) if name.lower() == "content-length" else size
             request = Request(method, target, self.rfile.read(size))
             self.server.requests.append(request)
-            answer = self.server.answer(request)
-            if answer == HANG:
+            response = self.server.respond(request)
+            if response == HANG:
                 self.server.ending.wait()
                 return
-            self.wfile.write(answer)
-            if not answer.startswith(b"HTTP/1.1 "):
+            self.wfile.write(response)
+            if not response.startswith(b"HTTP/1.1 "):
                 return
 
 
 @contextmanager
-def serving(cache_dir: Path, answer: Answer, socket_path: Path | None = None) -> Iterator[Server]:
-    """A server that `daemon.json` names; ending it ends its connections, as a process that dies does."""
+def serving(cache_dir: Path, respond: Respond, socket_path: Path | None = None) -> Iterator[Server]:
+    """A server named by `daemon.json`. Leaving the context closes its connections, as a dying process does."""
     path = socket_path or cache_dir / "socket"
-    with Server(path, answer) as server:
+    with Server(path, respond) as server:
         write_daemon_file(cache_dir, {"socket": str(path)})
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -138,12 +138,12 @@ def client(tmp_path: Path, clock: Clock) -> Iterator[DaemonClient]:
 
 
 def good(request: Request) -> bytes:
-    """What the daemon answers."""
+    """The response of a healthy daemon."""
     url = urlsplit(request.target)
     query = {name: values[0] for name, values in parse_qs(url.query).items()}
     if url.path == "/v1/fetch":
         return http(json.dumps({"errors": ["" for _ in json.loads(request.body)["objects"]]}))
-    answers: dict[str, object] = {
+    responses: dict[str, object] = {
         "/v1/status": json.loads(STATUS.to_json()),
         "/v1/stats": {"reads": {"hits": 1}},
         "/v1/manifest": {"digest": "d", "path": f"/manifests/{query.get('data_root')}", "items": 3},
@@ -153,7 +153,7 @@ def good(request: Request) -> bytes:
         "/v1/reads": {},
         "/v1/stop": {},
     }
-    return http(json.dumps(answers[url.path]))
+    return http(json.dumps(responses[url.path]))
 
 
 CALLS: dict[str, Callable[[DaemonClient], object]] = {
@@ -169,7 +169,7 @@ CALLS: dict[str, Callable[[DaemonClient], object]] = {
 READING = ("status", "stats", "manifest", "fetch", "cached_objects")
 
 
-def test_every_request_reaches_the_daemon_and_its_answer_comes_back(tmp_path: Path, client: DaemonClient) -> None:
+def test_every_request_reaches_the_daemon_and_returns_its_response(tmp_path: Path, client: DaemonClient) -> None:
     report = ReadReport("job", "reporter", 1, 1, 2, 3, 0.5, ["gs://pictures/train/images/1.jpg"])
     with serving(tmp_path, good) as server:
         assert client.status() == STATUS
@@ -187,7 +187,7 @@ def test_every_request_reaches_the_daemon_and_its_answer_comes_back(tmp_path: Pa
     assert len(server.connections) == 1
 
 
-def test_making_a_client_opens_nothing(tmp_path: Path) -> None:
+def test_creating_a_client_opens_nothing(tmp_path: Path) -> None:
     DaemonClient(tmp_path / "nowhere").close()
     with serving(tmp_path, good) as server:
         DaemonClient(tmp_path).close()
@@ -195,27 +195,27 @@ def test_making_a_client_opens_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_without_a_daemon_every_request_says_so(client: DaemonClient, tmp_path: Path, call: str) -> None:
+def test_without_a_daemon_every_request_raises_an_error(client: DaemonClient, tmp_path: Path, call: str) -> None:
     with pytest.raises(DaemonUnavailableError, match=r"daemon\.json: No such file") as caught:
         CALLS[call](client)
     assert str(tmp_path) in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"{}", b'{"socket": 5}', b'{"socket": null}'])
-def test_a_daemon_file_that_makes_no_sense_is_named(tmp_path: Path, client: DaemonClient, content: bytes) -> None:
+def test_an_invalid_daemon_file_is_named(tmp_path: Path, client: DaemonClient, content: bytes) -> None:
     (tmp_path / "daemon.json").write_bytes(content)
     with pytest.raises(DaemonUnavailableError, match=r"daemon\.json: ") as caught:
         client.status()
     assert "\n" not in str(caught.value)
 
 
-def test_the_daemon_file_is_read_as_it_is(tmp_path: Path) -> None:
+def test_the_daemon_file_is_returned_unchanged(tmp_path: Path) -> None:
     write_daemon_file(tmp_path, {"pid": 7, "http": "http://127.0.0.1:1"})
     assert read_daemon_file(tmp_path) == {"pid": 7, "http": "http://127.0.0.1:1"}
 
 
 @pytest.mark.parametrize("left", ["nothing", "a socket without a listener", "a file", "a folder"])
-def test_a_daemon_file_that_a_dead_daemon_left_leads_nowhere(tmp_path: Path, client: DaemonClient, left: str) -> None:
+def test_a_daemon_file_left_by_a_dead_daemon_is_an_error(tmp_path: Path, client: DaemonClient, left: str) -> None:
     path = tmp_path / "socket"
     write_daemon_file(tmp_path, {"socket": str(path)})
     if left == "a socket without a listener":
@@ -230,7 +230,7 @@ def test_a_daemon_file_that_a_dead_daemon_left_leads_nowhere(tmp_path: Path, cli
 
 
 @pytest.mark.parametrize("path", ["", "\0", "/nowhere/" + "x" * 300, "/nowhere/" + "y/" * 100 + "socket", "x" * 5000])
-def test_a_socket_path_that_cannot_be_is_no_daemon(tmp_path: Path, client: DaemonClient, path: str) -> None:
+def test_an_impossible_socket_path_is_an_error(tmp_path: Path, client: DaemonClient, path: str) -> None:
     write_daemon_file(tmp_path, {"socket": path})
     with pytest.raises(DaemonUnavailableError):
         client.status()
@@ -238,7 +238,7 @@ def test_a_socket_path_that_cannot_be_is_no_daemon(tmp_path: Path, client: Daemo
 
 GARBAGE = {
     "nothing": b"",
-    "no HTTP": b"SSH-2.0-OpenSSH_9.2\r\n",
+    "not HTTP": b"SSH-2.0-OpenSSH_9.2\r\n",
     "a line without an end": b"x" * 200_000,
     "half a status line": b"HTTP/1.",
     "a status that is no number": b"HTTP/1.0 abc\r\n\r\n",
@@ -249,25 +249,25 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
-def test_a_server_that_speaks_no_http_is_no_daemon(tmp_path: Path, client: DaemonClient, garbage: str) -> None:
+def test_a_server_without_http_is_not_a_daemon(tmp_path: Path, client: DaemonClient, garbage: str) -> None:
     with serving(tmp_path, lambda _: GARBAGE[garbage]) as server:
         with pytest.raises(DaemonUnavailableError, match="daemon of"):
             client.status()
-        asked = len(server.requests)
+        sent = len(server.requests)
         with pytest.raises(DaemonUnavailableError, match="not contacted again yet"):
             client.status()
-        assert len(server.requests) == asked
+        assert len(server.requests) == sent
 
 
 NO_OBJECTS = ["", "no JSON", "[]", "null", "1", "[" * 50_000, "<html>"]
-OTHER_OBJECTS = ["{}", '{"errors": 1}', '{"objects": 1}']  # as statistics they would do
+OTHER_OBJECTS = ["{}", '{"errors": 1}', '{"objects": 1}']  # valid as statistics
 
 
 @pytest.mark.parametrize(
     ("call", "body"), [(call, body) for call in READING for body in NO_OBJECTS + (OTHER_OBJECTS if call != "stats" else [])]
 )
-def test_nonsense_in_good_http_is_no_daemon_either(tmp_path: Path, client: DaemonClient, call: str, body: str) -> None:
-    """Callers fall back on DaemonUnavailableError alone, and take nothing made up for an answer."""
+def test_an_unusable_http_response_is_not_from_a_daemon(tmp_path: Path, client: DaemonClient, call: str, body: str) -> None:
+    """Callers fall back after DaemonUnavailableError only, and never get a made-up response."""
     with serving(tmp_path, lambda _: http(body)) as server:
         with pytest.raises(DaemonUnavailableError, match="sent an unusable response"):
             CALLS[call](client)
@@ -276,7 +276,7 @@ def test_nonsense_in_good_http_is_no_daemon_either(tmp_path: Path, client: Daemo
         assert len(server.requests) == 1
 
 
-def test_an_answer_for_another_number_of_objects_is_nonsense(tmp_path: Path, client: DaemonClient) -> None:
+def test_a_response_for_another_number_of_objects_is_unusable(tmp_path: Path, client: DaemonClient) -> None:
     with (
         serving(tmp_path, lambda _: http('{"errors": [""]}')),
         pytest.raises(DaemonUnavailableError, match="the response covers 1 of 2 objects"),
@@ -285,8 +285,8 @@ def test_an_answer_for_another_number_of_objects_is_nonsense(tmp_path: Path, cli
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_what_the_daemon_refuses_is_the_callers_error(tmp_path: Path, client: DaemonClient, call: str) -> None:
-    """A bad message says nothing of the daemon's health: the next request is asked at once."""
+def test_a_request_that_the_daemon_refuses_is_the_callers_error(tmp_path: Path, client: DaemonClient, call: str) -> None:
+    """A refused message does not mean that the daemon is unhealthy: the next request is sent at once."""
     with serving(tmp_path, lambda _: http("Plan: field 'digest' is wrong\n", 400)) as server:
         for _ in range(2):
             with pytest.raises(ProtocolError, match=r"^Plan: field 'digest' is wrong$"):
@@ -295,7 +295,7 @@ def test_what_the_daemon_refuses_is_the_callers_error(tmp_path: Path, client: Da
 
 
 @pytest.mark.parametrize("status", [301, 404, 413, 500, 503])
-def test_any_other_status_is_named_and_cut(tmp_path: Path, client: DaemonClient, status: int) -> None:
+def test_any_other_status_is_named_with_a_short_text(tmp_path: Path, client: DaemonClient, status: int) -> None:
     with (
         serving(tmp_path, lambda _: http("no " * 10_000, status)),
         pytest.raises(DaemonUnavailableError, match=f"GET /v1/status: {status} no no") as caught,
@@ -304,7 +304,7 @@ def test_any_other_status_is_named_and_cut(tmp_path: Path, client: DaemonClient,
     assert len(str(caught.value)) < 1000
 
 
-def test_a_hung_daemon_costs_one_timeout_and_not_one_a_read(tmp_path: Path, clock: Clock) -> None:
+def test_a_hung_daemon_costs_one_timeout_and_not_one_for_each_read(tmp_path: Path, clock: Clock) -> None:
     with (
         serving(tmp_path, lambda _: HANG) as server,
         contextlib.closing(DaemonClient(tmp_path, timeout_s=0.2, clock=clock)) as client,
@@ -317,11 +317,11 @@ def test_a_hung_daemon_costs_one_timeout_and_not_one_a_read(tmp_path: Path, cloc
         assert len(server.requests) == len(server.connections) == 1
 
 
-def test_a_daemon_that_still_hangs_when_it_is_asked_again_costs_a_second_more(tmp_path: Path, clock: Clock) -> None:
-    """It is asked who it is, and what the caller wants only once it has said so."""
-    answers = iter([http("nonsense")])
+def test_a_daemon_that_still_hangs_after_the_pause_costs_one_more_second(tmp_path: Path, clock: Clock) -> None:
+    """The client requests its status first, and sends the caller's request only after a response."""
+    responses = iter([http("nonsense")])
     with (
-        serving(tmp_path, lambda _: next(answers, HANG)) as server,
+        serving(tmp_path, lambda _: next(responses, HANG)) as server,
         contextlib.closing(DaemonClient(tmp_path, timeout_s=60.0, clock=clock)) as client,
     ):
         with pytest.raises(DaemonUnavailableError, match="sent an unusable response"):
@@ -347,7 +347,7 @@ def test_a_daemon_that_never_accepts_costs_one_timeout(tmp_path: Path, clock: Cl
                 client.status()
 
 
-def test_after_the_pause_a_recovered_daemon_is_asked_again(tmp_path: Path, client: DaemonClient, clock: Clock) -> None:
+def test_after_the_pause_a_recovered_daemon_is_used_again(tmp_path: Path, client: DaemonClient, clock: Clock) -> None:
     with pytest.raises(DaemonUnavailableError):
         client.status()
     with serving(tmp_path, good):
@@ -359,7 +359,7 @@ def test_after_the_pause_a_recovered_daemon_is_asked_again(tmp_path: Path, clien
         assert client.status() == STATUS
 
 
-def test_another_daemon_is_asked_without_waiting_for_the_pause(tmp_path: Path, client: DaemonClient) -> None:
+def test_another_daemon_is_contacted_without_a_pause(tmp_path: Path, client: DaemonClient) -> None:
     write_daemon_file(tmp_path, {"socket": str(tmp_path / "nobody"), "instance_id": "killed"})
     with pytest.raises(DaemonUnavailableError):
         client.status()
@@ -368,14 +368,14 @@ def test_another_daemon_is_asked_without_waiting_for_the_pause(tmp_path: Path, c
         assert client.status() == STATUS
 
 
-def test_the_pause_doubles_with_every_failure_in_a_row_up_to_a_bound(client: DaemonClient, clock: Clock) -> None:
+def test_the_pause_doubles_with_consecutive_failures_up_to_a_bound(client: DaemonClient, clock: Clock) -> None:
     failed_s = times_of_failures(client, clock, 12)
     pauses = [after - before for before, after in itertools.pairwise(failed_s)]
     assert pauses[:4] == [FIRST_PAUSE_S, 2 * FIRST_PAUSE_S, 4 * FIRST_PAUSE_S, 8 * FIRST_PAUSE_S]
     assert pauses[-1] == max(pauses) == MAX_PAUSE_S
 
 
-def test_a_success_makes_the_next_pause_short_again(tmp_path: Path, client: DaemonClient, clock: Clock) -> None:
+def test_a_success_resets_the_pause(tmp_path: Path, client: DaemonClient, clock: Clock) -> None:
     times_of_failures(client, clock, 6)
     clock.now_s += MAX_PAUSE_S
     with serving(tmp_path, good):
@@ -386,7 +386,7 @@ def test_a_success_makes_the_next_pause_short_again(tmp_path: Path, client: Daem
 
 
 def times_of_failures(client: DaemonClient, clock: Clock, count: int) -> list[float]:
-    """Ask all the time while the clock goes on; returns when a request was really made, and failed."""
+    """Send requests while the clock advances. Returns the times at which a request was really sent and failed."""
     times: list[float] = []
     while len(times) < count:
         with pytest.raises(DaemonUnavailableError) as caught:
@@ -399,7 +399,7 @@ def times_of_failures(client: DaemonClient, clock: Clock, count: int) -> list[fl
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_kept_connection_survives_the_daemons_restart(tmp_path: Path, client: DaemonClient, call: str) -> None:
-    """Not even one read falls back for it."""
+    """Not even one read falls back because of it."""
     with serving(tmp_path, good) as first:
         client.status()
     with serving(tmp_path, good) as second:
@@ -416,7 +416,7 @@ def test_a_restarted_daemon_is_found_at_its_new_socket(tmp_path: Path, client: D
         assert len(second.requests) == 1
 
 
-def test_a_daemon_that_hangs_up_on_every_request_is_asked_twice_at_most(tmp_path: Path, client: DaemonClient) -> None:
+def test_a_daemon_that_closes_on_every_request_gets_two_attempts_at_most(tmp_path: Path, client: DaemonClient) -> None:
     with serving(tmp_path, lambda request: good(request) if request.target == "/v1/stats" else b"") as server:
         client.stats()
         with pytest.raises(DaemonUnavailableError):
@@ -433,17 +433,17 @@ def test_after_close_the_next_request_opens_another_connection(tmp_path: Path, c
         assert len(server.connections) == 2
 
 
-def test_threads_that_share_a_client_each_get_their_own_answer(tmp_path: Path, client: DaemonClient) -> None:
+def test_threads_that_share_a_client_each_get_their_own_response(tmp_path: Path, client: DaemonClient) -> None:
     mixed_up: list[str] = []
 
-    def ask(thread: int) -> None:
+    def send(thread: int) -> None:
         for i in range(25):
             root = f"gs://pictures/{thread}/{i}"
             if client.manifest(root).path != f"/manifests/{root}":
                 mixed_up.append(root)
 
     with serving(tmp_path, good) as server:
-        threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+        threads = [threading.Thread(target=send, args=(number,)) for number in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -455,7 +455,7 @@ def test_threads_that_share_a_client_each_get_their_own_answer(tmp_path: Path, c
 # --- Leases
 
 
-def test_a_lease_is_held_on_a_connection_of_its_own_until_it_is_closed(tmp_path: Path, client: DaemonClient) -> None:
+def test_a_lease_holds_a_connection_of_its_own_until_it_is_closed(tmp_path: Path, client: DaemonClient) -> None:
     with serving(tmp_path, good) as server:
         lease = client.lease("job & more")
         assert client.status() == STATUS
@@ -468,7 +468,7 @@ def test_a_lease_is_held_on_a_connection_of_its_own_until_it_is_closed(tmp_path:
         assert not lease.is_held
 
 
-def test_a_lease_that_nobody_holds_any_more_is_given_back(tmp_path: Path, client: DaemonClient) -> None:
+def test_an_unreferenced_lease_ends(tmp_path: Path, client: DaemonClient) -> None:
     with serving(tmp_path, good) as server:
         lease = client.lease("job")
         del lease
@@ -476,9 +476,9 @@ def test_a_lease_that_nobody_holds_any_more_is_given_back(tmp_path: Path, client
         assert server.gone.acquire(timeout=10)
 
 
-@pytest.mark.parametrize("answer", [good, lambda _: HANG], ids=["answers", "keeps silent"])
-def test_a_lease_ends_with_its_daemon(tmp_path: Path, client: DaemonClient, answer: Answer) -> None:
-    with serving(tmp_path, answer) as server:
+@pytest.mark.parametrize("respond", [good, lambda _: HANG], ids=["responds", "is silent"])
+def test_a_lease_ends_with_its_daemon(tmp_path: Path, client: DaemonClient, respond: Respond) -> None:
+    with serving(tmp_path, respond) as server:
         lease = client.lease("job")
         while not server.requests:
             assert lease.is_held
@@ -506,21 +506,21 @@ signal.pause()
 """
 
 
-def test_a_killed_process_gives_its_lease_back_although_its_workers_live(tmp_path: Path) -> None:
+def test_a_killed_process_ends_its_lease_although_its_workers_live(tmp_path: Path) -> None:
     with serving(tmp_path, good) as server:
         command = [sys.executable, "-c", HOLD_A_LEASE_AND_FORK, str(tmp_path)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             worker, is_held = process.stdout.readline().split()
             assert is_held == "False"
-            assert not server.gone.acquire(blocking=False)  # the worker's copy was only a copy
+            assert not server.gone.acquire(blocking=False)  # closing the worker's copy has no effect
             process.kill()
             assert server.gone.acquire(timeout=10)
             os.kill(int(worker), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("depth", [1, 4, 14])
-def test_a_cache_directory_may_lie_deeper_than_a_sockets_address_can_tell(tmp_path: Path, clock: Clock, depth: int) -> None:
+def test_a_cache_directory_may_be_deeper_than_a_socket_address_can_hold(tmp_path: Path, clock: Clock, depth: int) -> None:
     folder = tmp_path.joinpath(*["d" * 100] * depth)
     folder.mkdir(parents=True)
     with serving(folder, good), contextlib.closing(DaemonClient(folder, clock=clock)) as client:
@@ -528,7 +528,7 @@ def test_a_cache_directory_may_lie_deeper_than_a_sockets_address_can_tell(tmp_pa
 
 
 @pytest.mark.parametrize("size", [1, 106, 107])
-def test_an_address_that_fits_is_used_as_it_is(size: int) -> None:
+def test_an_address_that_fits_is_unchanged(size: int) -> None:
     path = Path("/" + "x" * (size - 1))
     with short_address(path) as address:
         assert address == str(path)

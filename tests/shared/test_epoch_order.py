@@ -1,4 +1,4 @@
-"""Seeded orders. Their values are frozen: a run resumed with a newer version must go on in the order that it began with."""
+"""Seeded orders. Their values are frozen: a run resumed with a newer version must continue the order that it started."""
 
 import subprocess
 import sys
@@ -57,15 +57,15 @@ def test_the_digests_never_change() -> None:
 
 
 @given(seeds, seeds, subsets)
-def test_the_order_is_that_of_splitmix64_in_plain_integers(seed: int, epoch: int, items: set[int]) -> None:
-    """Anyone can compute it: the same function without numpy, by the upper half of the hash and then by the index."""
+def test_the_order_equals_splitmix64_in_plain_integers(seed: int, epoch: int, items: set[int]) -> None:
+    """The same function without numpy: sorted by the upper half of the hash, then by the index."""
     key = splitmix64(splitmix64(seed) ^ epoch)
     order = epoch_order(seed, epoch, np.array(list(items), dtype=np.uint32))
     assert order.tolist() == sorted(items, key=lambda item: (splitmix64(item ^ key) >> 32, item))
 
 
-def test_items_whose_hashes_begin_alike_are_in_the_order_of_their_indices() -> None:
-    """Among a million items about a hundred pairs do: still the same order for every subset, however it is given."""
+def test_items_with_equal_upper_hash_bits_are_ordered_by_index() -> None:
+    """Among a million items there are about a hundred such pairs: every subset still has the same order."""
     order = epoch_order(3, 1, indices(1_000_000))
     backwards = epoch_order(3, 1, indices(1_000_000)[::-1])
     evens = epoch_order(3, 1, indices(1_000_000)[::2])
@@ -74,7 +74,7 @@ def test_items_whose_hashes_begin_alike_are_in_the_order_of_their_indices() -> N
     assert order_digest(order) == "a85fdd5e5b40ec5a"
 
 
-def test_splitmix64_here_is_the_published_one() -> None:
+def test_the_hash_is_the_published_splitmix64() -> None:
     """The first outputs for the seed 1234567, from Vigna's reference implementation."""
     golden, state = 0x9E3779B97F4A7C15, 1234567
     outputs = [splitmix64((state + step * golden) % 2**64) for step in range(3)]
@@ -89,7 +89,7 @@ def test_an_epoch_has_every_item_once(seed: int, epoch: int, items: set[int]) ->
 
 
 @given(seeds, seeds, subsets, st.data())
-def test_the_order_of_a_subset_is_that_of_the_whole_with_the_others_left_out(
+def test_the_order_of_a_subset_is_the_order_of_all_without_the_others(
     seed: int, epoch: int, items: set[int], data: st.DataObject
 ) -> None:
     whole = sorted(items)
@@ -111,7 +111,7 @@ def test_the_endless_stream_is_the_same_in_whatever_chunks_it_is_read(
     assert all(0 <= item < items for item in at_once)
 
 
-def test_asking_for_an_order_leaves_the_indices_as_they_were() -> None:
+def test_computing_an_order_does_not_change_the_indices() -> None:
     given_indices = indices(100)
     epoch_order(1, 2, given_indices)
     endless_order(1, 0, 100, 10)
@@ -120,7 +120,7 @@ def test_asking_for_an_order_leaves_the_indices_as_they_were() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32, LARGEST])
 def test_every_item_is_as_often_early_as_late(seed: int) -> None:
-    """20 items, 4,000 epochs, 10 tenths of an epoch: chi-square with 171 degrees of freedom, beyond 6 sigma never by chance."""
+    """20 items, 4,000 epochs, tenths of an epoch: chi-square with 171 degrees of freedom; 6 sigma never happens by chance."""
     items, epochs, tenths = 20, 4000, 10
     counts = np.zeros((items, tenths))
     for epoch in range(epochs):
@@ -133,8 +133,8 @@ def test_every_item_is_as_often_early_as_late(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, LARGEST])
-def test_neighbours_in_one_epoch_are_none_in_the_next(seed: int) -> None:
-    """Two epochs, and two seeds, agree in no more places than chance has it: one on average."""
+def test_neighbours_in_one_epoch_are_not_neighbours_in_the_next(seed: int) -> None:
+    """Two epochs, and two seeds, agree at no more positions than by chance: one on average."""
     count = 5000
     first, *others = (
         epoch_order(*key, indices(count)) for key in [(seed, 0), (seed, 1), (seed, 2**40), (seed ^ 1, 0), (seed ^ 1, 1)]
@@ -154,12 +154,12 @@ def test_the_endless_stream_draws_every_item_equally_often(items: int) -> None:
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), max_size=50), st.lists(st.integers(0, 2**32 - 1), max_size=50))
-def test_digests_tell_orders_apart(one: list[int], other: list[int]) -> None:
+def test_different_orders_have_different_digests(one: list[int], other: list[int]) -> None:
     first, second = (np.array(order, dtype=np.uint32) for order in (one, other))
     assert (order_digest(first) == order_digest(second)) == (one == other)
 
 
-def test_the_digest_is_of_the_values_and_not_of_how_they_lie_in_memory() -> None:
+def test_the_digest_depends_on_the_values_and_not_on_their_memory_layout() -> None:
     order = epoch_order(0, 0, indices(100))
     swapped = order.astype(">u4")
     spread = np.repeat(order, 2)[::2]
@@ -183,7 +183,7 @@ print(seconds, int(peak.split()[1]) / 1024, len(order))
 
 @pytest.mark.parametrize("kind", ["shuffled", "endless"])
 def test_ten_million_items_take_seconds_and_little_memory(kind: str) -> None:
-    """Under 3 s of one processor, and 200 MB for the whole process, the indices themselves included."""
+    """Under 3 s of one processor, and 200 MB for the process, including the indices."""
     script = LARGE.replace("KIND", repr(kind))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
     seconds, megabytes, count = map(float, done.stdout.split())
@@ -200,7 +200,7 @@ items_of_a_plan = st.lists(st.integers(0, 2**32 - 1), max_size=60)
 
 @st.composite
 def splits(draw: st.DrawFn) -> tuple[str, int, int, Indices]:
-    """The arguments that make a global order."""
+    """The arguments of a global order."""
     return draw(kinds), draw(seeds), draw(st.integers(0, 2**40)), np.array(draw(items_of_a_plan), dtype=np.uint32)
 
 
@@ -225,14 +225,14 @@ def test_a_share_never_changes(kind: str, options: dict[str, int], order: list[i
 def test_shares_are_as_long_as_those_of_torchs_distributed_sampler(
     plan: tuple[str, int, int, Indices], world: int, drop_last: bool
 ) -> None:
-    """And they repeat and leave out the same places."""
+    """They also repeat and omit the same positions."""
     kind, seed, epoch, items = plan
     whole = plan_order(kind, seed, epoch, items).tolist()
     for rank in range(world):
         torchs: DistributedSampler[int] = DistributedSampler(whole, world, rank, shuffle=False, drop_last=drop_last)
         share = plan_order(kind, seed, epoch, items, rank=rank, world=world, drop_last=drop_last)
         assert len(share) == share_length(len(items), world, drop_last)
-        if len(items) >= world or not drop_last:  # torch's own arithmetic fails on fewer items than ranks to drop
+        if len(items) >= world or not drop_last:  # torch's own arithmetic fails if there are fewer items than ranks
             assert share.tolist() == [whole[place] for place in torchs]
         else:
             assert share.tolist() == []
@@ -251,10 +251,10 @@ def test_the_ranks_interleaved_are_the_global_order(plan: tuple[str, int, int, I
 
 
 @given(splits(), st.lists(st.tuples(st.integers(1, 6), st.integers(0, 12)), max_size=5))
-def test_whoever_resumes_with_another_world_goes_on_in_the_same_global_order(
+def test_a_run_resumed_with_another_world_continues_the_same_global_order(
     plan: tuple[str, int, int, Indices], runs: list[tuple[int, int]]
 ) -> None:
-    """Each run reads some rounds of all its ranks and is stopped; the last reads what is left."""
+    """Each run reads some rounds of all its ranks and stops; the last run reads the rest."""
     kind, seed, epoch, items = plan
     whole = plan_order(kind, seed, epoch, items).tolist()
     read: list[int] = []
@@ -269,7 +269,7 @@ def test_whoever_resumes_with_another_world_goes_on_in_the_same_global_order(
 
 @given(splits(), st.integers(1, 9), st.integers(0, 100))
 def test_a_share_is_a_copy_or_the_indices_themselves(plan: tuple[str, int, int, Indices], world: int, start: int) -> None:
-    """A view would hold the whole order in memory."""
+    """A view would keep the whole order in memory."""
     kind, seed, epoch, items = plan
     before = items.copy()
     for rank in range(world):
@@ -279,7 +279,7 @@ def test_a_share_is_a_copy_or_the_indices_themselves(plan: tuple[str, int, int, 
     assert (items == before).all()
 
 
-def test_an_endless_streams_epochs_are_its_blocks() -> None:
+def test_the_epochs_of_an_endless_stream_are_its_blocks() -> None:
     drawn = np.concatenate([plan_order("endless", 7, epoch, 100 + indices(10)) for epoch in range(3)])
     assert drawn.tolist() == (100 + endless_order(7, 0, 30, 10)).tolist()
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gcs_prefetchd.shared.errors import ManifestError, SettingsError
+from gcs_prefetchd.shared.errors import ManifestError
 from gcs_prefetchd.shared.item_patterns import ItemPatterns
-from gcs_prefetchd.shared.manifest import Ids, Manifest, build_manifest, load_manifest
+from gcs_prefetchd.shared.manifest import Manifest, build_manifest, load_manifest
 from gcs_prefetchd.shared.objects import DataRoot, ObjectName, ObjectVersion
 
 ROOT = DataRoot.parse("gs://pictures/train")
@@ -28,7 +28,7 @@ def version(name: str, generation: int = 1, size: int = 10, crc32c: int | None =
 
 
 def items(*ids: str) -> list[ObjectVersion]:
-    """Image and label of each id, every one of another generation, size and crc32c."""
+    """Image and label of each id, each with its own generation, size and crc32c."""
     return [
         version(ItemPatterns().part_name(one, part), 1000 + 10 * i + part, 20 + i + part, (i << 20) + part)
         for i, one in enumerate(sorted(ids))
@@ -51,7 +51,7 @@ def test_the_order_of_the_listing_makes_no_difference() -> None:
         assert [shuffled.versions(i) for i in range(4)] == [reference.versions(i) for i in range(4)]
 
 
-def test_an_items_versions_are_those_that_were_listed() -> None:
+def test_an_items_versions_are_the_listed_ones() -> None:
     objects = items("x", "y")
     manifest = build(*objects)
     assert [v for item in range(len(manifest)) for v in manifest.versions(item)] == objects
@@ -62,7 +62,7 @@ def test_a_part_without_a_crc32c_has_none() -> None:
     assert [part.crc32c for part in manifest.versions(0)] == [None, 0]
 
 
-def test_items_that_lack_a_part_are_named_and_left_out() -> None:
+def test_items_without_all_parts_are_named_and_left_out() -> None:
     objects = [*items("whole"), version("images/no-label.jpg"), version("labels/no-image.png")]
     manifest = build(*objects)
     assert list(manifest.ids) == ["whole"]
@@ -75,14 +75,14 @@ def test_items_that_lack_a_part_are_named_and_left_out() -> None:
 @pytest.mark.parametrize(
     "name", ["images/", "images/.jpg", "images/a.png", "labels/a.jpg", "README.md", "image/a.jpg", "labels"]
 )
-def test_objects_that_are_no_part_of_an_item_are_passed_over(name: str) -> None:
+def test_objects_that_are_not_part_of_an_item_are_ignored(name: str) -> None:
     manifest = build(*items("a"), version(name))
     assert list(manifest.ids) == ["a"]
     assert manifest.incomplete == ()
     assert manifest.digest == build(*items("a")).digest
 
 
-def test_the_digest_tells_every_difference() -> None:
+def test_the_digest_changes_with_every_difference() -> None:
     objects = items("a", "b")
     image = objects[0]
     others = [
@@ -95,15 +95,6 @@ def test_the_digest_tells_every_difference() -> None:
     ]
     digests = {manifest.digest for manifest in [build(*objects), *others]}
     assert len(digests) == len(others) + 1
-
-
-@given(
-    st.lists(st.text("ab", max_size=3), max_size=4, unique=True), st.lists(st.text("ab", max_size=3), max_size=4, unique=True)
-)
-def test_the_digest_of_ids_is_that_of_these_ids_alone(some: list[str], others: list[str]) -> None:
-    """Whatever their objects are: a checkpoint is as good for other generations of the same items."""
-    assert (Ids.from_sorted(sorted(some)).digest == Ids.from_sorted(sorted(others)).digest) == (set(some) == set(others))
-    assert Ids.from_sorted(["a", "b"]).digest == "b976190f71513127d9fd0577293fc00b"  # stands in checkpoints
 
 
 def test_a_data_root_without_prefix_has_a_manifest_too() -> None:
@@ -119,7 +110,7 @@ def test_a_data_root_without_prefix_has_a_manifest_too() -> None:
 @given(st.sets(ids_text, max_size=12))
 @example(set())
 @example({"é", "e\u0301", "日本/1", "a/b/c", "\n", "..", "z" * 500})
-def test_a_saved_manifest_comes_back_as_it_was(tmp_path: Path, ids: set[str]) -> None:
+def test_a_saved_manifest_is_loaded_unchanged(tmp_path: Path, ids: set[str]) -> None:
     built = build(*items(*ids), version("images/lonely-object-without-label.jpg"))
     loaded = load_manifest(built.save(tmp_path))
     assert_equal(loaded, built)
@@ -129,7 +120,7 @@ def test_a_saved_manifest_comes_back_as_it_was(tmp_path: Path, ids: set[str]) ->
 
 
 def test_a_loaded_manifest_is_mapped_and_not_read(tmp_path: Path) -> None:
-    """A million items cost no worker memory of its own."""
+    """A million items take no private memory of a worker."""
     loaded = load_manifest(build(*items("a", "b")).save(tmp_path))
     assert all(isinstance(array, np.memmap) for array in (loaded.generation, loaded.size, loaded.crc32c))
     assert all(isinstance(array, np.memmap) for array in (loaded.ids.text, loaded.ids.ends))
@@ -153,14 +144,14 @@ def test_saving_again_makes_it_the_newest(tmp_path: Path) -> None:
     assert folder.stat().st_mtime > 1
 
 
-def test_of_an_object_that_is_listed_twice_the_last_counts() -> None:
+def test_of_an_object_listed_twice_the_last_counts() -> None:
     objects = items("a")
     assert build(version("images/a.jpg", generation=1), *objects).versions(0) == objects
 
 
 @pytest.mark.parametrize("file", ["ids.npy", "ends.npy", "generation.npy"])
 @pytest.mark.parametrize("damage", ["emptied", "zeroed", "truncated", "removed"])
-def test_a_manifest_that_is_not_compared_with_its_digest_must_have_its_form(tmp_path: Path, file: str, damage: str) -> None:
+def test_a_manifest_loaded_without_verification_must_still_have_its_form(tmp_path: Path, file: str, damage: str) -> None:
     folder = build(*items("a", "b")).save(tmp_path)
     DAMAGES[damage](folder / file)
     with pytest.raises(ManifestError, match=str(folder)):
@@ -168,7 +159,7 @@ def test_a_manifest_that_is_not_compared_with_its_digest_must_have_its_form(tmp_
 
 
 @pytest.mark.parametrize("form", ["id_", "{:07}", "{:x}-and-a-tail-that-is-the-same"])
-def test_many_items_come_out_as_few_do(form: str) -> None:
+def test_many_items_are_built_like_few(form: str) -> None:
     names = [form.format(i) if "{" in form else f"{form}{i}" for i in range(3000)]
     objects = items(*names)
     random.Random(1).shuffle(objects)
@@ -178,7 +169,7 @@ def test_many_items_come_out_as_few_do(form: str) -> None:
     assert len(manifest.incomplete) == 500
 
 
-def test_what_a_crash_left_under_a_temporary_name_is_no_manifest(tmp_path: Path) -> None:
+def test_a_temporary_folder_left_by_a_crash_is_not_a_manifest(tmp_path: Path) -> None:
     manifest = build(*items("a"))
     folder = manifest.save(tmp_path)
     leftover = tmp_path / f"{manifest.digest}.1.tmp"
@@ -217,7 +208,7 @@ def test_a_damaged_manifest_is_named_and_never_used(tmp_path: Path, file: str, d
 
 @pytest.mark.parametrize("file", FILES)
 def test_a_manifest_that_a_power_cut_damaged_is_written_again(tmp_path: Path, file: str) -> None:
-    """Its name is its digest, so no later listing of the same objects would bring another one."""
+    """Its name is its digest, so a later listing of the same objects would not replace it."""
     manifest = build(*items("a", "b"))
     (manifest.save(tmp_path) / file).write_bytes(b"")
     assert_equal(load_manifest(manifest.save(tmp_path)), manifest)
@@ -226,7 +217,7 @@ def test_a_manifest_that_a_power_cut_damaged_is_written_again(tmp_path: Path, fi
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
 @given(st.sampled_from(FILES), st.floats(0, 1, exclude_max=True), st.integers(1, 255))
-def test_one_flipped_byte_never_changes_what_an_item_is(tmp_path: Path, file: str, where: float, flip: int) -> None:
+def test_one_flipped_byte_never_changes_an_item(tmp_path: Path, file: str, where: float, flip: int) -> None:
     built = build(*items("a", "b", "c"))
     folder = built.save(tmp_path)
     content = bytearray((folder / file).read_bytes())
@@ -245,7 +236,7 @@ def test_one_flipped_byte_never_changes_what_an_item_is(tmp_path: Path, file: st
 
 @pytest.mark.parametrize("file", ["ends.npy", "generation.npy", "size.npy", "crc32c.npy"])
 @pytest.mark.parametrize("kind", ["<u8", "<f8", ">i8", "<m8"])
-def test_the_same_bytes_as_other_numbers_are_refused(tmp_path: Path, file: str, kind: str) -> None:
+def test_the_same_bytes_with_another_number_type_are_refused(tmp_path: Path, file: str, kind: str) -> None:
     folder = build(*items("a")).save(tmp_path)
     content = (folder / file).read_bytes()
     assert b"<i8" in content
@@ -273,7 +264,7 @@ def test_nothing_is_ever_unpickled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("about", ["[]", "{}", '{"data_root": 1}', "null", "[" * 100_000])
-def test_a_manifest_that_says_nonsense_of_itself_is_refused(tmp_path: Path, about: str) -> None:
+def test_a_manifest_with_an_invalid_description_is_refused(tmp_path: Path, about: str) -> None:
     folder = build(*items("a")).save(tmp_path)
     (folder / "manifest.json").write_text(about)
     with pytest.raises(ManifestError, match=r"manifest .*: "):
@@ -281,7 +272,7 @@ def test_a_manifest_that_says_nonsense_of_itself_is_refused(tmp_path: Path, abou
 
 
 @pytest.mark.parametrize(("field", "value"), [("data_root", "gs://X"), ("patterns", ["a", "b"]), ("data_root", "gs://other/x")])
-def test_a_manifest_of_another_data_root_or_layout_is_refused(tmp_path: Path, field: str, value: object) -> None:
+def test_a_manifest_of_another_data_root_or_other_patterns_is_refused(tmp_path: Path, field: str, value: object) -> None:
     folder = build(*items("a")).save(tmp_path)
     about = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(about | {field: value}))
@@ -294,7 +285,7 @@ def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
         load_manifest(tmp_path / "nowhere")
 
 
-def test_find_knows_every_part_and_nothing_else() -> None:
+def test_find_returns_every_part_and_nothing_else() -> None:
     manifest = build(*items("a", "b/c", "d"))
     for item in range(len(manifest)):
         for part in (0, 1):
@@ -304,42 +295,7 @@ def test_find_knows_every_part_and_nothing_else() -> None:
     assert manifest.find(ObjectName("drawings", "train/images/a.jpg")) is None
 
 
-@given(st.sets(ids_text, max_size=20))
-def test_ids_behave_as_the_list_they_stand_for(ids: set[str]) -> None:
-    expected = sorted(ids)
-    actual = Ids.from_sorted(expected)
-    assert len(actual) == len(expected)
-    assert list(actual) == expected
-    assert list(reversed(actual)) == expected[::-1]
-    for index in range(-len(expected), len(expected)):
-        assert actual[index] == expected[index]
-    for part in (slice(None), slice(1, None), slice(None, -1), slice(None, None, -2), slice(5, 2), slice(100, 200)):
-        assert actual[part] == expected[part]
-    for item_id in expected:
-        assert item_id in actual
-        assert actual.find(item_id) == expected.index(item_id) == actual.index(item_id)
-
-
-@pytest.mark.parametrize("index", [3, -4, 2**40])
-def test_an_index_beyond_the_ids_is_an_error(index: int) -> None:
-    with pytest.raises(IndexError, match=str(index)):
-        Ids.from_sorted(["a", "b", "c"])[index]
-
-
-@pytest.mark.parametrize("item_id", ["", "a", "bb", "z", "ü"])
-def test_an_unknown_id_is_not_found(item_id: str) -> None:
-    assert Ids.from_sorted(["b", "c", "y"]).find(item_id) is None
-
-
-def test_ids_equal_only_the_same_ids() -> None:
-    assert Ids.from_sorted(["a", "bc"]) == Ids.from_sorted(["a", "bc"])
-    assert Ids.from_sorted(["a", "bc"]) != Ids.from_sorted(["ab", "c"])
-    assert Ids.from_sorted(["a"]) != ["a"]
-    with pytest.raises(TypeError):
-        hash(Ids.from_sorted(["a"]))
-
-
-def test_mapped_ids_travel_to_another_process_by_name_and_others_whole(tmp_path: Path) -> None:
+def test_mapped_ids_are_pickled_by_name_and_others_by_value(tmp_path: Path) -> None:
     built = build(*items(*(f"{i:06}" for i in range(2000))))
     mapped = load_manifest(built.save(tmp_path)).ids
     by_name, whole = pickle.dumps(mapped), pickle.dumps(built.ids)
@@ -349,50 +305,13 @@ def test_mapped_ids_travel_to_another_process_by_name_and_others_whole(tmp_path:
     assert pickle.loads(pickle.dumps(mapped)) == built.ids
 
 
-@pytest.mark.parametrize("pattern", ["images/*.jpg", "", "images/{}.jpg", "{id}/{id}.jpg", "images/{ID}.jpg"])
-def test_a_pattern_must_hold_the_id_once(pattern: str) -> None:
-    with pytest.raises(SettingsError, match=r"must contain \{id\} once") as caught:
-        ItemPatterns((pattern, "labels/{id}.png"))
-    assert repr(pattern) in str(caught.value)
-
-
-def test_image_and_label_need_different_patterns() -> None:
-    with pytest.raises(SettingsError, match="both the image and the label"):
-        ItemPatterns(("all/{id}.png", "all/{id}.png"))
-
-
-@given(ids_text, st.sampled_from([("images/{id}.jpg", "labels/{id}.png"), ("{id}.jpg", "{id}.png"), ("a/{id}/x", "b/{id}")]))
-def test_a_part_name_matches_the_id_it_was_made_from(item_id: str, patterns: tuple[str, ...]) -> None:
-    item_patterns = ItemPatterns(patterns)
-    for part in range(len(patterns)):
-        assert item_patterns.match(item_patterns.part_name(item_id, part)) == (item_id, part)
-
-
-def test_labels_may_lie_beside_their_images_under_a_longer_name() -> None:
-    """`7_mask.png` fits `{id}.png`, too."""
+def test_labels_may_be_beside_their_images_under_a_longer_name() -> None:
+    """`7_mask.png` matches `{id}.png` too."""
     objects = [version(name) for name in ("7.png", "7_mask.png", "8.png", "8_mask.png")]
     for patterns in (("{id}.png", "{id}_mask.png"), ("{id}_mask.png", "{id}.png")):
         manifest = build_manifest(ROOT, ItemPatterns(patterns), objects)
         assert list(manifest.ids) == ["7", "8"]
         assert manifest.incomplete == ()
-
-
-@pytest.mark.parametrize(
-    ("patterns", "folders"),
-    [
-        (("images/{id}.jpg", "labels/{id}.png"), ["images/", "labels/"]),
-        (("{id}.jpg", "labels/{id}.png"), [""]),
-        (("all/{id}.jpg", "all/{id}.png"), ["all/"]),
-        (("all/i-{id}.jpg", "all/{id}.png"), ["all/"]),
-        (("a/{id}.jpg", "ab/{id}.png"), ["a/", "ab/"]),
-    ],
-)
-def test_listing_the_folders_lists_every_part_once(patterns: tuple[str, ...], folders: list[str]) -> None:
-    item_patterns = ItemPatterns(patterns)
-    assert item_patterns.folders() == folders
-    for part in range(len(patterns)):
-        name = item_patterns.part_name("x", part)
-        assert sum(name.startswith(folder) for folder in folders) == 1
 
 
 def assert_equal(one: Manifest, other: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""What readers and the daemon say to each other."""
+"""The messages between readers and the daemon."""
 
 import json
 from array import array
@@ -72,7 +72,7 @@ BAD: dict[str, list[object]] = {
 
 
 @given(messages)
-def test_every_message_reads_back_as_it_was(message: Message) -> None:
+def test_every_message_parses_back_unchanged(message: Message) -> None:
     assert type(message).from_json(message.to_json()) == message
     assert type(message).from_json(message.to_json().encode()) == message
 
@@ -94,7 +94,7 @@ def test_a_missing_field_is_named(message: Message, field: str, kind: str) -> No
     [(one, name, value) for one, name, kind in FIELDS for value in BAD[kind]],
     ids=lambda value: str(value)[:40],
 )
-def test_a_field_that_cannot_be_used_is_named(message: Message, field: str, value: object) -> None:
+def test_an_invalid_field_is_named(message: Message, field: str, value: object) -> None:
     content = asdict(message) | {field: value}
     with pytest.raises(ProtocolError, match=f"^{type(message).__name__}: field '{field}' ") as caught:
         type(message).from_json(json.dumps(content))
@@ -103,22 +103,22 @@ def test_a_field_that_cannot_be_used_is_named(message: Message, field: str, valu
 
 @pytest.mark.parametrize("text", ["", "{", "nul", b"\xff\xfe\x00", "'a'", "{}{}", "[" * 100_000, '{"a":' * 100_000, "9" * 5000])
 @pytest.mark.parametrize("kind", MESSAGE_TYPES)
-def test_what_is_no_json_is_refused(kind: type[Message], text: str | bytes) -> None:
+def test_text_that_is_not_json_is_refused(kind: type[Message], text: str | bytes) -> None:
     with pytest.raises(ProtocolError, match=f"^{kind.__name__}: not JSON"):
         kind.from_json(text)
 
 
 @pytest.mark.parametrize("text", ["[]", "1", '"text"', "null", "true", "NaN"])
-def test_what_is_no_object_is_refused(text: str) -> None:
+def test_json_that_is_not_an_object_is_refused(text: str) -> None:
     with pytest.raises(ProtocolError, match="not a JSON object"):
         FetchRequest.from_json(text)
 
 
-def test_fields_of_a_later_version_are_passed_over() -> None:
+def test_fields_of_a_later_version_are_ignored() -> None:
     assert FetchRequest.from_json('{"objects": ["gs://a/b"], "priority": 3}') == FetchRequest(["gs://a/b"])
 
 
-def test_a_whole_number_of_seconds_is_a_number_of_seconds() -> None:
+def test_an_integer_number_of_seconds_is_accepted() -> None:
     assert (
         ReadReport.from_json(
             '{"job":"","reporter":"","number":1,"hits":0,"misses":0,"fallbacks":0,"wait_s":2,"objects":[]}'
@@ -129,7 +129,7 @@ def test_a_whole_number_of_seconds_is_a_number_of_seconds() -> None:
 
 @pytest.mark.parametrize("content", ['{"objects": ["\\ud800"]}', '{"objects": ["gs://a/b", "\\udc00x"]}'])
 def test_half_a_character_is_refused(content: str) -> None:
-    """JSON can name one, and no page, log file or answer could then be written."""
+    """JSON can contain one, and then no page, log file or response could be written."""
     with pytest.raises(ProtocolError, match="field 'objects' is not valid Unicode"):
         FetchRequest.from_json(content)
 
@@ -164,7 +164,7 @@ indices = st.lists(st.integers(0, 2**32 - 1), max_size=50)
 
 
 @given(indices)
-def test_packed_indices_read_back_as_they_were(values: list[int]) -> None:
+def test_packed_indices_unpack_unchanged(values: list[int]) -> None:
     assert list(unpack_indices(pack_indices(values))) == values
     assert pack_indices(array("I", values)) == pack_indices(values)
     assert len(pack_indices(values)) == 4 * len(values)
@@ -193,8 +193,8 @@ def test_an_index_that_does_not_fit_is_an_error(values: list[int]) -> None:
         ("drop_last", 2, "must be 0 or 1, not 2"),
     ],
 )
-def test_a_plan_that_cannot_be_is_refused_by_its_field(field: str, value: object, why: str) -> None:
-    """By who makes it and by who gets it."""
+def test_an_invalid_plan_is_refused_and_its_field_named(field: str, value: object, why: str) -> None:
+    """By the sender and by the receiver."""
     with pytest.raises(ProtocolError, match=f"^Plan: field '{field}' {why}") as caught:
         replace(PLAN, **{field: value})  # type: ignore[arg-type]
     assert len(str(caught.value)) < 200
@@ -203,19 +203,19 @@ def test_a_plan_that_cannot_be_is_refused_by_its_field(field: str, value: object
 
 
 @given(plans, indices)
-def test_a_plan_travels_with_its_indices(plan: Plan, values: list[int]) -> None:
-    """Whatever the indices: a newline among their bytes ends no header."""
+def test_a_plan_is_sent_together_with_its_indices(plan: Plan, values: list[int]) -> None:
+    """For any indices: a newline among their bytes does not end the header."""
     assert Plan.from_body(plan.to_body(pack_indices([*values, 0x0A0A0A0A]))) == (plan, pack_indices([*values, 0x0A0A0A0A]))
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"\n", b"{}\n", b"{}\nabcd", b"\n\0\0\0\0", b"[]\n"])
-def test_a_body_that_is_no_plan_is_refused(body: bytes) -> None:
+def test_a_body_that_is_not_a_plan_is_refused(body: bytes) -> None:
     with pytest.raises(ProtocolError, match=r"^Plan: "):
         Plan.from_body(body)
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 5])
-def test_a_cut_plan_is_refused(cut: int) -> None:
+def test_a_truncated_plan_is_refused(cut: int) -> None:
     body = PLAN.to_body(pack_indices([1, 2, 3]))
     with pytest.raises(ProtocolError, match="packed 32-bit indices"):
         Plan.from_body(body[:-cut])

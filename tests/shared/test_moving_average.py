@@ -1,4 +1,4 @@
-"""How fast things go of late."""
+"""Moving averages of rates and durations."""
 
 import math
 
@@ -22,7 +22,7 @@ def test_before_a_second_count_a_rate_is_assumed() -> None:
 
 
 @pytest.mark.parametrize("per_s", [10, 200, 5000])
-def test_a_steady_rate_is_told_as_it_is(per_s: int) -> None:
+def test_a_steady_rate_is_reported_exactly(per_s: int) -> None:
     assert rate_of(per_s, 60).per_s(60.0) == pytest.approx(per_s, rel=0.02)
 
 
@@ -37,7 +37,7 @@ def test_a_change_of_the_rate_is_followed_within_a_minute() -> None:
     assert rate.per_s(120.0) == pytest.approx(1000, rel=0.05)
 
 
-def test_a_silent_reader_slows_down_and_is_never_at_a_standstill() -> None:
+def test_the_rate_falls_without_events_and_never_reaches_zero() -> None:
     rate = rate_of(100, 60)
     told = [rate.per_s(60.0 + silent_s) for silent_s in (0, 1, 10, 100, 1e9)]
     assert told == sorted(told, reverse=True)
@@ -45,13 +45,13 @@ def test_a_silent_reader_slows_down_and_is_never_at_a_standstill() -> None:
     assert told[-1] == MIN_PER_S
 
 
-def test_asking_for_the_rate_does_not_change_it() -> None:
+def test_reading_the_rate_does_not_change_it() -> None:
     rate = rate_of(100, 60)
     rate.per_s(10_000.0)
     assert rate.per_s(60.0) == pytest.approx(100, rel=0.02)
 
 
-def test_counts_within_the_same_moment_and_a_clock_that_stands_are_no_error() -> None:
+def test_events_at_the_same_moment_and_a_stopped_clock_are_not_an_error() -> None:
     rate = MovingRate()
     for _ in range(5):
         rate.add(3, 7.0)
@@ -59,13 +59,13 @@ def test_counts_within_the_same_moment_and_a_clock_that_stands_are_no_error() ->
     assert rate.per_s(6.0) > 0
 
 
-def test_a_spread_starts_from_what_is_assumed() -> None:
+def test_a_moving_duration_starts_from_the_assumed_value() -> None:
     spread = MovingDuration()
     assert (spread.mean_s, spread.deviation_s) == (ASSUMED_DOWNLOAD_S, ASSUMED_DOWNLOAD_S)
 
 
 @pytest.mark.parametrize("low_s", [0.02, 0.2, 2.0])
-def test_mean_and_deviation_become_those_of_what_was_measured(low_s: float) -> None:
+def test_mean_and_deviation_approach_the_measured_ones(low_s: float) -> None:
     spread = MovingDuration()
     for step in range(1000):
         spread.add(low_s if step % 2 else 3 * low_s)
@@ -73,7 +73,7 @@ def test_mean_and_deviation_become_those_of_what_was_measured(low_s: float) -> N
     assert spread.deviation_s == pytest.approx(low_s, rel=0.05)
 
 
-def test_what_always_takes_the_same_has_no_deviation() -> None:
+def test_equal_durations_have_no_deviation() -> None:
     spread = MovingDuration()
     for _ in range(2000):
         spread.add(0.05)

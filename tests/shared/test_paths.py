@@ -1,4 +1,4 @@
-"""Names of objects and where they lie in the cache."""
+"""Object names map to paths in the cache, and back."""
 
 import os
 import unicodedata
@@ -9,22 +9,9 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from gcs_prefetchd.shared.errors import InvalidNameError
-from gcs_prefetchd.shared.objects import MAX_NAME_BYTES, DataRoot, ObjectName, parse_object_uri, validate_bucket
+from gcs_prefetchd.shared.objects import MAX_NAME_BYTES, ObjectName
 from gcs_prefetchd.shared.paths import _ORDINARY, _path_by_rules, cache_path, cache_path_of_uri, object_at_path
-
-BUCKET = "pictures"
-
-# What GCS allows, and what is hard in it more often than chance has it.
-_characters = st.characters(exclude_categories=["Cs"])
-_awkward = st.sampled_from(
-    ["", ".", "..", "%", "%e", "%f", "%d", "%h", "%2E", "\n", "\x00", "a.jpg", "a", "d.d", ".jpg", "x" * 300]
-)
-_segments = st.one_of(_awkward, st.text(_characters, max_size=12), st.text(st.sampled_from("%edfhEDFH25.aA"), max_size=6))
-object_names = (
-    st.one_of(st.lists(_segments, min_size=1, max_size=6).map("/".join), st.text(_characters, min_size=1, max_size=1024))
-    .map(lambda name: name.encode()[:1024].decode(errors="ignore"))
-    .filter(bool)
-)
+from support.object_names import BUCKET, object_names
 
 
 @given(object_names)
@@ -36,7 +23,7 @@ object_names = (
 @example(".")
 @example("../../etc/passwd")
 @example("%h/ab/abcdef")
-def test_no_name_leads_outside_the_tree(name: str) -> None:
+def test_no_name_maps_outside_the_tree(name: str) -> None:
     path = cache_path(BUCKET, name)
     bucket, *segments = path.split("/")
     assert bucket == BUCKET
@@ -56,7 +43,7 @@ def test_no_name_leads_outside_the_tree(name: str) -> None:
 @example([".", "%2E", "%252E", "..", "./.", "../.."])
 @example(["x" * 300, "x" * 301, "%h", "%h/x"])
 @example(["A.JPG", "a.jpg", "A.jpg"])
-def test_two_names_never_share_a_path_nor_one_the_folder_of_another(names: list[str]) -> None:
+def test_names_never_share_a_path_nor_is_one_the_folder_of_another(names: list[str]) -> None:
     files = {cache_path(BUCKET, name) for name in names}
     assert len(files) == len(names)
     folders = {"/".join(path.split("/")[:depth]) for path in files for depth in range(1, path.count("/") + 1)}
@@ -68,8 +55,8 @@ def test_two_names_never_share_a_path_nor_one_the_folder_of_another(names: list[
 @example(["d", "d/e", "foo.jpg", "foo.jpg/x.jpg", "d/", "/", "x" * 255, "é" * 127 + ".jpg", "\n", "..", "a/../b"])
 @example(["café.jpg", "cafe\u0301.jpg", "CAFÉ.jpg", "a.jpg", "A.jpg"])
 @example(["/".join(["a"] * 512), "/" * 700, "%" * 680, "\x01" * 600])
-def test_any_names_can_lie_on_a_disk_together(tmp_path: Path, names: list[str]) -> None:
-    """On the file system itself: also what it says of case, of normalisation and of long paths."""
+def test_any_names_can_coexist_on_a_disk(tmp_path: Path, names: list[str]) -> None:
+    """On a real file system, with its own rules for case, normalization and long paths."""
     root = tmp_path / os.urandom(8).hex()
     for number, name in enumerate(names):
         path = root / cache_path(BUCKET, name)
@@ -83,7 +70,7 @@ def test_any_names_can_lie_on_a_disk_together(tmp_path: Path, names: list[str]) 
 @given(object_names)
 @example("%h/ab/cd")
 @example("a%fb.jpg")
-def test_a_path_tells_the_name_unless_it_holds_a_hash(name: str) -> None:
+def test_a_path_maps_back_to_the_name_unless_it_is_a_hash(name: str) -> None:
     path = cache_path(BUCKET, name)
     if path.startswith(f"{BUCKET}/%h/"):
         assert object_at_path(path) is None
@@ -100,8 +87,8 @@ def test_a_path_tells_the_name_unless_it_holds_a_hash(name: str) -> None:
 @example("pictures/\udcff.jpg")
 @example("pictures")
 @example("")
-def test_only_a_path_that_the_mapping_makes_has_a_name(path: str) -> None:
-    """Whatever an administrator puts into the tree, no file is taken for an object that lies elsewhere."""
+def test_only_paths_of_the_mapping_have_a_name(path: str) -> None:
+    """Whatever an administrator puts into the tree, no file counts as an object with another path."""
     name = object_at_path(path)
     assert name is None or cache_path(name.bucket, name.name) == path
 
@@ -152,7 +139,7 @@ def test_the_mapping_never_changes(name: str, path: str) -> None:
 
 
 @given(object_names)
-def test_names_that_differ_in_case_or_normalisation_alone_stay_different(name: str) -> None:
+def test_names_that_differ_only_in_case_or_normalization_have_different_paths(name: str) -> None:
     for other in (name.upper(), name.lower(), unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)):
         assume(len(other.encode()) <= 1024)
         assert (cache_path(BUCKET, other) == cache_path(BUCKET, name)) == (other == name)
@@ -164,108 +151,7 @@ def test_one_word_in_two_normal_forms_has_two_paths() -> None:
     assert cache_path(BUCKET, decomposed) == f"{BUCKET}/{decomposed}"
 
 
-@given(object_names)
-def test_a_uri_reads_back_as_the_object(name: str) -> None:
-    assert parse_object_uri(ObjectName(BUCKET, name).uri) == ObjectName(BUCKET, name)
-
-
-@pytest.mark.parametrize("bucket", ["abc", "a-b_c", "a.b.c", "0" * 63, "a1.example.com", f"{'a' * 63}.{'b' * 63}.{'c' * 63}.d"])
-def test_buckets_that_gcs_allows_pass(bucket: str) -> None:
-    validate_bucket(bucket)
-
-
-@pytest.mark.parametrize(
-    "bucket",
-    [
-        *(
-            "",
-            "ab",
-            "a" * 64,
-            "Pictures",
-            "-abc",
-            "abc-",
-            "a/b",
-            "a b",
-            "a..b",
-            ".abc",
-            "abc.",
-            "a?b",
-            "a#b",
-            "a%2fb",
-            "a\nb",
-            "abc\n",
-        ),
-        *("192.168.0.1", "bücket", "a" * 64 + ".com", ".".join(["a" * 60] * 4), "..", "a\x00b", "x" * 10_000),
-    ],
-)
-def test_any_other_bucket_is_refused_in_one_line_that_names_it(bucket: str) -> None:
-    """Clients do not quote buckets: one that holds a slash or a question mark would be another request."""
-    with pytest.raises(InvalidNameError) as caught:
-        validate_bucket(bucket)
-    text = str(caught.value)
-    assert text.startswith(repr(bucket)[:150])
-    assert "\n" not in text
-    assert len(text) < 500
-
-
-@pytest.mark.parametrize(
-    ("uri", "wrong"),
-    [
-        ("", "is not a gs:// URI"),
-        ("/data/images", "is not a gs:// URI"),
-        ("s3://pictures/a.jpg", "is not a gs:// URI"),
-        ("GS://pictures/a.jpg", "is not a gs:// URI"),
-        ("gs:/pictures/a.jpg", "is not a gs:// URI"),
-        ("gs://", "is not a valid bucket name"),
-        ("gs:///a.jpg", "is not a valid bucket name"),
-        ("gs://Pictures/a.jpg", "is not a valid bucket name"),
-        ("gs://pictures?x/a.jpg", "is not a valid bucket name"),
-        ("gs://pictures/" + "x" * 1025, "1025 bytes"),
-        ("gs://pictures/" + "é" * 513, "1026 bytes"),
-        ("gs://pictures/\ud800.jpg", "not valid Unicode"),
-    ],
-)
-def test_a_bad_uri_gets_one_line_that_names_it(uri: str, wrong: str) -> None:
-    for parse in (parse_object_uri, DataRoot.parse):
-        with pytest.raises(InvalidNameError, match=wrong) as caught:
-            parse(uri)
-        assert "\n" not in str(caught.value)
-        assert len(str(caught.value)) < 500
-
-
-@pytest.mark.parametrize("uri", ["gs://pictures", "gs://pictures/"])
-def test_an_object_needs_a_name(uri: str) -> None:
-    with pytest.raises(InvalidNameError, match=rf"'{uri}' is not a valid object name: it has 0 bytes"):
-        parse_object_uri(uri)
-
-
-@pytest.mark.parametrize(
-    ("uri", "root", "folder"),
-    [
-        ("gs://pictures", "gs://pictures", ""),
-        ("gs://pictures/", "gs://pictures", ""),
-        ("gs://pictures/train", "gs://pictures/train", "train/"),
-        ("gs://pictures/train/", "gs://pictures/train", "train/"),
-        ("gs://pictures/a/b//", "gs://pictures/a/b", "a/b/"),
-        ("gs://pictures/a?b#c", "gs://pictures/a?b#c", "a?b#c/"),
-    ],
-)
-def test_a_data_root_is_the_same_with_and_without_trailing_slashes(uri: str, root: str, folder: str) -> None:
-    assert DataRoot.parse(uri).uri == root
-    assert DataRoot.parse(root) == DataRoot.parse(uri)
-    assert DataRoot.parse(uri).folder == folder
-
-
-def test_a_data_root_holds_what_lies_below_it_and_nothing_else() -> None:
-    root = DataRoot.parse("gs://pictures/train")
-    assert ObjectName("pictures", "train/images/1.jpg") in root
-    assert ObjectName("pictures", "training/images/1.jpg") not in root
-    assert ObjectName("pictures", "train") not in root
-    assert ObjectName("drawings", "train/images/1.jpg") not in root
-    assert ObjectName("pictures", "anything") in DataRoot.parse("gs://pictures")
-
-
-# --- The short way of ordinary names
+# --- The shortcut for ordinary names
 
 
 @given(st.one_of(st.from_regex(_ORDINARY, fullmatch=True), object_names))
@@ -274,17 +160,17 @@ def test_a_data_root_holds_what_lies_below_it_and_nothing_else() -> None:
 @example("v1.0/7.jpg")
 @example("images/7")
 @example("a/" * 600 + "7.jpg")
-def test_the_short_way_of_a_name_ends_where_the_rules_do(name: str) -> None:
+def test_the_shortcut_for_a_name_gives_the_path_of_the_rules(name: str) -> None:
     assert cache_path("pictures", name) == f"pictures/{_path_by_rules(name)}"
 
 
 @given(st.one_of(st.from_regex(_ORDINARY, fullmatch=True), object_names), st.sampled_from(["pictures", "a.b.c", "0" * 63]))
-def test_the_path_of_a_uri_is_that_of_its_name(name: str, bucket: str) -> None:
+def test_the_path_of_a_uri_is_the_path_of_its_name(name: str, bucket: str) -> None:
     assume(len(name.encode()) <= MAX_NAME_BYTES)
     assert cache_path_of_uri(f"gs://{bucket}/{name}") == cache_path(bucket, name)
 
 
 @pytest.mark.parametrize("uri", ["images/7.jpg", "gs://pictures", "gs://ab/7.jpg", "gs://Pictures/7.jpg", "gs://1.2.3.4/7.jpg"])
-def test_a_uri_that_is_none_has_no_path(uri: str) -> None:
+def test_an_invalid_uri_has_no_path(uri: str) -> None:
     with pytest.raises(InvalidNameError):
         cache_path_of_uri(uri)
