@@ -1,4 +1,4 @@
-"""Which item lies at a path, as the listings say, and which paths are about to come up."""
+"""Which part of an item is stored at a path, and which parts are remembered."""
 
 import pytest
 
@@ -29,20 +29,20 @@ def catalog() -> Catalog:
     return catalog
 
 
-def test_a_path_is_that_of_a_part_of_an_item(catalog: Catalog) -> None:
+def test_a_path_is_found_as_a_part_of_an_item(catalog: Catalog) -> None:
     lookup = ItemLookup(catalog)
     assert lookup.locate(path_of("images/b.jpg")) == (ROOT.uri, 1, 0)
     assert lookup.locate(path_of("labels/b.png")) == (ROOT.uri, 1, 1)
     assert lookup.locate_object(ObjectName("pictures", "train/labels/a.png"), path_of("labels/a.png")) == (ROOT.uri, 0, 1)
 
 
-def test_what_no_listing_names_is_no_item(catalog: Catalog) -> None:
+def test_a_path_that_no_manifest_names_belongs_to_no_item(catalog: Catalog) -> None:
     lookup = ItemLookup(catalog)
     for path in (path_of("images/c.jpg"), path_of("readme%f"), cache_path("others", "train/images/a.jpg"), "nonsense%"):
         assert lookup.locate(path) is None
 
 
-def test_an_items_paths_are_those_of_the_parts_that_are_named(catalog: Catalog) -> None:
+def test_the_paths_of_an_item_are_those_of_the_parts_in_the_bit_set(catalog: Catalog) -> None:
     lookup = ItemLookup(catalog)
     assert lookup.paths(ROOT.uri, 1) == [path_of("images/b.jpg"), path_of("labels/b.png")]
     assert lookup.paths(ROOT.uri, 1, 0b10) == [path_of("labels/b.png")]

@@ -1,4 +1,4 @@
-"""Numbers of items outlast relistings: what was listed before keeps its own, what is new gets new ones."""
+"""Item numbers outlast relistings: items that were listed before keep theirs, new items get new ones."""
 
 import time
 
@@ -29,7 +29,7 @@ def numbers(listing: NumberedManifest) -> dict[str, int]:
     return dict(listing.ids_and_numbers())
 
 
-def test_in_the_first_listing_an_items_number_is_its_index() -> None:
+def test_in_the_first_manifest_an_items_number_is_its_index() -> None:
     history = ManifestHistory()
     listing = put_in_force(history, manifest_of("abc"))
     assert numbers(listing) == {"a": 0, "b": 1, "c": 2}
@@ -37,14 +37,14 @@ def test_in_the_first_listing_an_items_number_is_its_index() -> None:
     assert history.end == 3
 
 
-def test_what_was_listed_before_keeps_its_number_and_what_is_new_gets_the_next() -> None:
+def test_an_item_that_was_listed_before_keeps_its_number_and_a_new_one_gets_the_next() -> None:
     history = ManifestHistory()
     put_in_force(history, manifest_of("bdf"))
     assert numbers(put_in_force(history, manifest_of("abcdf"))) == {"b": 0, "d": 1, "f": 2, "a": 3, "c": 4}
     assert history.end == 5
 
 
-def test_a_removed_item_leaves_its_number_to_nobody_and_has_it_again_when_it_comes_back() -> None:
+def test_the_number_of_a_removed_item_is_not_reused_and_the_item_gets_it_back() -> None:
     history = ManifestHistory()
     put_in_force(history, manifest_of("abc"))
     assert numbers(put_in_force(history, manifest_of("ac"))) == {"a": 0, "c": 2}
@@ -54,7 +54,7 @@ def test_a_removed_item_leaves_its_number_to_nobody_and_has_it_again_when_it_com
 
 
 @pytest.mark.parametrize("removed", ["", "c"])
-def test_a_changed_object_keeps_its_number_and_has_its_new_version(removed: str) -> None:
+def test_a_changed_item_keeps_its_number_and_has_its_new_version(removed: str) -> None:
     history = ManifestHistory()
     put_in_force(history, manifest_of("abc"))
     listing = put_in_force(history, manifest_of(sorted(set("abc") - set(removed)), generations={"b": 7}))
@@ -63,7 +63,7 @@ def test_a_changed_object_keeps_its_number_and_has_its_new_version(removed: str)
     assert {version.generation for version in history.versions(0)} == {1}
 
 
-def test_what_is_listed_no_more_is_found_as_it_was_listed_last() -> None:
+def test_an_item_that_is_no_longer_listed_has_its_last_versions() -> None:
     history = ManifestHistory()
     put_in_force(history, manifest_of("ab", generation=1))
     put_in_force(history, manifest_of("ab", generation=2))
@@ -74,7 +74,7 @@ def test_what_is_listed_no_more_is_found_as_it_was_listed_last() -> None:
     assert history.versions(99) == []
 
 
-def test_an_object_is_found_under_its_number_whichever_listing_has_it() -> None:
+def test_an_object_is_found_under_its_number_whichever_manifest_has_it() -> None:
     history = ManifestHistory()
     put_in_force(history, manifest_of("bc"))
     put_in_force(history, manifest_of("abc"))
@@ -83,7 +83,7 @@ def test_an_object_is_found_under_its_number_whichever_listing_has_it() -> None:
     assert history.find_part(ObjectName("pictures", "train/README.md")) is None
 
 
-def test_a_plan_of_an_earlier_listing_still_finds_it() -> None:
+def test_an_earlier_manifest_is_found_by_its_digest() -> None:
     history = ManifestHistory()
     first = put_in_force(history, manifest_of("ab"))
     second = put_in_force(history, manifest_of("abc"))
@@ -92,7 +92,7 @@ def test_a_plan_of_an_earlier_listing_still_finds_it() -> None:
     assert history.find_manifest("of another") is None
 
 
-def test_an_earlier_listing_that_comes_late_never_counts_as_the_newest() -> None:
+def test_an_earlier_manifest_that_is_added_late_is_never_the_newest() -> None:
     history = ManifestHistory()
     newest = put_in_force(history, manifest_of("bc", generation=2))
     earlier = history.assign_numbers(manifest_of("abd", generation=1))
@@ -104,7 +104,7 @@ def test_an_earlier_listing_that_comes_late_never_counts_as_the_newest() -> None
     assert numbers(put_in_force(history, manifest_of("cde")))["e"] == 4
 
 
-def test_numbering_changes_nothing_before_the_listing_is_taken() -> None:
+def test_assigning_numbers_changes_nothing_until_the_manifest_is_added() -> None:
     history = ManifestHistory()
     put_in_force(history, manifest_of("ab"))
     history.assign_numbers(manifest_of("abc"))
@@ -112,7 +112,7 @@ def test_numbering_changes_nothing_before_the_listing_is_taken() -> None:
     assert numbers(put_in_force(history, manifest_of("abd")))["d"] == 2
 
 
-def test_the_newest_two_listings_are_kept_and_those_in_use_and_no_other() -> None:
+def test_only_the_newest_two_manifests_and_those_in_use_are_kept() -> None:
     history = ManifestHistory()
     listings = [put_in_force(history, manifest_of("abc", generation=generation)) for generation in range(1, 7)]
     prune(history, listings[1])
@@ -122,8 +122,8 @@ def test_the_newest_two_listings_are_kept_and_those_in_use_and_no_other() -> Non
     assert history.superseded([]) == []
 
 
-def test_what_is_listed_no_more_keeps_its_number_when_its_listing_is_given_up() -> None:
-    """Its files may still be here, and have to be found to be dropped; or it comes back."""
+def test_an_item_that_is_no_longer_listed_keeps_its_number_when_its_manifest_is_discarded() -> None:
+    """Its files may still be cached, and must be found to be evicted. Or it may be listed again."""
     history = ManifestHistory()
     for generation, ids in enumerate(["abc", "abc", "ac", "c", "cd"], 1):
         put_in_force(history, manifest_of(ids, generation=generation))
@@ -135,7 +135,7 @@ def test_what_is_listed_no_more_keeps_its_number_when_its_listing_is_given_up() 
     assert numbers(put_in_force(history, manifest_of("bcd", generation=6))) == {"b": 1, "c": 2, "d": 3}
 
 
-def test_relistings_without_end_keep_no_more_than_what_is_told_apart() -> None:
+def test_the_number_of_kept_manifests_does_not_grow_with_relistings() -> None:
     history = ManifestHistory()
     for generation in range(1, 30):
         put_in_force(history, manifest_of("abcdef"[: 1 + generation % 6], generation=generation))
@@ -144,7 +144,7 @@ def test_relistings_without_end_keep_no_more_than_what_is_told_apart() -> None:
     assert history.end == 6
 
 
-def test_a_listing_of_the_same_items_takes_no_memory_for_their_numbers() -> None:
+def test_a_manifest_of_the_same_items_takes_no_memory_for_their_numbers() -> None:
     history = ManifestHistory()
     put_in_force(history, manifest_of("bd"))
     first, second = (put_in_force(history, manifest_of("abcd", generation=generation)) for generation in (2, 3))
@@ -173,7 +173,7 @@ def test_through_any_relistings_an_item_has_one_number_and_a_number_one_item(lis
 
 
 def test_a_relisting_of_the_same_items_costs_next_to_nothing() -> None:
-    """Every hour, and a million items would take a second."""
+    """A data root is listed every hour, and to number a million items takes a second."""
     history = ManifestHistory()
     ids = [f"{i:06}" for i in range(20_000)]
     put_in_force(history, manifest_of(ids))

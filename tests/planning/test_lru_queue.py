@@ -1,4 +1,4 @@
-"""A queue in which only an item's last use counts, against the obvious one: a dictionary."""
+"""The LRU queue, compared with the obvious one: a dictionary."""
 
 import itertools
 import time
@@ -13,7 +13,7 @@ from gcs_prefetchd.planning.lru_queue import LRUQueue
 
 
 def drained(queue: LRUQueue) -> list[tuple[int, float]]:
-    """What is in the queue, oldest first; it is empty afterwards."""
+    """Empty the queue; returns its items, oldest first."""
     found = []
     while (oldest := queue.oldest()) is not None:
         found.append(oldest)
@@ -34,7 +34,7 @@ def test_the_item_used_least_recently_is_the_oldest() -> None:
     assert drained(queue) == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
 
-def test_an_item_that_was_removed_comes_back_with_its_next_use() -> None:
+def test_a_removed_item_returns_with_its_next_use() -> None:
     queue = LRUQueue(10)
     queue.use(3, 0.0)
     queue.use(4, 1.0)
@@ -46,7 +46,7 @@ def test_an_item_that_was_removed_comes_back_with_its_next_use() -> None:
     assert drained(queue) == [(4, 1.0), (3, 2.0)]
 
 
-def test_what_was_taken_and_is_put_back_is_the_oldest_again_with_its_time() -> None:
+def test_items_that_are_put_back_are_the_oldest_again_with_their_last_use() -> None:
     queue = LRUQueue(10)
     for now_s, item in enumerate([0, 1, 0, 2, 3, 2, 4]):
         queue.use(item, float(now_s))
@@ -56,7 +56,7 @@ def test_what_was_taken_and_is_put_back_is_the_oldest_again_with_its_time() -> N
     assert drained(queue) == [*taken, (2, 5.0), (4, 6.0)]
 
 
-def test_all_of_a_queue_may_be_taken_and_put_back() -> None:
+def test_all_items_of_a_queue_may_be_removed_and_put_back() -> None:
     queue = LRUQueue(3)
     for item in range(3):
         queue.use(item, 1.0)
@@ -76,7 +76,7 @@ def taken_from(queue: LRUQueue, count: int) -> list[tuple[int, float]]:
     return taken
 
 
-def test_who_comes_in_with_a_new_set_counts_as_used_before_all_others() -> None:
+def test_items_that_enter_with_set_members_count_as_used_before_all_others() -> None:
     queue = LRUQueue(6)
     for item in (4, 2, 0):
         queue.use(item, 7.0)
@@ -84,7 +84,7 @@ def test_who_comes_in_with_a_new_set_counts_as_used_before_all_others() -> None:
     assert drained(queue) == [(1, 0.0), (3, 0.0), (4, 7.0), (0, 7.0)]
 
 
-def test_room_for_more_items_keeps_what_is_there() -> None:
+def test_growing_keeps_the_items_in_the_queue() -> None:
     queue = LRUQueue(2)
     queue.use(1, 1.0)
     queue.grow(5)
@@ -107,7 +107,7 @@ steps = st.lists(
 
 
 @given(steps)
-def test_it_says_what_a_dictionary_in_order_of_use_says(steps: list[tuple[str, int]]) -> None:
+def test_the_queue_agrees_with_a_dictionary_in_order_of_use(steps: list[tuple[str, int]]) -> None:
     items, clock = 10, itertools.count(1)
     queue, model = LRUQueue(items), dict[int, float]()
 
@@ -152,7 +152,7 @@ def test_it_says_what_a_dictionary_in_order_of_use_says(steps: list[tuple[str, i
 
 
 @pytest.mark.parametrize("items", [1, 1000])
-def test_a_queue_that_is_used_without_end_takes_no_more_room(items: int) -> None:
+def test_a_queue_does_not_grow_with_uses(items: int) -> None:
     queue = LRUQueue(items)
     for step in range(20 * items):
         queue.use(step % items, float(step))
@@ -165,7 +165,7 @@ def test_a_use_costs_the_same_among_few_items_and_among_many() -> None:
 
 
 def test_putting_back_costs_the_same_among_few_items_and_among_many() -> None:
-    """A prefetch that finds no room does it, with every report of the readers."""
+    """A prefetch that finds no space does it, with every report of the readers."""
     costs_s = [min(cost_of_putting_back_s(items) for _ in range(3)) for items in (2000, 1_000_000)]
     assert costs_s[1] < 20 * costs_s[0]
 

@@ -1,4 +1,4 @@
-"""Indices that are kept for a while come back as they were, and take next to nothing where they rise."""
+"""Packed indices are unpacked unchanged."""
 
 import numpy as np
 from hypothesis import given
@@ -9,12 +9,12 @@ from support.plans import indices_of
 
 
 @given(st.lists(st.integers(0, 300), max_size=40))
-def test_indices_come_back_as_they_were(indices: list[int]) -> None:
+def test_unpacked_indices_equal_the_packed_ones(indices: list[int]) -> None:
     for some in (indices, sorted(indices), sorted(set(indices))):
         unpacked = PackedIndices(indices_of(some)).unpack()
         assert unpacked.tolist() == some
         assert unpacked.dtype == np.uint32
 
 
-def test_the_largest_index_there_is_comes_back() -> None:
+def test_the_largest_possible_index_can_be_packed() -> None:
     assert PackedIndices(indices_of([7, 0xFFFF_FFFF])).unpack().tolist() == [7, 0xFFFF_FFFF]

@@ -1,4 +1,4 @@
-"""One reader's place in its order, and what is known of its future: tables, and a plain list as the model."""
+"""A reader's position in its order, and what is known of its future: tables, and a plain list as the model."""
 
 import time
 from collections.abc import Sequence
@@ -28,18 +28,18 @@ def stream_of(
 
 
 def places(stream: Stream, *items: int) -> list[int | None]:
-    """Where each item will be read next, as far as that is known."""
+    """The next place of each item; None if it is unknown."""
     return [None if (place := stream.next_place(item)) == NEVER else place for item in items]
 
 
 # The order
 
 
-def test_every_item_of_the_epoch_has_its_place_and_no_other_item_has_one() -> None:
+def test_each_item_of_the_epoch_has_its_place_and_no_other_item_has_one() -> None:
     assert places(stream_of([4, 2, 9]), 4, 2, 9, 5) == [0, 1, 2, None]
 
 
-def test_an_item_that_comes_twice_is_read_twice() -> None:
+def test_an_item_that_occurs_several_times_is_read_as_often() -> None:
     stream = stream_of([4, 4, 2, 4])
     assert [(places(stream, 4), stream.mark_read(4)) for _ in range(4)] == [
         ([0], True),
@@ -50,20 +50,20 @@ def test_an_item_that_comes_twice_is_read_twice() -> None:
     assert (stream.position, stream.first_unread, stream.front) == (3, 2, 4)
 
 
-def test_an_order_without_repetitions_keeps_no_list_of_them() -> None:
+def test_an_order_without_repetitions_stores_none() -> None:
     assert epoch_of([4, 2, 9]).following is None
     assert epoch_of([]).following is None
     assert epoch_of([4, 2, 4]).following is not None
 
 
-def test_an_empty_epoch_has_ended() -> None:
+def test_an_empty_epoch_is_finished() -> None:
     stream = stream_of([])
     assert stream.is_finished
     assert not stream.mark_read(1)
     assert stream.extend_known(10) == []
 
 
-def test_a_resumed_epoch_begins_where_it_was_left() -> None:
+def test_a_resumed_epoch_starts_at_its_position() -> None:
     stream = stream_of([4, 2, 9, 2], position=2)
     assert (stream.position, stream.first_unread, stream.front, stream.planned_end, len(stream)) == (2, 2, 2, 2, 4)
     assert places(stream, 4, 2, 9) == [None, 3, 2]
@@ -73,14 +73,14 @@ def test_a_resumed_epoch_begins_where_it_was_left() -> None:
     assert stream.is_finished
 
 
-def test_an_epoch_that_was_left_at_its_end_has_ended() -> None:
+def test_an_epoch_that_is_resumed_at_its_end_is_finished() -> None:
     assert stream_of([4, 2], position=2).is_finished
 
 
 # Reads
 
 
-def test_reads_may_come_out_of_order() -> None:
+def test_reads_may_be_out_of_order() -> None:
     stream = stream_of([4, 2, 9, 1])
     assert stream.mark_read(9)
     assert (stream.position, stream.first_unread, stream.front) == (1, 0, 3)
@@ -90,7 +90,7 @@ def test_reads_may_come_out_of_order() -> None:
     assert (stream.position, stream.first_unread, stream.front) == (3, 3, 3)
 
 
-def test_a_read_of_nothing_that_is_awaited_is_none_of_this_stream() -> None:
+def test_a_read_of_an_item_without_an_unread_place_is_not_counted() -> None:
     stream = stream_of([4, 2])
     assert not stream.mark_read(5)
     assert stream.mark_read(4)
@@ -107,14 +107,14 @@ def test_one_lost_report_leaves_half_of_the_window_ahead_of_the_reader() -> None
 
 
 @pytest.mark.parametrize("endless", [False, True])
-def test_one_lost_report_hides_nothing_of_the_future(endless: bool) -> None:
+def test_one_lost_report_does_not_limit_what_is_known(endless: bool) -> None:
     stream = stream_of(range(20), upcoming=range(20), endless=endless)
     for item in range(1, 19):
         stream.mark_read(item)
     assert 1 in stream.extend_known(5)
 
 
-def test_a_lost_report_is_made_up_for_by_the_next_epoch() -> None:
+def test_the_next_epoch_makes_up_for_a_lost_report() -> None:
     stream = stream_of([4, 2, 9])
     stream.mark_read(2)
     stream.mark_read(9)
@@ -138,7 +138,7 @@ def test_the_head_of_the_next_epoch_is_known_as_far_as_the_window_reaches() -> N
     stream = stream_of([4, 2, 9], upcoming=[4, 9, 2])
     stream.mark_read(4)
     stream.mark_read(2)
-    assert stream.extend_known(3) == [4]  # 9 comes there too, and before that in this epoch
+    assert stream.extend_known(3) == [4]  # 9 occurs there, too, but before that in this epoch
     assert stream.known_end == 5
     assert places(stream, 4, 9, 2) == [3, 2, None]
     stream.mark_read(9)
@@ -148,7 +148,7 @@ def test_the_head_of_the_next_epoch_is_known_as_far_as_the_window_reaches() -> N
     assert [stream.item_at(place) for place in range(6)] == [4, 2, 9, 4, 9, 2]
 
 
-def test_the_window_reaches_no_further_than_the_next_epochs_end() -> None:
+def test_the_window_ends_at_the_next_epochs_end() -> None:
     stream = stream_of([4, 2, 9], upcoming=[2, 9])
     stream.extend_known(100)
     assert stream.known_end == 5
@@ -159,7 +159,7 @@ def test_an_endless_stream_is_known_one_length_ahead() -> None:
     stream = stream_of([4, 2, 4, 9], upcoming=[2, 2, 9, 4], endless=True)
     assert stream.extend_known(1) == []
     stream.mark_read(4)
-    assert stream.extend_known(1) == []  # 2 comes in this epoch first
+    assert stream.extend_known(1) == []  # 2 occurs in this epoch first
     assert stream.known_end == 5
     stream.mark_read(2)
     assert places(stream, 2) == [4]
@@ -169,7 +169,7 @@ def test_an_endless_stream_is_known_one_length_ahead() -> None:
     assert places(stream, 4) == [None]  # its place is beyond what is known
 
 
-def test_what_was_known_of_the_next_epoch_is_the_same_when_it_begins() -> None:
+def test_the_known_places_of_the_next_epoch_are_the_same_when_it_starts() -> None:
     current, following = epoch_of([4, 2, 9]), epoch_of([9, 4, 2], 1)
     stream = Stream("s", "job", current)
     stream.set_next_epoch(following)
@@ -182,7 +182,7 @@ def test_what_was_known_of_the_next_epoch_is_the_same_when_it_begins() -> None:
     assert stream.next_epoch is None
 
 
-def test_a_reader_that_goes_on_before_its_next_plan_comes_is_followed() -> None:
+def test_reads_of_the_next_epoch_count_before_its_plan_arrives() -> None:
     stream = stream_of([4, 2], upcoming=[2, 4])
     for item in (4, 2):
         stream.mark_read(item)
@@ -191,7 +191,7 @@ def test_a_reader_that_goes_on_before_its_next_plan_comes_is_followed() -> None:
     assert stream.first_unread == 3
 
 
-def test_new_numbers_have_no_place() -> None:
+def test_new_item_numbers_have_no_place() -> None:
     stream = stream_of([4, 2])
     stream.grow(ITEMS + 5)
     assert places(stream, ITEMS + 4, 4, 2) == [None, 0, 1]
@@ -202,7 +202,7 @@ def test_new_numbers_have_no_place() -> None:
 # Planning
 
 
-def test_what_was_lost_is_planned_again_from_where_it_will_be_read() -> None:
+def test_a_lost_item_is_planned_again_from_its_next_place() -> None:
     stream = stream_of([4, 2, 9, 1])
     stream.planned_end = 4
     stream.plan_again(2)
@@ -210,7 +210,7 @@ def test_what_was_lost_is_planned_again_from_where_it_will_be_read() -> None:
 
 
 @pytest.mark.parametrize("item", [4, 9, 7])
-def test_what_is_read_or_not_yet_planned_or_unknown_is_not_planned_again(item: int) -> None:
+def test_an_item_that_is_read_or_not_planned_yet_or_unknown_is_not_planned_again(item: int) -> None:
     stream = stream_of([4, 2, 9])
     stream.planned_end = 2
     stream.mark_read(4)
@@ -218,7 +218,7 @@ def test_what_is_read_or_not_yet_planned_or_unknown_is_not_planned_again(item: i
     assert stream.planned_end == 2
 
 
-def test_the_time_until_a_read_is_the_way_to_it_at_the_rate_of_late() -> None:
+def test_the_time_until_a_place_is_its_distance_at_the_current_rate() -> None:
     stream = stream_of(range(20))
     for step in range(11):
         stream.rate.add(2, step / 10)
@@ -238,7 +238,7 @@ def test_the_time_until_a_read_is_the_way_to_it_at_the_rate_of_late() -> None:
     st.booleans(),
     st.lists(st.one_of(st.integers(0, ITEMS - 1), st.tuples(st.integers(0, 30))), max_size=60),
 )
-def test_it_says_what_a_list_of_unread_places_says(
+def test_a_stream_agrees_with_a_list_of_unread_places(
     order: list[int], following: list[int], position: int, endless: bool, steps: list[int | tuple[int]]
 ) -> None:
     position = min(position, len(order))
@@ -274,7 +274,7 @@ def test_it_says_what_a_list_of_unread_places_says(
     st.lists(st.integers(0, 3), min_size=ITEMS, max_size=ITEMS),
     st.tuples(st.integers(0, 50), st.integers(0, 50)),
 )
-def test_what_is_here_is_found_at_the_place_where_it_is_read_next(
+def test_cached_items_are_found_at_their_next_places(
     order: list[int], read: list[int], present: list[int], ends: tuple[int, int]
 ) -> None:
     stream = stream_of(order, upcoming=order[::-1])
@@ -294,7 +294,7 @@ def test_what_is_here_is_found_at_the_place_where_it_is_read_next(
 
 
 def test_a_read_costs_the_same_in_a_small_epoch_and_in_a_large_one() -> None:
-    """Thousands of reads a second are noted on the event loop."""
+    """The event loop marks thousands of reads a second."""
     costs_s = [min(cost_of_reads_s(items) for _ in range(3)) for items in (2000, 1_000_000)]
     assert costs_s[1] < 20 * costs_s[0]
 
@@ -310,7 +310,7 @@ def cost_of_reads_s(items: int) -> float:
 
 
 @pytest.mark.parametrize("endless", [False, True])
-def test_a_stream_takes_few_bytes_for_each_item(endless: bool) -> None:
+def test_a_stream_takes_few_bytes_an_item(endless: bool) -> None:
     items = 100_000
     order = np.random.default_rng(0).integers(items, size=items) if endless else np.random.default_rng(0).permutation(items)
     epoch = Epoch.from_order(0, order.astype(np.uint32), items)
