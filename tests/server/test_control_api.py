@@ -4,7 +4,6 @@ import asyncio
 import signal
 import stat
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 from gcs_prefetchd.service.daemon import Daemon
 from gcs_prefetchd.shared.checksums import read_checked
-from gcs_prefetchd.shared.daemon_client import DaemonClient
+from gcs_prefetchd.shared.daemon_client import DaemonClient, short_address
 from gcs_prefetchd.shared.errors import DaemonUnavailableError, ProtocolError
 from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.manifest import build_manifest, load_manifest
@@ -27,7 +26,7 @@ TIMEOUT_S = 20.0
 HOLD_A_LEASE = """
 import sys
 from pathlib import Path
-from gcs_prefetchd.shared.daemon_client import DaemonClient
+from gcs_prefetchd.shared.daemon_client import DaemonClient, short_address
 lease = DaemonClient(Path(sys.argv[1])).lease(sys.argv[2])
 print("held", flush=True)
 sys.stdin.read()
@@ -207,16 +206,20 @@ async def test_a_job_ends_when_its_process_is_killed(daemon: Daemon, client: Dae
 
 
 async def test_a_daemon_that_stops_ends_its_leases_at_once(gcs: GCSServer, tmp_path: Path) -> None:
+    """Each lease gets its response. A daemon that waited for the readers would cancel them in the end, without a response."""
     put_items(gcs, 1)
     async with running(make_settings(tmp_path / "cache", gcs.url)) as daemon:
+        with short_address(daemon.directory.socket) as address:
+            response, request = await asyncio.open_unix_connection(address)
+        request.write(b"GET /v1/lease?job=raw HTTP/1.1\r\nHost: localhost\r\n\r\n")
         with closing(DaemonClient(daemon.directory.path)) as client:
             lease = await asyncio.to_thread(client.lease, "job")
             await asyncio.to_thread(client.status)
             assert lease.is_held
-            started_s = time.monotonic()
-    assert time.monotonic() - started_s < 0.9  # it does not wait until the readers close them
+    assert (await asyncio.wait_for(response.read(), TIMEOUT_S)).startswith(b"HTTP/1.1 200 ")
     assert not lease.is_held
     lease.close()
+    request.close()
 
 
 async def test_a_report_with_a_name_that_is_not_an_object_is_rejected(client: DaemonClient) -> None:
