@@ -108,11 +108,11 @@ def _stop(pid: int, running: _Running, thread: threading.Thread) -> None:
 
 async def _fetch_all(requests: Iterator[Uris], concurrency: int, queue: "janus.Queue[Fetched | Exception]") -> None:
     in_flight: deque[tuple[Uris, asyncio.Task[list[bytes]]]] = deque()
-    async with GCSClient(_access(), connections=min(2 * concurrency, MAX_CONNECTIONS), deadline_s=DEADLINE_S) as origin:
+    async with GCSClient(_access(), connections=min(2 * concurrency, MAX_CONNECTIONS), deadline_s=DEADLINE_S) as client:
         try:
             while True:
                 for uris in islice(requests, concurrency - len(in_flight)):
-                    in_flight.append((uris, asyncio.create_task(_read_all(origin, uris))))
+                    in_flight.append((uris, asyncio.create_task(_read_all(client, uris))))
                 if not in_flight:
                     return
                 uris, task = in_flight.popleft()
@@ -124,10 +124,10 @@ async def _fetch_all(requests: Iterator[Uris], concurrency: int, queue: "janus.Q
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _read_all(origin: GCSClient, uris: Uris) -> list[bytes]:
+async def _read_all(client: GCSClient, uris: Uris) -> list[bytes]:
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(origin.read(parse_object_uri(uri))) for uri in uris]
+            tasks = [group.create_task(client.read(parse_object_uri(uri))) for uri in uris]
     except ExceptionGroup as group_of_errors:
         raise group_of_errors.exceptions[0] from None
     return [task.result()[1] for task in tasks]

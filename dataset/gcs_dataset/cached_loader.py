@@ -34,7 +34,7 @@ class CachedLoader:
 
     It reads and verifies cached files, and demands the others from the daemon. If the daemon is absent, needs longer than
     `demand_timeout_s` or fails, `fallback` reads the object from GCS, with one warning. So every read that GCS could serve
-    succeeds, whatever the daemon does. Any process can have a copy: each process makes its own connections and threads. `job`
+    succeeds, whatever the daemon does. Any process can have a copy: each process opens its own connections and threads. `job`
     (a random id) ties the reports of all copies together. `close()` is optional: the last report is also sent when the process
     exits.
 
@@ -99,7 +99,7 @@ class CachedLoader:
         return [image for image in images if image is not None]
 
     def close(self) -> None:
-        """Send the last report and close this process's connections; a later read makes new ones."""
+        """Send the last report and close this process's connections; a later read opens new ones."""
         connections = self._by_process.pop(os.getpid(), None)
         if connections is not None:
             connections.reporter.close()

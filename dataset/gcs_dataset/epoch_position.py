@@ -23,13 +23,13 @@ class EpochState(Enum):
     """Which epoch the next iteration of a sampler reads: the current one, from its position on, or the one after it."""
 
     PENDING = "pending"
-    """The current one. If nothing is left of it, its first iterator yields nothing, and the next one is of the next epoch."""
+    """The current one. If nothing is left of it, its first iterator yields nothing, and the one after is the next epoch's."""
 
     REQUESTED = "requested"
     """The current one, because `set_epoch` named it: every iterator yields what is left of it, even if that is nothing."""
 
     EXHAUSTED = "exhausted"
-    """The next one: nothing is left of the current one, and an iterator that yields nothing was made for it."""
+    """The next one: nothing is left of the current one, and an iterator that yields nothing was created for it."""
 
     STARTED = "started"
     """The next one: the current one is being read, or was."""
@@ -40,7 +40,7 @@ TRANSITIONS: Mapping[EpochState, frozenset[EpochState]] = {
     EpochState.PENDING: frozenset({
         EpochState.PENDING,
         EpochState.REQUESTED,
-        EpochState.EXHAUSTED,  # an iterator is made, and nothing is left
+        EpochState.EXHAUSTED,  # an iterator is created, and nothing is left
         EpochState.STARTED,  # the iterator's first index is taken
     }),
     EpochState.REQUESTED: frozenset({
@@ -49,12 +49,12 @@ TRANSITIONS: Mapping[EpochState, frozenset[EpochState]] = {
         EpochState.STARTED,  # the iterator's first index is taken
     }),
     EpochState.EXHAUSTED: frozenset({
-        EpochState.PENDING,  # another iterator is made: it is the next epoch's
+        EpochState.PENDING,  # another iterator is created, for the next epoch
         EpochState.REQUESTED,
-        EpochState.STARTED,  # the iterator that was made is asked for its first index
+        EpochState.STARTED,  # that iterator's first index is requested
     }),
     EpochState.STARTED: frozenset({
-        EpochState.PENDING,  # an iterator is made, or one that was made before is used again: it is the next epoch's
+        EpochState.PENDING,  # an iterator is created, or an earlier one is used, for the next epoch
         EpochState.REQUESTED,
     }),
 }  # fmt: skip

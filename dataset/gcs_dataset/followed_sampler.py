@@ -88,7 +88,7 @@ class FollowedSampler(Sampler[Any]):
             set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Any]:
-        # A generator: DataLoader makes iterators that it never uses, and a sampler may draw random numbers for each.
+        # A generator: DataLoader creates iterators that it never uses, and a sampler may draw random numbers for each.
         yielded = list(islice(self.sampler, self._most_items + 1))
         if len(yielded) > self._most_items:
             raise SettingsError(f"sampler yields more than {self._most_items} times; an endless sampler cannot be followed")

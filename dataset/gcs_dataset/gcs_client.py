@@ -121,10 +121,10 @@ def call_with_retries(what: str, call: Callable[[], T], deadline_s: float) -> T:
             f"{what}: gave up after {deadline_s:g} s and {len(causes)} attempts; last: {causes[-1]}"
         ) from exc
     except Exception as exc:
-        ours = _converted_error(what, exc)
-        if ours is None:
+        converted = _converted_error(what, exc)
+        if converted is None:
             raise
-        raise ours from exc
+        raise converted from exc
     return result
 
 

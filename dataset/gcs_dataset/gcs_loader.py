@@ -63,7 +63,7 @@ def _download(name: ObjectName, user_project: str | None) -> bytes:
     # client.bucket() sends no request; get_bucket() would send one, and needs a permission that readers often lack.
     blob = storage_client().bucket(name.bucket, user_project=user_project).blob(name.name)
     # Stored bytes, so that a hit and a miss are the same. The library's own retries are off: call_with_retries has its own. Its
-    # check is off as well: it raises ValueError for a header without a "=", and accepts a response with an invalid hash.
+    # check is off as well: it raises ValueError for a header without a "=", and finds no other hash for an invalid one.
     data: bytes = blob.download_as_bytes(raw_download=True, checksum=None, retry=None, timeout=SOCKET_TIMEOUT_S)
     _check(data, blob)
     return data

@@ -76,7 +76,7 @@ class PlannedSampler(Sampler[int]):
 
     @property
     def kind(self) -> str:
-        """How an epoch's order is made, as `epoch_order.plan_order` names it."""
+        """How an epoch's order is computed, as `epoch_order.plan_order` names it."""
         return "endless" if self.replacement else "shuffled" if self.shuffle else "listed"
 
     @property
@@ -130,8 +130,8 @@ class PlannedSampler(Sampler[int]):
         if self.has_started:
             self._move_to(Position(self._start.epoch + 1))
         elif self.remaining == 0 and self._state is not EpochState.REQUESTED:
-            # A state from an epoch's very end was loaded. The iteration that resumes it yields nothing. But DataLoaders make
-            # iterators that they never use, and a caller who asks for another one wants the next epoch.
+            # A state from an epoch's very end was loaded. The iteration that resumes it yields nothing. But DataLoaders
+            # create iterators that they never use, and a caller who asks for another one wants the next epoch.
             if self._state is EpochState.EXHAUSTED:
                 self._move_to(Position(self._start.epoch + 1))
             if self.remaining == 0:
@@ -182,7 +182,7 @@ class PlannedSampler(Sampler[int]):
         return not self.has_started
 
     def _take_indices(self) -> Iterator[int]:
-        # A generator: an epoch starts when its first index is taken. DataLoader makes iterators that it never uses.
+        # A generator: an epoch starts when its first index is taken. DataLoader creates iterators that it never uses.
         if self.has_started:
             self._move_to(Position(self._start.epoch + 1))
         self._enter(EpochState.STARTED)

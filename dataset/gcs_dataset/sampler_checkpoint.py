@@ -121,14 +121,14 @@ COMPARISONS = (
         _always,
         SettingsError,
         "it was saved with {saved.kind!r}, but this sampler has {own.kind!r}",
-        "make the sampler as it was",
+        "create the sampler as it was",
     ),
     Comparison(
         "seed",
         _always,
         SettingsError,
         "it was saved with {saved.seed}, but this sampler has {own.seed}",
-        "make the sampler as it was",
+        "create the sampler as it was",
     ),
 )
 
