@@ -114,7 +114,7 @@ def test_our_own_directory_is_taken_again_with_all_that_is_in_it(tmp_path: Path)
 
 def test_everything_in_it_is_closed_to_other_users(tmp_path: Path) -> None:
     with claimed(tmp_path / "cache") as directory:
-        directory.announce({"pid": 1})
+        directory.write_daemon_file({"pid": 1})
         folders = [directory.path, directory.objects, directory.index, directory.manifests, directory.tmp]
         assert [oct(folder.stat().st_mode & 0o777) for folder in folders] == ["0o750"] * 5
         assert directory.daemon_file.stat().st_mode & 0o777 == 0o640
@@ -251,7 +251,7 @@ def test_what_is_no_socket_where_the_socket_should_be_is_refused_and_left_alone(
     with claimed(tmp_path) as directory:
         make(directory.socket)
     before = directory.socket.lstat()
-    assert refusal(tmp_path) == f"cache directory {tmp_path}: daemon.sock is no socket; move it away"
+    assert refusal(tmp_path) == f"cache directory {tmp_path}: daemon.sock is not a socket; move it away"
     assert directory.socket.lstat() == before
 
 
@@ -300,7 +300,7 @@ def test_leftovers_of_a_crash_are_cleared_whatever_they_are(tmp_path: Path) -> N
     os.mkfifo(tmp / "pipe")
 
     with claimed(tmp_path / "cache"):
-        assert directory.leftovers() == []
+        assert directory.leftover_files() == []
         assert not (tmp / "folder").exists()
     assert (elsewhere / "precious").exists()
 
@@ -314,7 +314,7 @@ def test_subdirectories_are_spread_over_an_ext4_disk(tmp_path: Path) -> None:
         for folder in (directory.objects, directory.tmp):  # a file's inode stays where it was made, which is in tmp/
             flags = subprocess.run(["lsattr", "-d", folder], capture_output=True, text=True, check=True).stdout
             assert "T" in flags.split()[0]
-        made_in = {Path(directory.temporary()).parent for _ in range(1000)}
+        made_in = {Path(directory.new_temp_path()).parent for _ in range(1000)}
     assert len(made_in) > 200
 
 
@@ -326,13 +326,13 @@ def test_a_disk_that_is_not_ext4_does_without_spreading(tmp_path: Path) -> None:
 
 def test_the_announcement_is_whole_or_not_there(tmp_path: Path) -> None:
     with claimed(tmp_path) as directory:
-        directory.announce({"pid": 1})
+        directory.write_daemon_file({"pid": 1})
         before = directory.daemon_file.stat().st_ino
-        directory.announce({"pid": 2})
+        directory.write_daemon_file({"pid": 2})
         assert directory.daemon_file.stat().st_ino != before  # renamed into place, never written there
-        assert directory.leftovers() == []
+        assert directory.leftover_files() == []
         directory.socket.touch()
-        directory.withdraw()
+        directory.remove_daemon_file()
         assert not directory.daemon_file.exists()
         assert not directory.socket.exists()
-        directory.withdraw()
+        directory.remove_daemon_file()

@@ -222,5 +222,5 @@ def test_a_database_that_is_none_gives_way_to_an_empty_one_and_says_so(
 def test_an_index_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
     folder = tmp_path / "index"
     shutil.copy(__file__, folder)  # a file where the folder should be
-    with pytest.raises(CacheWriteError, match=f"index {folder}: cannot be made"):
+    with pytest.raises(CacheWriteError, match=f"index {folder}: cannot be created"):
         DiskIndex(folder)

@@ -12,7 +12,7 @@ import pytest
 from watchdog.events import FileOpenedEvent
 
 from gcs_prefetchd.cache.cache import Cache
-from gcs_prefetchd.cache.file_watcher import AT_A_TIME, QUEUE_LENGTH, FileWatcher
+from gcs_prefetchd.cache.file_watcher import BATCH_EVENTS, QUEUE_LENGTH, FileWatcher
 from gcs_prefetchd.cache.observer import LeastRecentlyUsed
 from support.caches import content, file_of, names_in, observer_of, open_descriptors, path_of, put, run_script
 
@@ -171,7 +171,7 @@ async def test_a_burst_of_opens_leaves_the_event_loop_its_turns(cache: Cache) ->
         while not queue.empty():
             await asyncio.sleep(0)
             turns += 1
-    assert turns >= QUEUE_LENGTH // AT_A_TIME
+    assert turns >= QUEUE_LENGTH // BATCH_EVENTS
 
 
 async def test_opens_in_great_number_all_count(cache: Cache) -> None:
@@ -267,5 +267,5 @@ def test_with_too_few_watches_the_rescan_finds_what_changes_and_a_warning_says_s
     done = run_script(TOO_FEW, tmp_path / "few", limit, value, prefix=UNSHARE)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{tmp_path}/few/objects: {warning}")
-    assert "a rescan finds what changes there. Raise fs.inotify.max_user_watches" in done.stdout
+    assert "a rescan finds the changes. Raise fs.inotify.max_user_watches" in done.stdout
     assert done.stdout.count("\n") == 1

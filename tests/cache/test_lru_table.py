@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from gcs_prefetchd.cache.lru_table import LARGE, LONGEST_NAME_BYTES, LRUTable
+from gcs_prefetchd.cache.lru_table import LARGE, MAX_NAME_BYTES, LRUTable
 from gcs_prefetchd.shared.checksums import Stamp
 
 A, B, C = Stamp(1, 10, 0xA), Stamp(2, 20, 0xB), Stamp(3, 30, 0xC)
@@ -75,7 +75,7 @@ class LikeADict(RuleBasedStateMachine):
         assert in_order(self.entries) == list(self.model)
         for path, stamp in self.model.items():
             slot = self.entries.slot(path)
-            assert 0 < slot < self.entries.slots
+            assert 0 < slot < self.entries.slot_limit
             assert (self.entries.path_at(slot), self.entries.stamp_at(slot)) == (path, stamp)
 
 
@@ -106,7 +106,7 @@ def test_what_is_gone_makes_room_for_what_comes() -> None:
         if number >= 500:
             entries.pop(f"epoch-{(number - 500) // 1000}/{number - 500:07}.jpg")
     assert len(entries) == 500
-    assert entries.slots <= 502
+    assert entries.slot_limit <= 502
     assert len(entries._names._bytes) <= 1 << 16
     assert len(entries._folders.names) <= 2
     assert sum(map(len, entries._tables)) <= 8 * len(entries._tables)
@@ -134,7 +134,7 @@ def test_pages_that_nobody_turned_to_the_end_leave_no_trace() -> None:
     pages = entries.pages(1)
     assert next(pages) == ["a"]
     pages.close()
-    assert entries.slots == 3
+    assert entries.slot_limit == 3
     assert entries.put("b", B) == 2
 
 
@@ -142,7 +142,7 @@ def test_what_is_not_marked_is_told_of_and_what_came_later_is_not() -> None:
     entries = LRUTable()
     for path, stamp in (("a", A), ("b", B), ("c", C)):
         entries.put(path, stamp)
-    marks = bytearray(entries.slots)
+    marks = bytearray(entries.slot_limit)
     marks[entries.slot("b")] = 1
     entries.pop("c")
     entries.put("late", A)  # in the slot of what has gone
@@ -150,10 +150,10 @@ def test_what_is_not_marked_is_told_of_and_what_came_later_is_not() -> None:
     assert [entries.path_at(slot) for slot in entries.unmarked(marks)] == ["a", "late"]
 
 
-@pytest.mark.parametrize("path", ["", "b/", f"b/{'x' * (LONGEST_NAME_BYTES + 1)}", f"b/{'é' * 128}"])
+@pytest.mark.parametrize("path", ["", "b/", f"b/{'x' * (MAX_NAME_BYTES + 1)}", f"b/{'é' * 128}"])
 def test_what_can_be_no_file_is_not_held(path: str) -> None:
     entries = LRUTable()
-    with pytest.raises(ValueError, match="no path of a file"):
+    with pytest.raises(ValueError, match="not a valid path of a file"):
         entries.put(path, A)
     assert path not in entries
     assert in_order(entries) == []
@@ -161,7 +161,7 @@ def test_what_can_be_no_file_is_not_held(path: str) -> None:
 
 def test_the_longest_name_is_held() -> None:
     entries = LRUTable()
-    path = "b/" + "x" * LONGEST_NAME_BYTES
+    path = "b/" + "x" * MAX_NAME_BYTES
     entries.put(path, A)
     assert in_order(entries) == [path]
 

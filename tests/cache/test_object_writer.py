@@ -42,7 +42,7 @@ async def fetch(cache: Cache, gcs: GCSServer, name: str, version: ObjectVersion 
 
 
 async def assert_nothing_left(cache: Cache) -> None:
-    assert cache.directory.leftovers() == []
+    assert cache.directory.leftover_files() == []
     assert (cache.capacity.reserved_bytes, cache.bytes, len(cache)) == (0, 0, 0)
     assert await cache.check() == []
 
@@ -233,7 +233,7 @@ async def main():
             await put(cache, "a.jpg", content(1, 300_000))
         except CacheWriteError as exc:
             print(exc)
-        print(cache.directory.leftovers(), cache.capacity.reserved_bytes)
+        print(cache.directory.leftover_files(), cache.capacity.reserved_bytes)
 
 asyncio.run(main())
 """

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gcs_prefetchd.cache.page_cache import MOST_WAITING, ReadAhead
+from gcs_prefetchd.cache.page_cache import MAX_WAITING, ReadAhead
 from gcs_prefetchd.shared.paths import cache_path
 from gcs_prefetchd.testing import GCSServer
 from support.daemons import DATA_ROOT, make_settings, put_items, running
@@ -72,7 +72,7 @@ async def test_what_is_wanted_is_read_into_memory(tmp_path: Path) -> None:
     for path in paths:
         write_and_forget(tmp_path / path)
     async with reading_ahead(tmp_path) as read_ahead:
-        read_ahead.want(paths)
+        read_ahead.enqueue(paths)
         await until_in_memory([tmp_path / path for path in paths])
 
 
@@ -82,7 +82,7 @@ async def test_files_that_are_gone_or_are_none_hold_up_nothing(tmp_path: Path) -
     (tmp_path / "link").symlink_to("/dev/zero")
     (tmp_path / "folder").mkdir()
     async with reading_ahead(tmp_path) as read_ahead:
-        read_ahead.want(["absent", "pipe", "link", "folder", "a.jpg/b", "a.jpg"])
+        read_ahead.enqueue(["absent", "pipe", "link", "folder", "a.jpg/b", "a.jpg"])
         await until_in_memory([tmp_path / "a.jpg"])
 
 
@@ -90,7 +90,7 @@ async def test_what_has_fallen_too_far_behind_is_left_to_its_reader(tmp_path: Pa
     write_and_forget(tmp_path / "first.jpg")
     write_and_forget(tmp_path / "last.jpg")
     async with reading_ahead(tmp_path) as read_ahead:
-        read_ahead.want(["first.jpg", *["absent"] * (MOST_WAITING - 1), "last.jpg"])
+        read_ahead.enqueue(["first.jpg", *["absent"] * (MAX_WAITING - 1), "last.jpg"])
         await until_in_memory([tmp_path / "last.jpg"])
     assert not in_memory(tmp_path / "first.jpg")
 

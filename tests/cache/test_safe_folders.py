@@ -23,7 +23,7 @@ def objects(tmp_path: Path) -> Path:
 def test_folders_that_are_there_or_can_be_made_are_good(path: str, objects: Path) -> None:
     folders = SafeFolders(objects)
     folders.check(path)
-    folders.make(path)
+    folders.make_parents(path)
     folders.check(path)
     assert (objects / path).parent.is_dir()
 
@@ -52,5 +52,5 @@ def test_nothing_is_checked_or_made_in_a_directory_that_is_not_ours(objects: Pat
     with pytest.raises(OSError, match="not ours"):
         folders.check("pictures/train/a.jpg")
     with pytest.raises(OSError, match="not ours"):
-        folders.make("pictures/new/a.jpg")
+        folders.make_parents("pictures/new/a.jpg")
     assert not (objects / "pictures/new").exists()

@@ -89,7 +89,7 @@ async def disk_threads_rest(cache: Cache) -> None:
 async def assert_nothing_left(cache: Cache, descriptors: set[str]) -> None:
     await disk_threads_rest(cache)
     assert cache.capacity.reserved_bytes == 0
-    assert cache.directory.leftovers() == []
+    assert cache.directory.leftover_files() == []
     assert descriptors_in(cache.directory.path) == descriptors
     assert await cache.check() == []
 

@@ -201,4 +201,4 @@ async def test_a_download_that_ends_early_leaves_nothing_counted_as_written(smal
             await writer.write(data)
             assert cache.capacity.written_bytes == len(data)
         assert (cache.capacity.written_bytes, cache.capacity.reserved_bytes) == (0, 0)
-        assert cache.directory.leftovers() == []
+        assert cache.directory.leftover_files() == []

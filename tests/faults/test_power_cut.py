@@ -67,7 +67,7 @@ async def look_at(disk: Path, published: dict[bytes, str], tally: Tally) -> int:
                 assert not await cache.verify(path)
                 await put(cache, path.partition("/")[2], b"again", generation=10**6)
         assert await cache.check() == []
-        assert cache.directory.leftovers() == []
+        assert cache.directory.leftover_files() == []
     return len(files) - len(whole)
 
 

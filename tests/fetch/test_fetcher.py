@@ -446,7 +446,7 @@ async def test_close_leaves_nothing_running_and_nothing_unfinished(gcs: GCSServe
     errors = await asyncio.gather(*asks, return_exceptions=True)
     assert all(isinstance(error, asyncio.CancelledError) for error in errors)
     assert [task for task in asyncio.all_tasks() - before if task.get_name().startswith("fetch")] == []
-    assert cache.directory.leftovers() == []
+    assert cache.directory.leftover_files() == []
     assert cache.capacity.reserved_bytes == 0
 
 
@@ -469,7 +469,7 @@ async def test_a_download_that_starts_over_leaves_one_whole_file(
     await fetcher.demand(version.name, version)
     assert cached(cache, version) == bytes(size_bytes)
     assert gets(gcs, version) == 2
-    assert cache.directory.leftovers() == []
+    assert cache.directory.leftover_files() == []
 
 
 async def test_an_outage_of_gcs_removes_nothing_from_the_cache(gcs: GCSServer, cache: Cache) -> None:
@@ -482,4 +482,4 @@ async def test_an_outage_of_gcs_removes_nothing_from_the_cache(gcs: GCSServer, c
             await fetcher.demand(absent.name, absent)
         await fetcher.demand(there.name, there)
     assert cached(cache, there) == b"there"
-    assert cache.directory.leftovers() == []
+    assert cache.directory.leftover_files() == []

@@ -683,4 +683,4 @@ async def test_leaving_ends_every_prefetch(gcs: GCSServer, cache: Cache) -> None
         await gcs.wait_for(lambda counts: len(counts.media) > 4)
     left = {task.get_name() for task in asyncio.all_tasks() - before}
     assert not [name for name in left if name.startswith(("prefetch", "fetch"))]
-    assert cache.directory.leftovers() == []
+    assert cache.directory.leftover_files() == []

@@ -82,7 +82,7 @@ async def running(settings: Settings) -> AsyncIterator[Daemon]:
     daemon = Daemon(settings, lambda: None)
     async with daemon.running():
         yield daemon
-    assert daemon.directory.leftovers() == []
+    assert daemon.directory.leftover_files() == []
     await check_left_behind(settings)
 
 

@@ -202,7 +202,7 @@ class Cache:
         reserved_bytes = self.capacity.reserved_bytes
         if self.capacity.over_limit(0, self.bytes) > 0:
             problems.append(f"{self.bytes} bytes and {reserved_bytes} reserved exceed {self.capacity.limit_bytes}")
-        if not reserved_bytes and len(await self.io.run(self.directory.leftovers)):
+        if not reserved_bytes and len(await self.io.run(self.directory.leftover_files)):
             problems.append("leftovers in tmp/")
         return problems
 

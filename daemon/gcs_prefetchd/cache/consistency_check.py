@@ -1,4 +1,4 @@
-"""Whether a cache's contents, its index and its files agree. Reads every byte: for tests, and for whoever doubts."""
+"""Checks that a cache's memory index, its disk index and its files agree. Reads every byte, for tests and diagnosis."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from itertools import chain
@@ -11,22 +11,22 @@ from gcs_prefetchd.shared.checksums import Stamp, read_checked
 
 __all__ = ["find_disagreements"]
 
-AT_A_TIME = 1000
+PAGE_ENTRIES = 1000
 
 
 async def find_disagreements(
-    memory_index: MemoryIndex, index: Mapping[str, Stamp], objects: Path, on_disk: Callable[..., Awaitable[Any]]
+    memory_index: MemoryIndex, index: Mapping[str, Stamp], objects: Path, run: Callable[..., Awaitable[Any]]
 ) -> list[str]:
-    """A line for each path where they differ. `on_disk` runs a blocking call in a thread."""
-    held = {path: memory_index.entries.get(path) for path in chain.from_iterable(memory_index.entries.pages(AT_A_TIME))}
+    """One line for each path for which they differ. `run` makes a blocking call in a thread."""
+    held = {path: memory_index.entries.get(path) for path in chain.from_iterable(memory_index.entries.pages(PAGE_ENTRIES))}
     problems = [f"{path}: in the index only" for path in index if path not in held]
     problems += [f"{path}: not in the index" for path in held if path not in index]
     problems += [f"{path}: index and memory differ" for path, stamp in index.items() if stamp != held.get(path, stamp)]
     for path, stamp in held.items():
-        if await on_disk(read_checked, objects, path, stamp) is None:
+        if await run(read_checked, objects, path, stamp) is None:
             problems.append(f"{path}: the file is not what the index says")
-    pages = find_files(objects, AT_A_TIME)
-    while page := await on_disk(next, pages, []):
+    pages = find_files(objects, PAGE_ENTRIES)
+    while page := await run(next, pages, []):
         stamped = [found.path for found in page if found.stamp is not None]
         problems += [f"{path}: a file that the index lacks" for path in stamped if path not in memory_index.entries]
     if memory_index.bytes != sum(map(memory_index.entries.size, held)):

@@ -1,4 +1,4 @@
-"""A cache directory: whose it is, what lies in it, and the lock that lets one daemon at a time write there."""
+"""A cache directory: its owner, its layout, and the lock that lets one daemon at a time write to it."""
 
 import array
 import contextlib
@@ -24,17 +24,17 @@ __all__ = ["CacheDirectory"]
 
 log = logging.getLogger(__name__)
 
-# https://bford.info/cachedir/: programs that make backups know the first line and pass the directory over.
+# https://bford.info/cachedir/: backup programs recognize the first line and skip the directory.
 MARKER_NAME = "CACHEDIR.TAG"
 MARKER = """Signature: 8a477f597d28d172789f06886806bc55
 # This directory is a cache of gcs-prefetchd, layout 1. The daemon may delete anything below objects/.
 """
-ENDING_S = 5.0  # after which a killed daemon's fetch processes, which have the lock as well, are no more
-NOT_FOREIGN = {"lost+found", "lock"}  # what mkfs leaves in a fresh file system, and a first start that was cut short
+STOP_TIMEOUT_S = 5.0  # after this time a killed daemon's fetch processes, which hold the lock as well, have stopped
+NOT_FOREIGN = {"lost+found", "lock"}  # left in a new file system by mkfs, and by a first start that was interrupted
 
-# ext4 then spreads the subdirectories over the disk (chattr +T). A file's inode stays where it was made, and ext4 looks at
-# every inode of that place that was freed in the last minutes: one folder for all temporary files made each new one take 300 us
-# where 256 of them take 20.
+# ext4 then spreads the subdirectories over the disk (chattr +T). A file's inode stays in the block group of the folder in which
+# it was created, and ext4 examines every inode there that was freed in the last minutes: with one folder for all temporary
+# files a new file took 300 us, with 256 folders it takes 20 us.
 TMP_FOLDERS = 256
 _FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS, _FS_TOPDIR_FL = 0x80086601, 0x40086602, 0x00020000
 
@@ -42,7 +42,8 @@ _FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS, _FS_TOPDIR_FL = 0x80086601, 0x40086602, 0x00
 class CacheDirectory:
     """The paths of one cache directory, claimed for this process until `close`.
 
-    `claim` raises CacheDirectoryError (a file, not writable, foreign files in it, no extended attributes) or CacheHeldError.
+    `claim` raises CacheDirectoryError (not a directory, not writable, untracked files in it, no extended attributes) or
+    CacheHeldError.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,35 +56,35 @@ class CacheDirectory:
         self.socket = path / "daemon.sock"
         self._lock: int | None = None
         self._numbers = itertools.count()
-        self._strays: set[str] = set()
+        self._unremoved: set[str] = set()
 
     @classmethod
-    def shared(cls, path: Path, lock: int) -> "CacheDirectory":
-        """A directory that the process which began this one has claimed; `lock` is its lock, inherited."""
+    def with_inherited_lock(cls, path: Path, lock: int) -> "CacheDirectory":
+        """A directory that the parent process has claimed; `lock` is its lock's descriptor, which this process inherited."""
         directory = cls(path)
         directory._lock = lock
         return directory
 
     @property
     def lock(self) -> int:
-        """The descriptor that keeps other daemons away for as long as any process has it."""
+        """The descriptor of the lock. No other daemon can claim the directory while any process has it open."""
         assert self._lock is not None, "the directory is not claimed"
         return self._lock
 
     def claim(self) -> None:
-        """Take the directory, making it where it does not exist, and remove what a crashed daemon left in `tmp/`."""
+        """Lock the directory, create what is missing, and remove what a crashed daemon left in `tmp/`."""
         try:
             self._check_owner()
             self.path.mkdir(mode=0o750, parents=True, exist_ok=True)
             self._take_lock()
             self._mark()
-            self._close_to_others()
+            self._forbid_writes_by_others()
             for folder in (self.objects, self.index, self.manifests, self.tmp):
                 folder.mkdir(mode=0o750, exist_ok=True)
-            self._check_links()
-            self._clear_socket()
+            self._reject_links()
+            self._remove_stale_socket()
             self._check_attributes()
-            self._lay_out_tmp()
+            self._create_tmp_folders()
         except OSError as exc:
             self.close()
             raise CacheDirectoryError(f"cache directory {self.path}: {exc.strerror} ({exc.filename})") from None
@@ -92,16 +93,16 @@ class CacheDirectory:
             raise
         _spread_subdirectories(self.objects)
 
-    def temporary(self) -> str:
-        """A new path in `tmp/` for a file that is not whole yet."""
+    def new_temp_path(self) -> str:
+        """A new path in `tmp/`, for a file that is not complete yet."""
         number = next(self._numbers)
         return f"{self.tmp}/{number % TMP_FOLDERS:02x}/{number:x}"
 
-    def open_temporary(self, file: str) -> int:
-        """Make a file of `temporary` and open it; its folder, too, where somebody has tidied it away."""
+    def open_temp_file(self, file: str) -> int:
+        """Create and open the file of a `new_temp_path`; also its folder, if somebody has removed it."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        if self._strays:
-            self._sweep()
+        if self._unremoved:
+            self._remove_unremoved()
         try:
             return os.open(file, flags, 0o640)
         except FileNotFoundError:
@@ -109,13 +110,13 @@ class CacheDirectory:
             make_folder(Path(file).parent)
             return os.open(file, flags, 0o640)
 
-    def discard_temporary(self, file: str) -> None:
-        """Remove a file of `temporary`. Where that fails its bytes go at least, and the file when the next one comes."""
-        self._strays.add(file)
-        self._sweep()
+    def remove_temp_file(self, file: str) -> None:
+        """Remove the file of a `new_temp_path`. If that fails, truncate it, and remove it when the next file is opened."""
+        self._unremoved.add(file)
+        self._remove_unremoved()
 
     def check_ours(self) -> None:
-        """Raise OSError where the directory has been moved, removed or replaced: what lies in its place is not ours."""
+        """Raise OSError if the directory was moved, removed or replaced: what is in its place is not ours."""
         try:
             is_ours = os.path.samestat((self.path / "lock").stat(), os.fstat(self.lock))
         except (FileNotFoundError, NotADirectoryError):
@@ -127,15 +128,15 @@ class CacheDirectory:
         """The object whose file is at `objects/path`, or None. Reads the file's attribute if the path is a hash of the name."""
         return object_at_path(path) or read_object_name(self.objects / path)
 
-    def announce(self, content: dict[str, object]) -> None:
-        """Write `daemon.json`, whole or not at all."""
+    def write_daemon_file(self, content: dict[str, object]) -> None:
+        """Write `daemon.json`, completely or not at all."""
         unfinished = self.tmp / f"daemon.json.{uuid.uuid4().hex}"
         unfinished.write_text(json.dumps(content, indent=2) + "\n")
         unfinished.chmod(0o640)
         unfinished.rename(self.daemon_file)
 
-    def withdraw(self) -> None:
-        """Remove `daemon.json` and the socket: nobody is here any more."""
+    def remove_daemon_file(self) -> None:
+        """Remove `daemon.json` and the socket: the daemon is stopping."""
         try:
             self.check_ours()
             self.daemon_file.unlink(missing_ok=True)
@@ -144,7 +145,7 @@ class CacheDirectory:
             log.warning("cache directory %s: daemon.json not removed: %s", self.path, exc.strerror)
 
     def close(self) -> None:
-        """Let another daemon have the directory."""
+        """Release the lock, so that another daemon can claim the directory."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -160,7 +161,7 @@ class CacheDirectory:
             )
         marker = self.path / MARKER_NAME
         if marker.is_file():
-            if marker.read_bytes() not in (MARKER.encode(), b""):  # empty: a power cut or a crash came between
+            if marker.read_bytes() not in (MARKER.encode(), b""):  # empty: a power cut or a crash interrupted `_mark`
                 raise CacheDirectoryError(
                     f"cache directory {self.path}: {MARKER_NAME} is not this version's; name an empty directory"
                 )
@@ -170,23 +171,23 @@ class CacheDirectory:
             )
 
     def _mark(self) -> None:
-        """Before anything else, so that a start cut short leaves nothing that the next one takes for foreign."""
+        """Write the marker before anything else, so that the next start takes nothing of an interrupted one for foreign."""
         marker = self.path / MARKER_NAME
         if not marker.is_file() or marker.read_bytes() != MARKER.encode():
             marker.write_text(MARKER)
 
-    def _close_to_others(self) -> None:
-        """Whoever may write here could put a socket of his own in the place of ours, and have readers read what he likes."""
+    def _forbid_writes_by_others(self) -> None:
+        """A user who may write here could replace our socket by their own, and feed readers any bytes."""
         mode = stat.S_IMODE(self.path.stat().st_mode)
         if mode & stat.S_IWOTH:
             try:
                 self.path.chmod(mode & ~stat.S_IWOTH)
-            except PermissionError:  # volumes of containers are root's, and nobody else may be there
+            except PermissionError:  # a container's volume may belong to root, and may have no other users
                 log.warning(
                     "cache directory %s: every user who reaches it may write there, and so deceive its readers", self.path
                 )
 
-    def _lay_out_tmp(self) -> None:
+    def _create_tmp_folders(self) -> None:
         for leftover in self.tmp.iterdir():
             if leftover.is_dir() and not leftover.is_symlink():
                 shutil.rmtree(leftover)
@@ -196,52 +197,52 @@ class CacheDirectory:
         for number in range(TMP_FOLDERS):
             (self.tmp / f"{number:02x}").mkdir(mode=0o750)
 
-    def leftovers(self) -> list[Path]:
-        """The files in `tmp/`: none while nothing is being downloaded."""
+    def leftover_files(self) -> list[Path]:
+        """The files in `tmp/`: none, unless objects are being downloaded."""
         return [path for path in self.tmp.rglob("*") if not path.is_dir() or path.is_symlink()]
 
     def _take_lock(self) -> None:
         self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        until_s = time.monotonic() + ENDING_S
+        deadline_s = time.monotonic() + STOP_TIMEOUT_S
         while True:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                pid = self._holder()
-                if _is_there(pid) or time.monotonic() > until_s:
+                pid = self._holder_pid()
+                if _is_running(pid) or time.monotonic() > deadline_s:
                     raise CacheHeldError(
                         f"cache directory {self.path}: held by another daemon{f' (pid {pid})' if pid else ''}; stop it with "
                         f"`gcs-prefetchd stop --cache-dir {self.path}`"
                     ) from None
                 time.sleep(0.01)
-        with contextlib.suppress(OSError):  # a full disk: it is only for `_holder`
+        with contextlib.suppress(OSError):  # a full disk: only `_holder_pid` needs it
             os.pwrite(self._lock, f"{os.getpid():10}\n".encode(), 0)
 
-    def _holder(self) -> int | None:
-        """By the lock's own file: until a daemon is ready, `daemon.json` may be that of one that was killed before."""
+    def _holder_pid(self) -> int | None:
+        """Read from the lock file: until a daemon is ready, `daemon.json` may be that of one that was killed before."""
         pid = os.pread(self.lock, 11, 0).strip()
         return int(pid) if pid.isdigit() else None
 
-    def _clear_socket(self) -> None:
-        """The lock is ours, so a socket belongs to nobody who lives. Anything else was not made by a daemon."""
+    def _remove_stale_socket(self) -> None:
+        """The lock is ours, so a socket belongs to no running daemon. Anything else was not created by a daemon."""
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISSOCK(self.socket.lstat().st_mode):
-                raise CacheDirectoryError(f"cache directory {self.path}: {self.socket.name} is no socket; move it away")
+                raise CacheDirectoryError(f"cache directory {self.path}: {self.socket.name} is not a socket; move it away")
             self.socket.unlink()
 
-    def _sweep(self) -> None:
-        for file in list(self._strays):
+    def _remove_unremoved(self) -> None:
+        for file in list(self._unremoved):
             try:
                 Path(file).unlink(missing_ok=True)
             except OSError:
                 with contextlib.suppress(OSError):
                     os.truncate(file, 0)
             else:
-                self._strays.discard(file)
+                self._unremoved.discard(file)
 
-    def _check_links(self) -> None:
-        """What is behind a link is somebody else's, and whatever lies in `tmp/` will be removed."""
+    def _reject_links(self) -> None:
+        """The target of a link is not ours, and everything in `tmp/` is removed."""
         for folder in (self.objects, self.manifests, self.tmp):
             if folder.is_symlink():
                 raise CacheDirectoryError(f"cache directory {self.path}: {folder.name} is a symbolic link; remove it")
@@ -261,8 +262,8 @@ class CacheDirectory:
             probe.unlink()
 
 
-def _is_there(pid: int | None) -> bool:
-    """Whether the daemon with the lock lives; where that cannot be told, it does."""
+def _is_running(pid: int | None) -> bool:
+    """Whether the daemon that holds the lock is running; if that is unknown, it is."""
     if not pid:
         return True
     try:
@@ -282,6 +283,6 @@ def _spread_subdirectories(folder: Path) -> None:
         flags[0] |= _FS_TOPDIR_FL
         fcntl.ioctl(descriptor, _FS_IOC_SETFLAGS, flags)
     except OSError:
-        pass  # not ext4: nothing to spread
+        pass  # not ext4
     finally:
         os.close(descriptor)

@@ -1,9 +1,9 @@
-"""The index on disk: which object lies where, and when it was last used. Metadata only, in diskcache's SQLite.
+"""The index on disk: which objects are cached, and when each was last used. Metadata only, in diskcache's SQLite database.
 
-diskcache makes the database and looks after its form; rows are read and written many at a time, in its own columns, which
-takes a tenth of what its calls take for one row after the other. Keys and values are text: a row that diskcache would unpickle
-is refused (CVE-2025-69872), nothing is ever culled by it, and its LRU policy, whose every read is a write transaction, stays
-off: the cache's own accounting decides. Everything here blocks: the cache calls it off the event loop.
+diskcache creates the database and its schema. Rows are read and written many at a time, in its columns: that takes a tenth of
+the time of its own calls for single rows. Keys and values are text; a row that diskcache would unpickle is refused
+(CVE-2025-69872). diskcache culls nothing, and its LRU policy, which makes each read a write transaction, is off: the cache
+itself decides what to evict. Everything here blocks: the cache calls it off the event loop.
 """
 
 import contextlib
@@ -24,13 +24,13 @@ __all__ = ["INDEX_ERRORS", "DiskIndex", "IndexRecord"]
 log = logging.getLogger(__name__)
 
 NEVER = 2**62
-COMPLETE = "complete"  # a row that is there while nobody has the index open; no path in the cache is without a slash
+COMPLETE = "complete"  # a row that exists while no daemon has the index open; every path in the cache has a slash
 INDEX_ERRORS = (sqlite3.Error, OSError, diskcache.Timeout)
-DISK_IS_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
-LOCKED_FOR_S = 1.0  # an index that another process holds must not stop the daemon; its changes wait for the next tick
-PAGES_KIB = 4096  # of the database that SQLite keeps in memory; diskcache would keep 32 MiB and map 64 MiB
+DISK_FULL_ERRORS = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
+LOCK_TIMEOUT_S = 1.0  # an index locked by another process must not stop the daemon; its changes wait for the next tick
+PAGE_CACHE_KIB = 4096  # how much of the database SQLite keeps in memory; diskcache would keep 32 MiB and map 64 MiB
 
-# The columns as diskcache's own `set` fills them for a text. Its triggers count the rows.
+# Fills the columns as diskcache's own `set` does for a text. Its triggers count the rows.
 STORE = """
 INSERT INTO Cache (key, raw, store_time, expire_time, access_time, access_count, tag, size, mode, filename, value)
 VALUES (:key, 1, :used_s, NULL, :used_s, 0, NULL, 0, :mode, NULL, :value)
@@ -43,7 +43,7 @@ PAGE = "SELECT rowid, key, raw, mode, value FROM Cache WHERE rowid > ? ORDER BY 
 
 @dataclass(frozen=True, slots=True)
 class IndexRecord:
-    """One row: what the file holds and when it was last used (seconds since 1970; below 0 where nobody knows of a use)."""
+    """One row: the file's stamp, and when it was last used (seconds since 1970; less than 0 if no use is known)."""
 
     stamp: Stamp
     used_s: float
@@ -64,10 +64,10 @@ class IndexRecord:
 
 
 class DiskIndex:
-    """Opens on construction; where the database is broken or locked, an empty one takes its place. The owner closes it.
+    """Opens on construction; a broken or locked database is replaced by an empty one. The owner closes it.
 
-    `complete` says whether the process before us closed it with nothing left to write. If not, the files know better.
-    Raises CacheWriteError where no index can be made. One thread at a time may use it, and always the same.
+    `complete` is whether the previous process closed it with nothing left to write. If not, only the files are right.
+    Raises CacheWriteError if no index can be created. Only one thread may use it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -79,18 +79,18 @@ class DiskIndex:
             self.complete = values == [(COMPLETE,)]
             self._rows.execute(DELETE, (COMPLETE,))
         except INDEX_ERRORS as exc:
-            if getattr(exc, "sqlite_errorcode", None) in DISK_IS_FULL:  # nothing is wrong with the index
+            if getattr(exc, "sqlite_errorcode", None) in DISK_FULL_ERRORS:  # the index itself is not broken
                 self.close()
                 raise CacheWriteError(f"index {folder}: the disk is full") from exc
             self.start_afresh(exc)
 
-    def page(self, after: int, at_most: int) -> tuple[list[tuple[str, IndexRecord]], int | None]:
-        """Some of the paths and their records, and what to ask for the next ones `after`; None when these were the last.
+    def page(self, after: int, max_rows: int) -> tuple[list[tuple[str, IndexRecord]], int | None]:
+        """Some of the paths and their records, and the `after` of the next page, None if this is the last. Start with 0.
 
-        In the order in which they came first, from 0 on. Rows that make no sense, of a newer version perhaps, are passed over,
-        and it is not complete then. Raises sqlite3.Error where it cannot be read, or holds what diskcache would unpickle.
+        The order is that of their first insertion. Rows that cannot be parsed, perhaps of a newer version, are skipped, and the
+        index is not complete. Raises sqlite3.Error if it cannot be read, or has a row that diskcache would unpickle.
         """
-        rows = self._connected().execute(PAGE, (after, at_most)).fetchall()
+        rows = self._connected().execute(PAGE, (after, max_rows)).fetchall()
         records = []
         for _, path, raw, mode, value in rows:
             if not raw:
@@ -101,12 +101,12 @@ class DiskIndex:
                 records.append((path, record))
             else:
                 self.complete = False
-        return records, rows[-1][0] if len(rows) == at_most else None
+        return records, rows[-1][0] if len(rows) == max_rows else None
 
     def apply(self, changes: Mapping[str, IndexRecord | None]) -> None:
-        """Store the records, delete those that are None; all in one transaction.
+        """Store the records and delete those that are None, in one transaction.
 
-        Raises sqlite3.Error where the disk fails or another process holds the database.
+        Raises sqlite3.Error if the disk fails or another process has locked the database.
         """
         stored = [_row(path, record.used_s, record.to_text()) for path, record in changes.items() if record is not None]
         deleted = [(path,) for path, record in changes.items() if record is None]
@@ -122,7 +122,7 @@ class DiskIndex:
             raise
 
     def close(self, *, complete: bool = False) -> None:
-        """Close the database; `complete` where nothing is left to write."""
+        """Close the database; `complete` is whether nothing is left to write."""
         if self._rows is None:
             return
         if complete:
@@ -141,7 +141,7 @@ class DiskIndex:
             self._folder.mkdir(mode=0o750, exist_ok=True)
             self._rows = _open(self._folder)
         except INDEX_ERRORS as exc:
-            raise CacheWriteError(f"index {self._folder}: cannot be made: {exc}") from exc
+            raise CacheWriteError(f"index {self._folder}: cannot be created: {exc}") from exc
 
     def _connected(self) -> sqlite3.Connection:
         assert self._rows is not None, "the index is closed"
@@ -153,7 +153,7 @@ def _row(key: str, used_s: float, value: str) -> dict[str, str | float]:
 
 
 def _open(folder: Path) -> sqlite3.Connection:
-    """A connection of our own to a database that diskcache has made or found good."""
+    """Connect to a database that diskcache has created or opened without an error."""
     _raise_if_locked(folder)
     try:
         diskcache.Cache(
@@ -164,16 +164,16 @@ def _open(folder: Path) -> sqlite3.Connection:
             disk_min_file_size=NEVER,
             statistics=0,
             tag_index=0,
-            timeout=LOCKED_FOR_S,
+            timeout=LOCK_TIMEOUT_S,
         ).close()
     except INDEX_ERRORS:
         raise
-    except Exception as exc:  # damaged rows of its own settings bring out anything in it
+    except Exception as exc:  # damaged rows of its settings can raise anything
         raise sqlite3.DatabaseError(f"{type(exc).__name__}: {exc}") from exc
-    rows = sqlite3.connect(folder / diskcache.core.DBNAME, timeout=LOCKED_FOR_S, isolation_level=None)
+    rows = sqlite3.connect(folder / diskcache.core.DBNAME, timeout=LOCK_TIMEOUT_S, isolation_level=None)
     try:
-        rows.execute(f"PRAGMA cache_size = -{PAGES_KIB}")
-        rows.execute("PRAGMA synchronous = NORMAL")  # as diskcache has it: a power cut may cost the last changes
+        rows.execute(f"PRAGMA cache_size = -{PAGE_CACHE_KIB}")
+        rows.execute("PRAGMA synchronous = NORMAL")  # as in diskcache: a power cut may lose the last changes
         rows.execute("SELECT key, raw, store_time, access_time, size, mode, filename, value FROM Cache LIMIT 1")
     except BaseException:
         rows.close()
@@ -182,9 +182,9 @@ def _open(folder: Path) -> sqlite3.Connection:
 
 
 def _raise_if_locked(folder: Path) -> None:
-    # diskcache itself would try for a minute.
+    # diskcache itself would retry for a minute.
     database = folder / diskcache.core.DBNAME
     if database.exists():
-        with contextlib.closing(sqlite3.connect(database, timeout=LOCKED_FOR_S, isolation_level=None)) as connection:
+        with contextlib.closing(sqlite3.connect(database, timeout=LOCK_TIMEOUT_S, isolation_level=None)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("ROLLBACK")

@@ -1,7 +1,7 @@
-"""What other programs do in the tree of files: watchdog's thread tells the event loop through a janus queue. Hints only.
+"""Watches what other programs do with the files: watchdog's thread reports events to the event loop through a janus queue.
 
-An open by path counts as a use, and a file deleted by hand leaves the index at once. Events get lost (a burst overflows the
-kernel's queue, a system has too few inotify watches): the periodic rescan is the truth.
+An open by path counts as a use, and a file deleted by hand leaves the index at once. Both are hints only, for events get lost
+(a burst overflows the kernel's queue, or the system has too few inotify watches): the periodic rescan finds the truth.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 QUEUE_LENGTH = 16_384  # as long as the kernel's own
 ADVICE = "Raise fs.inotify.max_user_watches and max_user_instances"
-AT_A_TIME = 256  # events handled before the rest of the daemon has its turn
+BATCH_EVENTS = 256  # handled before other tasks on the event loop have their turn
 
 
 class FileWatcher:
@@ -41,20 +41,20 @@ class FileWatcher:
 
     async def __aenter__(self) -> Self:
         self._queue = janus.Queue(QUEUE_LENGTH)
-        self._reader = asyncio.create_task(self._read(), name="watch")
+        self._reader = asyncio.create_task(self._read(), name="file watcher")
         objects = self._cache.directory.objects
         starting = asyncio.create_task(asyncio.to_thread(self._start, objects))
         try:
             unwatched = await asyncio.shield(starting)
         except asyncio.CancelledError:
-            await asyncio.wait([starting])  # a thread is not cancelled, and what it starts is to be stopped
+            await asyncio.wait([starting])  # the thread goes on, and what it starts must be stopped
             await self.__aexit__()
             raise
         except OSError as exc:
-            log.warning("%s: not watched (%s); a rescan finds what changes there. %s", objects, exc.strerror or exc, ADVICE)
+            log.warning("%s: not watched (%s); a rescan finds the changes. %s", objects, exc.strerror or exc, ADVICE)
         else:
             if unwatched > 0:
-                log.warning("%s: %d folders not watched; a rescan finds what changes there. %s", objects, unwatched, ADVICE)
+                log.warning("%s: %d folders not watched; a rescan finds the changes. %s", objects, unwatched, ADVICE)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -65,12 +65,12 @@ class FileWatcher:
         await self._queue.aclose()
 
     def _start(self, objects: Path) -> int:
-        """Returns how many folders are not watched: watchdog passes over those for which the system has no watch left."""
+        """Returns how many folders are not watched: watchdog skips folders when the system has no watch left."""
         self._observer = InotifyObserver()
         handler = _Handler(self._queue.sync_q.put_nowait)
         self._observer.schedule(handler, str(objects), recursive=True, event_filter=self._events)
         self._observer.start()
-        return _folders(objects) - _inotify_watches()
+        return _count_folders(objects) - _count_inotify_watches()
 
     @staticmethod
     def _stop(observer: InotifyObserver) -> None:
@@ -86,19 +86,19 @@ class FileWatcher:
                 self._cache.note_open(path)
             else:
                 await self._cache.check_file(path)
-            if count % AT_A_TIME == 0:
+            if count % BATCH_EVENTS == 0:
                 await asyncio.sleep(0)
 
 
-def _folders(folder: Path | str) -> int:
-    """How many there are, this one included; `os.walk` would list every file."""
+def _count_folders(folder: Path | str) -> int:
+    """Count the folders, this one included; `os.walk` would list every file."""
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-        return 1 + sum(_folders(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
+        return 1 + sum(_count_folders(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
     return 0
 
 
-def _inotify_watches() -> int:
-    """How many this process has."""
+def _count_inotify_watches() -> int:
+    """Count the watches of this process."""
     watches = 0
     for descriptor in Path("/proc/self/fdinfo").iterdir():
         with contextlib.suppress(OSError):  # closed meanwhile
@@ -114,4 +114,4 @@ class _Handler(FileSystemEventHandler):
         try:
             self._put(event)
         except (Full, janus.SyncQueueShutDown):
-            return  # a hint lost: the rescan will see
+            return  # a lost hint: the rescan will find the change

@@ -1,4 +1,4 @@
-"""Long columns of numbers that grow without being copied: memory of their own, extended by the kernel. Pure."""
+"""Long arrays of numbers that grow without being copied: the kernel extends their memory. Pure."""
 
 import mmap
 from struct import calcsize
@@ -8,10 +8,10 @@ __all__ = ["GrowableArray"]
 
 
 class GrowableArray:
-    """Numbers of one `kind` (as in `array`), at first 0. `view` holds them, until `grow` makes another view.
+    """Numbers of one `kind` (as in `array`), 0 at first. They are in `view`, until `grow` replaces it.
 
-    What was never written takes no memory, so room for twice as many costs nothing; and nothing is left behind in the heap,
-    as it is when an array grows.
+    Pages that were never written take no memory, so space for twice as many numbers costs nothing. And growing leaves no holes
+    in the heap, as growing an `array` does.
     """
 
     def __init__(self, kind: Literal["B", "I", "Q"], length: int) -> None:
@@ -22,7 +22,7 @@ class GrowableArray:
         self.view: memoryview = self._bytes.cast(kind)
 
     def grow(self, length: int) -> memoryview:
-        """Make room for so many numbers; returns the new view, and the one before is of no more use."""
+        """Make space for `length` numbers; returns the new view, and invalidates the previous one."""
         self.view.release()
         self._bytes.release()
         self._memory.resize(length * self._item_bytes)

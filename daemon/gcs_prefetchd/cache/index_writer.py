@@ -1,4 +1,4 @@
-"""Writes the cache's changes to its index: what changes within a tick shares one transaction, and a failure loses nothing."""
+"""Writes the cache's changes to its index: one transaction for the changes of a tick, and a failure loses nothing."""
 
 import asyncio
 import logging
@@ -15,62 +15,62 @@ RETRY_S = 5.0
 
 
 class IndexWriter:
-    """Holds changes and writes them; `on_index` runs a blocking call in the index's own thread. `start` it, `stop` it."""
+    """Collects changes and writes them, from `start` to `stop`. `run_on_index` makes a blocking call in the index's thread."""
 
-    def __init__(self, on_index: Callable[..., Awaitable[None]]) -> None:
+    def __init__(self, run_on_index: Callable[..., Awaitable[None]]) -> None:
         self.pending: dict[str, IndexRecord | None] = {}
-        self._on_index = on_index
+        self._run_on_index = run_on_index
         self._index: DiskIndex | None = None
-        self._failing = False
+        self._is_failing = False
         self._applying: asyncio.Task[None] | None = None
-        self._something = asyncio.Event()
-        self._writer: asyncio.Task[None] | None = None
+        self._has_changes = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
 
     def start(self, index: DiskIndex) -> None:
-        """Begin to write."""
+        """Start to write."""
         self._index = index
-        self._writer = asyncio.create_task(self._write(), name="index writer")
+        self._task = asyncio.create_task(self._write(), name="index writer")
 
     async def stop(self) -> None:
-        """Write no more by itself; `flush` still does."""
-        if self._writer is not None:
-            self._writer.cancel()
-            await asyncio.wait([self._writer])
+        """Stop writing; `flush` still writes."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
 
     def note(self, path: str, record: IndexRecord | None) -> None:
-        """What the index should say of a path; None for nothing."""
+        """Record what the index should hold for a path; None for nothing."""
         self.pending[path] = record
-        self._something.set()
+        self._has_changes.set()
 
     async def flush(self) -> None:
-        """Write what is pending now, or find that it cannot be written yet."""
-        while self._applying is not None:  # one at a time: changes that could not be written come before later ones
+        """Try to write the pending changes now; those that cannot be written stay pending."""
+        while self._applying is not None:  # one at a time: changes that failed go before later ones
             await asyncio.wait([self._applying])
         if self.pending and self._index is not None:
             changes, self.pending = self.pending, {}
-            self._something.clear()
+            self._has_changes.clear()
             self._applying = asyncio.create_task(self._apply(self._index, changes))
             await asyncio.wait([self._applying])
 
     async def _write(self) -> None:
         while True:
-            await self._something.wait()
-            await asyncio.sleep(RETRY_S if self._failing else TICK_S)
+            await self._has_changes.wait()
+            await asyncio.sleep(RETRY_S if self._is_failing else TICK_S)
             await self.flush()
 
     async def _apply(self, index: DiskIndex, changes: dict[str, IndexRecord | None]) -> None:
         try:
-            await self._on_index(index.apply, changes)
+            await self._run_on_index(index.apply, changes)
         except INDEX_ERRORS as exc:
-            # Degraded, not lost: the files carry their stamps, and the next tick tries again.
+            # Nothing is lost: the files have their stamps, and the next tick retries.
             self.pending = changes | self.pending
-            self._something.set()
-            if not self._failing:
-                log.warning("index: %d changes not written (%s); tried again every %g s", len(changes), exc, RETRY_S)
-            self._failing = True
+            self._has_changes.set()
+            if not self._is_failing:
+                log.warning("index: %d changes not written (%s); retrying every %g s", len(changes), exc, RETRY_S)
+            self._is_failing = True
         else:
-            if self._failing:
-                log.info("index: written again")
-            self._failing = False
+            if self._is_failing:
+                log.info("index: changes written again")
+            self._is_failing = False
         finally:
             self._applying = None

@@ -1,7 +1,7 @@
-"""What the cache holds: path -> stamp, least recently used first, in columns of numbers instead of an object for each. Pure.
+"""A table path -> stamp, least recently used first, in columns of numbers instead of an object for each entry. Pure.
 
-About 60 bytes an entry with a name of 11 characters, all included, where a dict of str and Stamp takes 330. Nothing here takes
-longer the more entries there are, but for `unmarked`: an event loop can wait for any of it.
+An entry with a name of 11 characters takes about 60 bytes in all; in a dict of str and Stamp it takes 330. No method except
+`unmarked` takes longer the more entries there are: all may be called on the event loop.
 """
 
 from array import array
@@ -16,34 +16,34 @@ from gcs_prefetchd.shared.checksums import Stamp
 
 __all__ = ["LRUTable"]
 
-LONGEST_NAME_BYTES = 255  # that a file system allows
-LARGE = 2**32 - 1  # in the column of sizes: the size stands elsewhere
-VOID = 2**32 - 1  # in a table: here was one
-SHARD_BITS = 12  # a table grows in one go: of 4,096 none is so large that it keeps anybody waiting
-FIRST_LENGTH = 8
-FIRST_SLOTS = 1024
+MAX_NAME_BYTES = 255  # the limit of file systems
+LARGE = 2**32 - 1  # in the column of sizes: the size is in `_large`
+DELETED = 2**32 - 1  # in a hash table: an entry was here
+SHARD_BITS = 12  # a hash table grows in one go: each of 4,096 is small enough to do that without a noticeable pause
+INITIAL_LENGTH = 8
+INITIAL_SLOTS = 1024
 KINDS: tuple[Literal["B", "I", "Q"], ...] = ("I", "Q", "I", "I", "I", "I", "B", "I", "I")  # of the columns
 
 
 class LRUTable:
-    """An ordered mapping from paths to stamps. An entry's slot is its number for as long as it is held, from 1.
+    """An ordered mapping from paths to stamps. An entry has a number, its slot, from 1 on, for as long as it exists.
 
-    The parts of a path after its last slash are at most 255 bytes in UTF-8, as in any file system. `hash_of` is there to try
-    what happens to paths that have a hash in common.
+    The part of a path after its last slash has at most 255 bytes in UTF-8, as in any file system. Tests pass a `hash_of` that
+    makes paths collide.
     """
 
     def __init__(self, hash_of: Callable[[str], int] = hash) -> None:
         self._hash_of = hash_of
         self._count = 0
-        self._tables = [array("I", bytes(4 * FIRST_LENGTH)) for _ in range(1 << SHARD_BITS)]
-        self._used = array("I", bytes(4 << SHARD_BITS))  # places of each table that are not 0
-        self._names = StringArena(LONGEST_NAME_BYTES)
+        self._tables = [array("I", bytes(4 * INITIAL_LENGTH)) for _ in range(1 << SHARD_BITS)]
+        self._used = array("I", bytes(4 << SHARD_BITS))  # the places of each hash table that are not 0
+        self._names = StringArena(MAX_NAME_BYTES)
         self._folders = _Folders()
         self._slots = 1
-        self._columns = [GrowableArray(kind, FIRST_SLOTS) for kind in KINDS]
+        self._columns = [GrowableArray(kind, INITIAL_SLOTS) for kind in KINDS]
         self._name_columns()
         self._large: dict[int, int] = {}
-        self._free = 0  # the first free slot; `_next` tells the others
+        self._free = 0  # the first free slot; `_next` links the others
 
     def __len__(self) -> int:
         return self._count
@@ -57,7 +57,7 @@ class LRUTable:
         return self.stamp_at(slot) if slot else None
 
     def put(self, path: str, stamp: Stamp) -> int:
-        """Hold the path as the one used last, in place of what it had; returns its slot."""
+        """Set the path's stamp and make it the most recently used; returns its slot."""
         slot = self.slot(path)
         if slot:
             self._large.pop(slot, None)
@@ -74,19 +74,19 @@ class LRUTable:
         return slot
 
     def put_first(self, path: str, stamp: Stamp) -> int:
-        """Hold the path as the one used least recently; returns its slot."""
+        """Set the path's stamp and make it the least recently used; returns its slot."""
         slot = self.put(path, stamp)
         self._unlink(slot)
         self._link(slot, self._next[0])
         return slot
 
     def pop(self, path: str) -> Stamp | None:
-        """Hold the path no longer; returns its stamp, None where it was not held."""
+        """Remove the path; returns its stamp, or None if it had no entry."""
         place = self._place(path)
         if place is None:
             return None
         table, index = place
-        slot, table[index] = table[index], VOID
+        slot, table[index] = table[index], DELETED
         stamp = self.stamp_at(slot)
         self._large.pop(slot, None)
         self._names.remove(self._name[slot], self._length[slot])
@@ -97,66 +97,66 @@ class LRUTable:
         return stamp
 
     def use(self, slot: int) -> None:
-        """The entry is the one used last now."""
+        """Make the entry the most recently used."""
         if self._length[slot]:
             self._unlink(slot)
             self._link(slot, 0)
 
     def slot(self, path: str) -> int:
-        """The path's slot, 0 where it is not held."""
+        """The path's slot; 0 if it has no entry."""
         place = self._place(path)
         return 0 if place is None else place[0][place[1]]
 
-    def is_held(self, slot: int) -> bool:
-        """Whether the slot is that of an entry."""
+    def has_entry(self, slot: int) -> bool:
+        """Whether the slot has an entry."""
         return self._length[slot] != 0
 
     def path_at(self, slot: int) -> str:
-        """The path of a slot that is held."""
+        """The path of a slot that has an entry."""
         return self._folders.names[self._folder[slot]] + self._name_at(slot).decode("utf-8", "surrogatepass")
 
     def stamp_at(self, slot: int) -> Stamp:
-        """The stamp of a slot that is held."""
+        """The stamp of a slot that has an entry."""
         return Stamp(self._generation[slot], self._size_at(slot), self._crc32c[slot])
 
     def size(self, path: str) -> int:
-        """The bytes of the path's file; 0 where it is not held."""
+        """The bytes of the path's file; 0 if it has no entry."""
         slot = self.slot(path)
         return self._size_at(slot) if slot else 0
 
-    def pages(self, at_most: int) -> Generator[list[str], None, None]:
-        """The paths, least recently used first, so many at a time.
+    def pages(self, max_paths: int) -> Generator[list[str], None, None]:
+        """The paths, least recently used first, `max_paths` at a time.
 
-        LRUTable may change between two pages: what comes, goes or is used meanwhile may be told of, or not, or twice.
+        Entries may change between two pages: paths that are added, removed or used meanwhile may appear, or not, or twice.
         """
         bookmark = self._take_slot()
         self._link(bookmark, self._next[0])
         try:
-            while page := self._page_after(bookmark, at_most):
+            while page := self._page_after(bookmark, max_paths):
                 yield page
         finally:
             self._unlink(bookmark)
             self._release(bookmark)
 
     @property
-    def slots(self) -> int:
-        """All slots are below this."""
+    def slot_limit(self) -> int:
+        """All slots are smaller than this."""
         return self._slots
 
     def unmarked(self, marks: bytearray) -> list[int]:
-        """The slots that are held and whose byte is 0; those beyond the marks' end are none of them."""
+        """The slots that have an entry and whose byte in `marks` is 0; slots beyond its end are left out."""
         held = np.frombuffer(self._length, dtype=np.uint8)[: len(marks)] != 0
         slots: list[int] = np.flatnonzero(held & (np.frombuffer(marks, dtype=np.uint8) == 0)).tolist()
         return slots
 
     def _place(self, path: str) -> tuple["array[int]", int] | None:
-        """Where the path's slot stands."""
+        """The hash table with the path's slot, and the index of that slot in it."""
         hashed = self._hash_of(path)
         table, fingerprint = self._tables[hashed & (1 << SHARD_BITS) - 1], hashed >> SHARD_BITS & 0xFFFFFFFF
         mask = len(table) - 1
         index = fingerprint & mask
         while slot := table[index]:
-            if slot != VOID and self._fingerprint[slot] == fingerprint and self._is_at(slot, path):
+            if slot != DELETED and self._fingerprint[slot] == fingerprint and self._is_at(slot, path):
                 return table, index
             index = index + 1 & mask
         return None
@@ -175,8 +175,8 @@ class LRUTable:
     def _enter(self, path: str) -> int:
         start = path.rfind("/") + 1
         name = path[start:].encode("utf-8", "surrogatepass")
-        if not 0 < len(name) <= LONGEST_NAME_BYTES:
-            raise ValueError(f"{path!r}: no path of a file")
+        if not 0 < len(name) <= MAX_NAME_BYTES:
+            raise ValueError(f"{path!r}: not a valid path of a file")
         slot = self._take_slot()
         self._folder[slot] = self._folders.enter(path[:start])
         self._name[slot] = self._names.add(name)
@@ -190,8 +190,8 @@ class LRUTable:
     def _insert(self, shard: int, slot: int) -> None:
         table = self._tables[shard]
         if (self._used[shard] + 1) * 4 > len(table) * 3:
-            slots = [one for one in table if one not in (0, VOID)]
-            length = FIRST_LENGTH
+            slots = [one for one in table if one not in (0, DELETED)]
+            length = INITIAL_LENGTH
             while length * 5 < (len(slots) + 1) * 8:
                 length *= 2
             table = self._tables[shard] = array("I", bytes(4 * length))
@@ -201,10 +201,10 @@ class LRUTable:
         self._used[shard] += self._set(table, slot)
 
     def _set(self, table: "array[int]", slot: int) -> bool:
-        """Returns whether a place was taken that nothing had ever stood in."""
+        """Returns whether the place had never been used."""
         mask = len(table) - 1
         index = self._fingerprint[slot] & mask
-        while table[index] not in (0, VOID):
+        while table[index] not in (0, DELETED):
             index = index + 1 & mask
         was_new = table[index] == 0
         table[index] = slot
@@ -223,10 +223,10 @@ class LRUTable:
         return self._slots - 1
 
     def _name_columns(self) -> None:
-        """The columns by slot. At slot 0 stands where the ring begins and ends."""
+        """Name the columns' views. Slot 0 is the start and the end of the LRU ring."""
         views = [column.view for column in self._columns]
         self._fingerprint, self._generation, self._size, self._crc32c, self._folder, self._name = views[:6]
-        self._length = views[6]  # of the name in bytes; 0 where the slot is free or a bookmark
+        self._length = views[6]  # of the name in bytes; 0 if the slot is free or a bookmark
         self._next, self._before = views[7:]
 
     def _release(self, slot: int) -> None:
@@ -234,7 +234,7 @@ class LRUTable:
         self._next[slot], self._free = self._free, slot
 
     def _link(self, slot: int, after: int) -> None:
-        """Put a slot into the ring before another; before 0 it is the one used last."""
+        """Insert a slot into the ring before another; before 0, it is the most recently used."""
         before = self._before[after]
         self._next[before] = self._before[after] = slot
         self._before[slot], self._next[slot] = before, after
@@ -243,10 +243,10 @@ class LRUTable:
         before, after = self._before[slot], self._next[slot]
         self._next[before], self._before[after] = after, before
 
-    def _page_after(self, bookmark: int, at_most: int) -> list[str]:
+    def _page_after(self, bookmark: int, max_paths: int) -> list[str]:
         page: list[str] = []
         slot = self._next[bookmark]
-        while slot and len(page) < at_most:
+        while slot and len(page) < max_paths:
             if self._length[slot]:  # else it is another's bookmark
                 page.append(self.path_at(slot))
             slot = self._next[slot]
@@ -256,7 +256,7 @@ class LRUTable:
 
 
 class _Folders:
-    """Numbers for the folders that somebody is in."""
+    """Numbers the folders that have entries."""
 
     def __init__(self) -> None:
         self.names: list[str] = []

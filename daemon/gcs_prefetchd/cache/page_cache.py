@@ -1,4 +1,4 @@
-"""Has the kernel read files into its page cache shortly before a reader opens them."""
+"""Makes the kernel read files into its page cache shortly before a reader opens them."""
 
 import asyncio
 import contextlib
@@ -11,39 +11,38 @@ from gcs_prefetchd.shared.checksums import OPEN_FLAGS
 
 __all__ = ["ReadAhead"]
 
-AT_A_TIME = 64
-# What falls further behind than that is about to be opened anyway.
-MOST_WAITING = 4096
+BATCH_FILES = 64
+MAX_WAITING = 4096  # files further behind are about to be opened anyway
 
 
 class ReadAhead:
-    """Asks for files below `objects`, in the order in which they are wanted; `run` does so until it is cancelled.
+    """Requests files below `objects` in the order of `enqueue`; `run` does so until it is cancelled.
 
-    One thread is enough: the kernel reads many files at a time, and only their inodes are waited for.
+    One thread is enough: the kernel reads many files at a time, and the thread waits only for their inodes.
     """
 
     def __init__(self, objects: Path) -> None:
         self._objects = objects
-        self._waiting: deque[str] = deque(maxlen=MOST_WAITING)
-        self._something = asyncio.Event()
+        self._waiting: deque[str] = deque(maxlen=MAX_WAITING)
+        self._has_work = asyncio.Event()
 
-    def want(self, paths: Iterable[str]) -> None:
-        """These will be opened soon."""
+    def enqueue(self, paths: Iterable[str]) -> None:
+        """Readers will open these files soon."""
         self._waiting.extend(paths)
-        self._something.set()
+        self._has_work.set()
 
     async def run(self) -> None:
         """Read ahead until cancelled."""
         while True:
-            await self._something.wait()
-            batch = [self._waiting.popleft() for _ in range(min(AT_A_TIME, len(self._waiting)))]
+            await self._has_work.wait()
+            batch = [self._waiting.popleft() for _ in range(min(BATCH_FILES, len(self._waiting)))]
             if not self._waiting:
-                self._something.clear()
+                self._has_work.clear()
             await asyncio.to_thread(self._advise, batch)
 
     def _advise(self, paths: list[str]) -> None:
         for path in paths:
-            with contextlib.suppress(OSError):  # one that has just been dropped, or cannot be read: its reader finds out
+            with contextlib.suppress(OSError):  # evicted meanwhile, or unreadable: its reader will see
                 file = os.open(f"{self._objects}/{path}", OPEN_FLAGS)
                 try:
                     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)

@@ -168,7 +168,7 @@ class Comparison:
     def __init__(self, entries: LRUTable, is_changing: Callable[[str], bool]) -> None:
         self._entries = entries
         self._is_changing = is_changing
-        self._seen = bytearray(entries.slots)
+        self._seen = bytearray(entries.slot_limit)
 
     def compare(self, page: Iterable[FoundFile]) -> Differences:
         """Compare some files. The caller adopts the new ones, and calls `mark_seen` with their slots, before the next page."""
@@ -194,7 +194,7 @@ class Comparison:
         """The entries that existed when the comparison started and whose files were not found, `max_paths` at a time."""
         slots = self._entries.unmarked(self._seen)
         for start in range(0, len(slots), max_paths):
-            held = [slot for slot in slots[start : start + max_paths] if self._entries.is_held(slot)]
+            held = [slot for slot in slots[start : start + max_paths] if self._entries.has_entry(slot)]
             yield [path for path in map(self._entries.path_at, held) if not self._is_changing(path)]
 
     def gone(self, paths: Iterable[str], found: Iterable[FoundFile | None]) -> list[str]:

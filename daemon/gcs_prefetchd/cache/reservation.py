@@ -20,7 +20,7 @@ class Reservation:
 
     def __init__(self, cache: Cache, name: ObjectName, choose_victims: ChooseVictims | None = None) -> None:
         self.path = cache_path(name.bucket, name.name)
-        self.temporary = cache.directory.temporary()
+        self.temp_path = cache.directory.new_temp_path()
         self.is_committed = False
         self._cache = cache
         self._name = name
@@ -69,7 +69,7 @@ class Reservation:
 
     def writer(self) -> ObjectWriter:
         """The daemon's own writer of the object: the cache's file thread writes it, and the writer ends this reservation."""
-        file = TempFile(self._cache.directory, self._cache.folders, self.temporary, self._name, self.path)
+        file = TempFile(self._cache.directory, self._cache.folders, self.temp_path, self._name, self.path)
         return ObjectWriter(file, self, self._cache.io.files, hold=self._cache.paths.hold)
 
     def _release_bytes(self) -> None:

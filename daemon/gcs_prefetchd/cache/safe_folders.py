@@ -1,4 +1,4 @@
-"""Which folders below `objects/` are the cache's own: what lies behind a link in the place of one is not. All of it blocks."""
+"""Checks that folders below `objects/` are the cache's own, and not links to somewhere else. Every function blocks."""
 
 import errno
 import os
@@ -10,32 +10,32 @@ __all__ = ["SafeFolders", "make_folder"]
 
 
 class SafeFolders:
-    """Looks at each folder once until `forget`, for a file has up to a dozen above it. Any thread may use it.
+    """Examines each folder once until `forget`, for a path has up to a dozen folders. Any thread may use it.
 
-    `check_ours` raises OSError where the whole cache directory is not ours any more.
+    `check_ours` raises OSError if the whole cache directory is no longer ours.
     """
 
     def __init__(self, objects: Path, check_ours: Callable[[], None] = lambda: None) -> None:
         self.objects = objects
         self._check_ours = check_ours
-        self._seen: set[str] = set()
+        self._checked: set[str] = set()
 
     def forget(self) -> None:
-        """Look at every folder again."""
-        self._seen = set()
+        """Examine every folder again."""
+        self._checked = set()
 
     def check(self, path: str) -> None:
-        """Raise OSError where the way to `objects/path` is not the cache's own: NotADirectoryError for a link in it."""
+        """Raise OSError if a folder of `objects/path` is not the cache's own: NotADirectoryError for a link."""
         folder = path.rpartition("/")[0]
-        if folder not in self._seen:
-            self._look_at(folder)
+        if folder not in self._checked:
+            self._examine(folder)
 
-    def make(self, path: str) -> None:
-        """Make the folders that `objects/path` lacks."""
+    def make_parents(self, path: str) -> None:
+        """Create the missing folders of `objects/path`."""
         self._check_ours()
         make_folder(Path(f"{self.objects}/{path}").parent)
 
-    def _look_at(self, folder: str) -> None:
+    def _examine(self, folder: str) -> None:
         where = f"{self.objects}/{folder}".rstrip("/")
         if folder:
             self.check(folder)
@@ -44,14 +44,14 @@ class SafeFolders:
         try:
             mode = os.lstat(where).st_mode
         except FileNotFoundError:
-            return  # `make` makes it
+            return  # `make_parents` creates it
         if stat.S_ISLNK(mode):
             raise OSError(errno.ENOTDIR, "A symbolic link is in the way, which is not followed", where)
-        self._seen.add(folder)
+        self._checked.add(folder)
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder and those above it; `Path.mkdir` would leave the ones above open to everybody."""
+    """Create the folder and those above it; `Path.mkdir` would leave the ones above open to all users."""
     try:
         folder.mkdir(mode=0o750, exist_ok=True)
     except FileNotFoundError:

@@ -17,16 +17,16 @@ MAX_CHUNKS = 1024  # the kernel's IOV_MAX
 
 
 class TempFile:
-    """`temporary` is a path from `directory.temporary`, created by the first `write`; `objects/path` is its final name.
+    """`temp_path` is a path from `directory.new_temp_path`, created by the first `write`; `objects/path` is its final name.
 
     Every method blocks; call them from one thread at a time, and finish with `publish` or `discard`. They raise OSError.
     """
 
-    def __init__(self, directory: CacheDirectory, folders: SafeFolders, temporary: str, name: ObjectName, path: str) -> None:
+    def __init__(self, directory: CacheDirectory, folders: SafeFolders, temp_path: str, name: ObjectName, path: str) -> None:
         self.published: Stamp | None = None
         self._directory = directory
         self._folders = folders
-        self._temporary = temporary
+        self._temp_path = temp_path
         self._name = name
         self._path = path
         self._file: int | None = None
@@ -34,7 +34,7 @@ class TempFile:
     def write(self, chunks: Sequence[bytes]) -> None:
         """Write the next bytes."""
         if self._file is None:
-            self._file = self._directory.open_temporary(self._temporary)
+            self._file = self._directory.open_temp_file(self._temp_path)
         _write_all(self._file, chunks)
 
     def truncate(self) -> None:
@@ -48,7 +48,7 @@ class TempFile:
         self.write(chunks)
         assert self._file is not None
         hashed_name = self._name if object_at_path(self._path) is None else None
-        publish_file(self._file, self._temporary, self._folders, self._path, stamp, hashed_name)
+        publish_file(self._file, self._temp_path, self._folders, self._path, stamp, hashed_name)
         self.published = stamp
         self._close()
 
@@ -56,7 +56,7 @@ class TempFile:
         """Remove the file, unless it was published."""
         self._close()
         if self.published is None:
-            self._directory.discard_temporary(self._temporary)
+            self._directory.remove_temp_file(self._temp_path)
 
     def write_error(self, exc: OSError) -> CacheWriteError:
         """The error to raise if the disk fails: one line that names the object."""
@@ -70,7 +70,7 @@ class TempFile:
 
 
 def publish_file(
-    file: int, temporary: str, folders: SafeFolders, path: str, stamp: Stamp, hashed_name: ObjectName | None
+    file: int, temp_path: str, folders: SafeFolders, path: str, stamp: Stamp, hashed_name: ObjectName | None
 ) -> None:
     """Stamp a complete and checked file, open as `file`, and rename it to `objects/path`. Raises OSError."""
     folders.check(path)
@@ -79,10 +79,10 @@ def publish_file(
         write_object_name(file, hashed_name)
     final = f"{folders.objects}/{path}"
     try:
-        os.rename(temporary, final)  # noqa: PTH104  # a Path costs as much as the call
+        os.rename(temp_path, final)  # noqa: PTH104  # a Path costs as much as the call
     except FileNotFoundError:
-        folders.make(path)
-        os.rename(temporary, final)  # noqa: PTH104
+        folders.make_parents(path)
+        os.rename(temp_path, final)  # noqa: PTH104
 
 
 def _write_all(file: int, chunks: Sequence[bytes]) -> None:

@@ -215,7 +215,7 @@ class Prefetcher:
         end = min(stream.known_end, ahead.window_end)
         for item in map(stream.item_at, range(place, end)):
             if reader.is_item_ready(item):
-                self._read_ahead.want(self._registry.lookup.paths(reader.data_root, item))
+                self._read_ahead.enqueue(self._registry.lookup.paths(reader.data_root, item))
         stream.read_ahead_end = max(place, end)
 
     def _next_place(self, ahead: _Ahead) -> int | None:

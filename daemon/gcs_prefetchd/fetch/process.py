@@ -206,7 +206,7 @@ class _FetchProcess:
                 raise TypeError(f"{message!r}: not a message for a fetch process")
 
     def _configure(self, options: ProcessOptions) -> None:
-        self._directory = CacheDirectory.shared(Path(options.cache_dir), self._lock)
+        self._directory = CacheDirectory.with_inherited_lock(Path(options.cache_dir), self._lock)
         self._folders = SafeFolders(self._directory.objects, self._directory.check_ours)
         self._token = _DaemonToken(self._channel.send)
         self._downloader = Downloader(

@@ -56,7 +56,7 @@ async def _recover(download: ProcessDownload, cache: Cache) -> None:
     stamp: Stamp | None = None
     try:
         with contextlib.suppress(OSError):
-            await cache.io.files.submit(partial(cache.directory.discard_temporary, reservation.temporary))
+            await cache.io.files.submit(partial(cache.directory.remove_temp_file, reservation.temp_path))
         folders = SafeFolders(cache.directory.objects, cache.directory.check_ours)
         (found,) = await cache.io.run(find_each, folders, [reservation.path])
         if found is not None and found.stamp is not None and found.size == found.stamp.size:

@@ -165,7 +165,7 @@ class FetchProcess:
         download = ProcessDownload(self, number, version, reservation, observer, time.monotonic(), result)
         self._downloads[number] = download
         self._counters.in_flight += 1
-        name, path, temporary = version.name, reservation.path, reservation.temporary
+        name, path, temporary = version.name, reservation.path, reservation.temp_path
         self._channel.send(
             StartDownload(number, temporary, path, name.bucket, name.name, version.generation, version.size, version.crc32c)
         )

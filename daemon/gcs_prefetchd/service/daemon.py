@@ -179,8 +179,8 @@ class Daemon:
                 await stack.enter_async_context(background_tasks(self._tasks(relist_in_s), self._fail))
                 self.prefetcher.wake()
                 # 7. Announce the daemon: readers find it through daemon.json.
-                self.directory.announce(self._daemon_file(url))
-            stack.callback(self.directory.withdraw)
+                self.directory.write_daemon_file(self._daemon_file(url))
+            stack.callback(self.directory.remove_daemon_file)
             # 8. Ready.
             self._is_ready = True
             log.info("ready: statistics at %s, cache in %s", url, self.directory.path)
