@@ -72,7 +72,7 @@ class Node:
         """Report the next items as read and fill the window; returns how many were reported."""
         stream, registry = reader.stream, self.registry
         items = [stream.item_at(place) for place in range(stream.first_unread, stream.first_unread + REPORTED_AT_ONCE)]
-        registry.note_reads("job", [version.name for item in items for version in self.manifest.versions(item)])
+        registry.record_reads("job", [version.name for item in items for version in self.manifest.versions(item)])
         place = max(stream.planned_end, stream.first_unread)
         while place < min(stream.known_end, stream.window_start(WINDOW_ITEMS) + WINDOW_ITEMS):
             item = stream.item_at(place)

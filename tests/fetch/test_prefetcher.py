@@ -50,7 +50,7 @@ class Node:
         for item in items:
             for version in self.manifest.versions(item):
                 self.cache.touch(path_of(version))
-        self.registry.note_reads(job, [version.name for item in items for version in self.manifest.versions(item)])
+        self.registry.record_reads(job, [version.name for item in items for version in self.manifest.versions(item)])
         await self.follow()
 
     async def demand_and_read(self, item: int, job: str = "job") -> None:

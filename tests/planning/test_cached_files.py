@@ -96,6 +96,6 @@ def test_an_itemless_object_that_was_used_is_evicted_later_and_one_that_is_gone_
     for name in "abc":
         registry.files.add(f"pictures/train/{name}.txt")
     registry.files.note_open("pictures/train/a.txt")
-    registry.note_reads("someone", [ObjectName("pictures", "train/b.txt")])
+    registry.record_reads("someone", [ObjectName("pictures", "train/b.txt")])
     registry.files.remove("pictures/train/c.txt")
     assert registry.files.choose_victims(2, None, lambda path: 1) == ["pictures/train/a.txt", "pictures/train/b.txt"]

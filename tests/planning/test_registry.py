@@ -32,7 +32,7 @@ def test_before_a_data_root_is_listed_events_change_nothing() -> None:
     empty = Registry(0, LARGE_BYTES)
     assert list(empty) == []
     assert empty.catalog.newest_manifest(ROOT) is None
-    empty.note_reads("job", [MANIFEST.part_name(0, 0)])
+    empty.record_reads("job", [MANIFEST.part_name(0, 0)])
     empty.files.add(path_of(0))
     empty.files.note_open(path_of(0))
     assert empty.files.remove(path_of(0)) is None
@@ -287,16 +287,16 @@ def test_of_several_streams_of_a_job_the_one_that_has_the_item_unread_advances(r
 
 def test_an_item_read_in_two_parts_counts_once(registry: Registry) -> None:
     register(registry, [3, 3])
-    registry.note_reads("job", [MANIFEST.part_name(3, 1)])
+    registry.record_reads("job", [MANIFEST.part_name(3, 1)])
     assert positions(registry) == {"job/0": 0}
-    registry.note_reads("job", [MANIFEST.part_name(3, 0)])
+    registry.record_reads("job", [MANIFEST.part_name(3, 0)])
     assert positions(registry) == {"job/0": 1}
 
 
 @pytest.mark.parametrize("name", ["train/images/999.jpg", "train/README.md", "elsewhere/images/001.jpg"])
 def test_reads_of_objects_that_no_manifest_has_advance_nothing(registry: Registry, name: str) -> None:
     register(registry, [1])
-    registry.note_reads("job", [ObjectName("pictures", name), ObjectName("drawings", name)])
+    registry.record_reads("job", [ObjectName("pictures", name), ObjectName("drawings", name)])
     assert positions(registry) == {"job/0": 0}
 
 

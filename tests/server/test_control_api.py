@@ -72,7 +72,7 @@ async def test_each_object_of_a_demand_has_its_own_result(client: DaemonClient) 
     assert errors[0] == ""
     assert "none.jpg: GCS returned 404" in errors[1]
     assert "not within a data root" in errors[2]
-    assert "no gs:// URI" in errors[3]
+    assert "not a gs:// URI" in errors[3]
 
 
 async def test_an_object_that_belongs_to_no_item_can_be_demanded(gcs: GCSServer, client: DaemonClient) -> None:

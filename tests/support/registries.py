@@ -49,7 +49,7 @@ def register(registry: Registry, items: Sequence[int], listed: Manifest = MANIFE
 
 def report_reads(registry: Registry, job: str, *items: int, manifest: Manifest = MANIFEST) -> None:
     """A process of the job reports that it has read both parts of the items."""
-    registry.note_reads(job, [manifest.part_name(item, part) for item in items for part in (0, 1)])
+    registry.record_reads(job, [manifest.part_name(item, part) for item in items for part in (0, 1)])
 
 
 def add_items(registry: Registry, *items: int) -> None:

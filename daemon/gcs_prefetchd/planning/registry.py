@@ -172,7 +172,7 @@ class Registry:
 
     # Reads
 
-    def note_reads(self, job: str, names: Iterable[ObjectName]) -> None:
+    def record_reads(self, job: str, names: Iterable[ObjectName]) -> None:
         """A process of a job has read objects: advance the job's streams, or the seeded ones if the job has no plan."""
         now_s = self.clock()
         reads: dict[str, int] = {}  # by stream

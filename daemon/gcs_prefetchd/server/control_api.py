@@ -77,7 +77,7 @@ class Control:
         self.statistics.reads.add(report)
         for name in names:
             self.cache.touch(cache_path(name.bucket, name.name))
-        self.registry.note_reads(report.job, names)
+        self.registry.record_reads(report.job, names)
         self.prefetcher.wake()
 
     async def add_plan(self, body: bytes) -> None:
