@@ -91,7 +91,7 @@ def test_set_changes_a_running_daemon_and_shows_the_new_values(server: ServingGC
     [
         ("concurrency=0", "setting concurrency in the request: 0 should be greater than or equal to 1"),
         ("concurrency=many", "setting concurrency: must be a number or null, not str"),
-        ("seed=5", "setting 'seed' cannot be changed while running; these can: concurrency, "),
+        ("seed=5", "setting 'seed' cannot be changed while the daemon runs; these can: concurrency, "),
         ("concurrency", "'concurrency': write NAME=VALUE, as in concurrency=64"),
     ],
 )
