@@ -111,7 +111,7 @@ async def test_what_a_plan_names_next_is_read_ahead_where_that_is_wanted(wanted:
         order = [13, 2, 7, 11, 5, 19, 0]
         plan, indices = plan_of(manifest, order)
         service.registry.register(service.registry.prepare(plan, indices))
-        service.prefetcher.begin()
+        service.prefetcher.start_epoch()
         if wanted:
             await until_in_memory(list(chain.from_iterable(files[item] for item in order[:5])))
         else:
@@ -129,10 +129,10 @@ async def test_of_a_job_that_has_ended_no_order_is_kept(gcs: GCSServer, tmp_path
         assert manifest is not None
         plan, indices = plan_of(manifest, range(20), kind="shuffled")
         order = weakref.ref(service.registry.register(service.registry.prepare(plan, indices)).stream.epoch.order)
-        service.prefetcher.begin()
+        service.prefetcher.start_epoch()
         await service.prefetcher.settled()
         service.registry.end_job(plan.job)
-        service.prefetcher.begin()
+        service.prefetcher.start_epoch()
         await service.prefetcher.settled()
         gc.collect()
         assert order() is None

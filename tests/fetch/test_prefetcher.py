@@ -64,7 +64,7 @@ class Node:
         """A reader says what it will read; returns when the prefetcher has followed."""
         plan, indices = plan_of(listed or self.manifest, items, **changes)  # type: ignore[arg-type]  # any field
         reader = self.registry.register(self.registry.prepare(plan, indices))
-        self.prefetcher.begin()
+        self.prefetcher.start_epoch()
         await self.follow()
         return reader
 
@@ -99,16 +99,14 @@ async def prefetching(
     concurrency: int = 8,
     deadline_s: float = 20.0,
     lru: bool = False,
-    try_again_s: float = 0.05,
+    retry_after_s: float = 0.05,
 ) -> AsyncIterator[Node]:
     """A node that has listed the data root. It prefetches from its first `wake` on."""
     async with GCSClient(Access(gcs.url, anonymous=True), deadline_s=deadline_s) as origin:
-        registry, fetcher = (
-            Registry(SEED, cache.capacity.limit_bytes, window_items=window, lru=lru),
-            Fetcher(cache, origin, slots_of(concurrency)),
-        )
+        registry = Registry(SEED, cache.capacity.limit_bytes, window_items=window, lru=lru)
         observer_of(cache).target = observer = PrefetchObserver(registry)
-        prefetcher = Prefetcher(registry, cache, fetcher, observer, try_again_s=try_again_s)
+        fetcher = Fetcher(cache, origin, slots_of(concurrency, observer.slot_freed))
+        prefetcher = Prefetcher(registry, cache, fetcher, observer, retry_after_s=retry_after_s)
         manifest = await list_manifest(origin, DataRoot.parse(DATA_ROOT), ItemPatterns())
         registry.set_manifest(registry.catalog.assign_numbers(manifest))
         running = asyncio.create_task(prefetcher.run())
@@ -621,7 +619,7 @@ async def test_after_an_outage_everything_is_planned_again_and_the_outage_is_log
 ) -> None:
     put_items(gcs, 10)
     gcs.faults.add(Stall(None))
-    async with prefetching(gcs, cache, deadline_s=1.5, concurrency=20, try_again_s=1.5) as node:
+    async with prefetching(gcs, cache, deadline_s=1.5, concurrency=20, retry_after_s=1.5) as node:
         node.prefetcher.wake()
         # Two tries fit into the deadline; the third is that of another plan.
         await gcs.wait_for(lambda counts: len(counts.media) == 20 and min(counts.media.values()) == 3)

@@ -13,7 +13,7 @@ from support.daemons import make_settings
 
 def make(tmp_path: Path, **changes: object) -> tuple[RuntimeSettings, DownloadSlots]:
     settings = make_settings(tmp_path, "http://127.0.0.1:1", **changes)
-    slots = make_slots(settings)
+    slots = make_slots(settings, lambda: None)
     return RuntimeSettings(settings, slots), slots
 
 

@@ -24,7 +24,7 @@ def add_plan(daemon: Daemon, stream: str, order: list[int], position: int = 0) -
     assert manifest is not None
     plan, indices = plan_of(manifest, order, stream=stream, epoch=3, position=position)
     reader = daemon.registry.register(daemon.registry.prepare(plan, indices))
-    daemon.prefetcher.begin()
+    daemon.prefetcher.start_epoch()
     return reader
 
 

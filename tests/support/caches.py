@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from itertools import chain
 from pathlib import Path
@@ -84,9 +84,9 @@ async def put(cache: Cache, name: str, data: bytes, generation: int = 1, choose_
     return path_of(name)
 
 
-def slots_of(count: int) -> DownloadSlots:
-    """So many slots, whatever happens."""
-    return DownloadSlots(AdaptiveConcurrency(count, count), RateLimit())
+def slots_of(count: int, on_free: Callable[[], None] = lambda: None) -> DownloadSlots:
+    """A fixed number of slots."""
+    return DownloadSlots(AdaptiveConcurrency(count, count), RateLimit(), on_free=on_free)
 
 
 def keeping(cache: Cache, *kept: str) -> ChooseVictims:

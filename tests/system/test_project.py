@@ -202,6 +202,25 @@ def test_functions_are_short() -> None:
     assert long == {}
 
 
+def test_no_constructor_changes_another_object() -> None:
+    """Hooks are parameters of constructors, so that one place sees how the parts are connected."""
+    found = []
+    for module, path in MODULES.items():
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                for target in assigned_attributes(node):
+                    if not (isinstance(target.value, ast.Name) and target.value.id == "self"):
+                        found.append(f"{module}:{target.lineno}: {ast.unparse(target)}")
+    assert found == []
+
+
+def assigned_attributes(function: ast.FunctionDef) -> Iterator[ast.Attribute]:
+    """The attributes that a function assigns, deletes or changes in place."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
+            yield node
+
+
 def test_nothing_is_left_to_do_in_a_comment() -> None:
     mark = re.compile(r"\b(TO{}|FIX{}|X{})\b".format("DO", "ME", "XX"))  # in pieces, for this file is looked at too
     files = [*SOURCES, *TESTS.rglob("*.py"), *(ROOT / "examples").glob("*.py"), *DOCUMENTS, *(ROOT / "systemd").iterdir()]

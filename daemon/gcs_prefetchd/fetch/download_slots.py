@@ -28,14 +28,21 @@ class DownloadSlots:
     `on_free` is called for each slot that becomes free before its `release`.
     """
 
-    def __init__(self, concurrency: AdaptiveConcurrency, rate: RateLimit, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self,
+        concurrency: AdaptiveConcurrency,
+        rate: RateLimit,
+        clock: Clock = time.monotonic,
+        *,
+        on_free: Callable[[], None] = lambda: None,
+    ) -> None:
         self.concurrency = concurrency
         self.rate = rate
         self.in_use = 0
         self.publishing = 0  # downloads that wait for the disk, and whose slots are free again
-        self.on_free: Callable[[], None] = lambda: None
         self.last_change_s = clock()  # when the limit last changed
         self._clock = clock
+        self._on_free = on_free
         self._demands: deque[Ticket] = deque()
         self._prefetches: deque[Ticket] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -157,7 +164,7 @@ class DownloadSlots:
             ticket.is_received = True
             self.publishing += 1
             self._return_slot(ticket)
-            self.on_free()
+            self._on_free()
 
     # --- Granting slots
 

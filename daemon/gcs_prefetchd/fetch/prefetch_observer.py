@@ -1,4 +1,4 @@
-"""What the prefetcher learns from the cache: which files arrived and were lost, and when there is something to do."""
+"""What the prefetcher learns from the cache and the slots: which files arrived and were lost, and when to look again."""
 
 import asyncio
 
@@ -13,14 +13,16 @@ __all__ = ["PrefetchObserver"]
 
 
 class PrefetchObserver:
-    """Built before the cache, which reports to it, and before the prefetcher, which waits for `woken`.
+    """Built before the cache and the slots, which report to it, and before the prefetcher, which waits for `woken`.
 
-    It also counts the prefetched objects that are not in the cache yet. `settled` is set while nothing is left to fetch.
+    It counts the prefetches that run, and the bytes of their objects that are not in the cache yet. `settled` is set while
+    nothing is left to fetch.
     """
 
     def __init__(self, registry: Registry) -> None:
         self.woken = asyncio.Event()
         self.settled = asyncio.Event()
+        self.running_prefetches = 0
         self.incoming_bytes = 0
         self._incoming: dict[str, ObjectVersion] = {}  # by path
         self._registry = registry
@@ -36,26 +38,31 @@ class PrefetchObserver:
             if reader.data_root == ref.data_root:
                 reader.stream.plan_again(ref.item)
 
-    def add_incoming(self, version: ObjectVersion) -> None:
-        """A download of this version starts."""
+    def prefetch_started(self, version: ObjectVersion) -> None:
+        """Count a prefetch that starts."""
+        self.running_prefetches += 1
         path = cache_path(version.name.bucket, version.name.name)
         if (other := self._incoming.get(path)) is not None:  # a version that is no longer wanted
-            self.remove_incoming(path, other.generation)
+            self._remove_incoming(path, other.generation)
         self._incoming[path] = version
         self.incoming_bytes += version.size
 
-    def remove_incoming(self, path: str, generation: int) -> None:
-        """The download ended, or its bytes are counted by the cache."""
+    def prefetch_ended(self, version: ObjectVersion) -> None:
+        """Count a prefetch that has ended, successfully or not."""
+        self.running_prefetches -= 1
+        self._remove_incoming(cache_path(version.name.bucket, version.name.name), version.generation)
+
+    def _remove_incoming(self, path: str, generation: int) -> None:
         version = self._incoming.get(path)
         if version is not None and version.generation == generation:
             del self._incoming[path]
             self.incoming_bytes -= version.size
 
-    # --- what the cache calls
+    # --- What the cache and the slots call
 
     def arrived(self, path: str, stamp: Stamp) -> None:
         """A file was published, or found on the disk."""
-        self.remove_incoming(path, stamp.generation)  # at once, for the cache counts it from now on
+        self._remove_incoming(path, stamp.generation)  # at once: the cache counts its bytes from now on
         self._registry.files.add(path)
 
     def used(self, path: str) -> None:
@@ -70,5 +77,10 @@ class PrefetchObserver:
             self.wake()
 
     def choose_victims(self, short_bytes: int, files: EvictableFiles) -> list[str] | None:
-        """What is not needed soon, and then what is needed last."""
+        """Choose the files that are not needed soon, and then those that are needed last."""
         return self._registry.files.choose_victims(short_bytes, None, files.evictable_bytes)
+
+    def slot_freed(self) -> None:
+        """A download slot is free before its download has ended."""
+        if self.running_prefetches:  # otherwise it was a demand's, and no prefetch waits for it
+            self.wake()

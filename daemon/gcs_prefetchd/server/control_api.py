@@ -87,7 +87,7 @@ class Control:
         indices = np.frombuffer(packed, dtype="<u4").astype(np.uint32)
         reader = self.registry.register(await asyncio.to_thread(self.registry.prepare, plan, indices))
         log.info("stream %s: epoch %d of %s, %d items", plan.stream, plan.epoch, plan.data_root, len(reader.stream))
-        self.prefetcher.begin()
+        self.prefetcher.start_epoch()
 
     def end_job(self, job: str) -> None:
         """Forget the streams of a job whose process has ended."""

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from gcs_prefetchd.fetch.adaptive_concurrency import AdaptiveConcurrency
 from gcs_prefetchd.fetch.download_slots import DownloadSlots
@@ -21,11 +21,11 @@ SIZES = ("max_bytes_per_s",)
 Value = int | float | None
 
 
-def make_slots(settings: Settings) -> DownloadSlots:
-    """Download slots with the limits that the settings give."""
+def make_slots(settings: Settings, on_free: Callable[[], None]) -> DownloadSlots:
+    """Download slots with the limits that the settings give; see `DownloadSlots`."""
     minimum, maximum = _concurrency_bounds(settings)
     rate = RateLimit(settings.max_requests_per_s, settings.max_bytes_per_s, time.monotonic())
-    return DownloadSlots(AdaptiveConcurrency(minimum, maximum), rate)
+    return DownloadSlots(AdaptiveConcurrency(minimum, maximum), rate, on_free=on_free)
 
 
 class RuntimeSettings:

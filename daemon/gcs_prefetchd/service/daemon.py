@@ -111,7 +111,7 @@ class Daemon:
         observer = PrefetchObserver(self.registry)
         self.cache = Cache(self.directory, settings.cache_size, settings.min_free, observer)
         access = Access(settings.endpoint, settings.anonymous, settings.credentials, settings.user_project)
-        slots = make_slots(settings)
+        slots = make_slots(settings, observer.slot_freed)
         # The slots bound the downloads, by a setting that may change. Pages of listings need connections in addition.
         self.gcs_client = GCSClient(
             access, connections=2 * MAX_CONCURRENCY, deadline_s=settings.deadline_s, before_page=slots.page
