@@ -14,9 +14,9 @@ from support.plans import indices_of, manifest_of
 
 
 def put_in_force(history: ManifestHistory, manifest: Manifest) -> NumberedManifest:
-    listing = history.assign_numbers(manifest)
-    history.add_newest(listing)
-    return listing
+    numbered = history.assign_numbers(manifest)
+    history.add_newest(numbered)
+    return numbered
 
 
 def prune(history: ManifestHistory, *in_use: NumberedManifest) -> None:
@@ -25,15 +25,15 @@ def prune(history: ManifestHistory, *in_use: NumberedManifest) -> None:
         history.discard(superseded, history.remnant(superseded))
 
 
-def numbers(listing: NumberedManifest) -> dict[str, int]:
-    return dict(listing.ids_and_numbers())
+def numbers(numbered: NumberedManifest) -> dict[str, int]:
+    return dict(numbered.ids_and_numbers())
 
 
 def test_in_the_first_manifest_an_items_number_is_its_index() -> None:
     history = ManifestHistory()
-    listing = put_in_force(history, manifest_of("abc"))
-    assert numbers(listing) == {"a": 0, "b": 1, "c": 2}
-    assert listing.numbers_of(indices_of([2, 0])).tolist() == [2, 0]
+    numbered = put_in_force(history, manifest_of("abc"))
+    assert numbers(numbered) == {"a": 0, "b": 1, "c": 2}
+    assert numbered.numbers_of(indices_of([2, 0])).tolist() == [2, 0]
     assert history.end == 3
 
 
@@ -57,8 +57,8 @@ def test_the_number_of_a_removed_item_is_not_reused_and_the_item_gets_it_back() 
 def test_a_changed_item_keeps_its_number_and_has_its_new_version(removed: str) -> None:
     history = ManifestHistory()
     put_in_force(history, manifest_of("abc"))
-    listing = put_in_force(history, manifest_of(sorted(set("abc") - set(removed)), generations={"b": 7}))
-    assert numbers(listing)["b"] == 1
+    numbered = put_in_force(history, manifest_of(sorted(set("abc") - set(removed)), generations={"b": 7}))
+    assert numbers(numbered)["b"] == 1
     assert {version.generation for version in history.versions(1)} == {7}
     assert {version.generation for version in history.versions(0)} == {1}
 
@@ -153,21 +153,21 @@ def test_a_manifest_of_the_same_items_takes_no_memory_for_their_numbers() -> Non
 
 
 @given(st.lists(st.sets(st.sampled_from("abcdefgh"), min_size=1), min_size=1, max_size=7))
-def test_through_any_relistings_an_item_has_one_number_and_a_number_one_item(listings: list[set[str]]) -> None:
+def test_through_any_relistings_an_item_has_one_number_and_a_number_one_item(listed: list[set[str]]) -> None:
     history, known = ManifestHistory(), dict[str, int]()
-    for ids in listings:
-        listing = put_in_force(history, manifest_of(sorted(ids)))
+    for ids in listed:
+        numbered = put_in_force(history, manifest_of(sorted(ids)))
         prune(history)
-        assert [item_id for item_id, _ in listing.ids_and_numbers()] == sorted(ids)
-        assert {**known, **numbers(listing)} == {**numbers(listing), **known}
-        known |= numbers(listing)
+        assert [item_id for item_id, _ in numbered.ids_and_numbers()] == sorted(ids)
+        assert {**known, **numbers(numbered)} == {**numbers(numbered), **known}
+        known |= numbers(numbered)
         assert sorted(known.values()) == list(range(history.end))
         for index, item_id in enumerate(sorted(ids)):
             number = known[item_id]
-            assert (listing.index_of(number), listing.number_at(index)) == (index, number)
-            assert listing.versions(number) == listing.manifest.versions(index)
-        assert all(listing.index_of(number) is None for item_id, number in known.items() if item_id not in ids)
-        assert listing.index_of(history.end + 5) is None
+            assert (numbered.index_of(number), numbered.number_at(index)) == (index, number)
+            assert numbered.versions(number) == numbered.manifest.versions(index)
+        assert all(numbered.index_of(number) is None for item_id, number in known.items() if item_id not in ids)
+        assert numbered.index_of(history.end + 5) is None
         found = {item_id: history.find_part(ObjectName("pictures", f"train/images/{item_id}.jpg")) for item_id in known}
         assert found == {item_id: (number, 0) for item_id, number in known.items()}
 

@@ -167,7 +167,7 @@ def test_of_two_streams_the_farther_next_use_is_found_first() -> None:
     st.sets(st.integers(0, ITEMS - 1)),
     st.lists(st.tuples(st.sampled_from(["read", "fetch", "evict", "scan", "extend"]), st.integers(0, ITEMS - 1)), max_size=40),
 )
-def test_through_any_events_all_cached_items_that_are_needed_are_pop_all(
+def test_through_any_events_all_needed_cached_items_are_found_from_the_far_end(
     order: list[int], held: set[int], steps: list[tuple[str, int]]
 ) -> None:
     stream = stream_of(order)

@@ -1,4 +1,4 @@
-"""What the tests of planning share: listings made by hand, and plans as a reader sends them."""
+"""Manifests made by hand, and plans as readers send them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -16,7 +16,7 @@ ROOT = "gs://pictures/train"
 def manifest_of(
     ids: Iterable[str], root: str = ROOT, generation: int = 1, size: int = 1, generations: Mapping[str, int] | None = None
 ) -> Manifest:
-    """A listing with these items, all parts of one generation and size but those of the ids in `generations`."""
+    """A manifest of these items. All parts have one size, and one generation unless `generations` gives another by id."""
     data_root = DataRoot.parse(root)
     versions = [
         ObjectVersion(
@@ -32,7 +32,7 @@ def manifest_of(
 
 
 def manifest_of_many(items: int) -> Manifest:
-    """A listing of so many items, with ids of seven digits; made in no time."""
+    """A manifest of many items, with ids of seven digits; made in no time."""
     digits = np.arange(items)[:, None] // 10 ** np.arange(6, -1, -1) % 10
     ids = Ids((digits + ord("0")).astype(np.uint8).reshape(-1), np.arange(7, 7 * items + 1, 7))
     column = np.ones((items, 2), dtype=np.int64)
@@ -40,12 +40,12 @@ def manifest_of_many(items: int) -> Manifest:
 
 
 def indices_of(items: Iterable[int]) -> Indices:
-    """Items as a plan has them."""
+    """Item indices as a plan has them."""
     return np.array(list(items), dtype=np.uint32)
 
 
 def plan_of(listed: Manifest, items: Sequence[int], /, *, stream: str = "job/0", **changes: object) -> tuple[Plan, Indices]:
-    """A reader's plan, possible but for the changes; its digest is that of the order that it makes."""
+    """A valid plan of a reader, apart from the changes; its digest is that of its order."""
     indices = indices_of(items)
     values: dict[str, object] = {
         "job": stream.partition("/")[0],
@@ -67,5 +67,5 @@ def plan_of(listed: Manifest, items: Sequence[int], /, *, stream: str = "job/0",
 
 
 def _order_of(values: dict[str, object], indices: Indices) -> Indices:
-    taken = {key: values[key] for key in ("kind", "seed", "epoch", "rank", "world", "start")}
-    return plan_order(**taken, indices=indices, drop_last=bool(values["drop_last"]))  # type: ignore[arg-type]  # as above
+    fields = {key: values[key] for key in ("kind", "seed", "epoch", "rank", "world", "start")}
+    return plan_order(**fields, indices=indices, drop_last=bool(values["drop_last"]))  # type: ignore[arg-type]  # as above
