@@ -1,4 +1,4 @@
-"""Faults of connections and credentials, met by a real daemon while it runs and at its start: what is cached is served."""
+"""Faults of connections and credentials, hit by a real daemon while it runs and at its start: cached objects are served."""
 
 import asyncio
 import json
@@ -32,8 +32,8 @@ REFUSED = Status(
 T = TypeVar("T")
 
 
-class Front:
-    """A port before the server that can be shut and opened again, and that may speak TLS."""
+class Proxy:
+    """A proxy port before the server that can be closed and opened again, optionally with TLS."""
 
     def __init__(self, server_port: int, context: ssl.SSLContext | None = None) -> None:
         self.port = 0
@@ -44,25 +44,25 @@ class Front:
         self._serving: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
-        """Listen, at the same port as before."""
+        """Listen, on the same port as before."""
         self._do(self._listen())
 
-    def shut(self) -> None:
-        """Listen no more and end every connection: others are refused from now on."""
+    def close(self) -> None:
+        """Stop listening and close every connection: new ones are refused from now on."""
         self._do(self._end())
 
     @contextmanager
-    def running(self) -> Iterator["Front"]:
+    def running(self) -> Iterator["Proxy"]:
         thread = threading.Thread(target=self._loop.run_forever)
         thread.start()
         try:
             self.open()
             yield self
-            self.shut()
+            self.close()
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             thread.join()
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())  # what was aborted is closed by then
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())  # aborted connections are closed by then
             self._loop.close()
 
     def _do(self, work: Coroutine[Any, Any, T]) -> T:
@@ -75,7 +75,7 @@ class Front:
     async def _end(self) -> None:
         if self._listener is not None:
             self._listener.close()
-        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:  # those of connections only just accepted, too
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:  # including those of connections just accepted
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -84,7 +84,7 @@ class Front:
         task = asyncio.create_task(self._forward(reader, writer))
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
-        task.add_done_callback(lambda _: writer.transport.abort())  # also where it is cancelled before it began
+        task.add_done_callback(lambda _: writer.transport.abort())  # also if it is cancelled before it starts
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._server_port)
@@ -106,24 +106,24 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 @pytest.fixture(scope="module")
 def server(server: ServingGCS) -> ServingGCS:
-    """There is an object for the faults, too."""
+    """The server with another object, for the faults."""
     server.put(BUCKET, "train/bad", DATA)
     return server
 
 
-def test_while_gcs_refuses_connections_what_is_cached_is_served(server: ServingGCS, tmp_path: Path, good: str) -> None:
+def test_while_gcs_refuses_connections_cached_objects_are_served(server: ServingGCS, tmp_path: Path, good: str) -> None:
     with (
-        Front(server.port).running() as front,
-        faulted_daemon(tmp_path / "cache", f"http://127.0.0.1:{front.port}", QUICK) as daemon,
+        Proxy(server.port).running() as proxy,
+        faulted_daemon(tmp_path / "cache", f"http://127.0.0.1:{proxy.port}", QUICK) as daemon,
     ):
         parts, listed = cached_items(daemon), daemon.client.manifest(DATA_ROOT)
         with promises(daemon, good, DATA):
-            front.shut()
+            proxy.close()
             assert re.search(f"list {DATA_ROOT}.*Connect call failed", daemon.wait_for_line(IN_FORCE))
             assert re.search(f"fetch {BAD}: .*Connect call failed", str(daemon.read(BAD)))
             assert all(isinstance(daemon.read(uri), bytes) for uri in parts)
             assert daemon.client.manifest(DATA_ROOT) == listed
-            front.open()
+            proxy.open()
         assert len(daemon.lines_about(BAD)) == 1
 
 
@@ -131,7 +131,7 @@ def test_while_gcs_refuses_connections_what_is_cached_is_served(server: ServingG
 
 
 class Authority:
-    """Signs certificates of `localhost`."""
+    """A certificate authority."""
 
     def __init__(self, name: str) -> None:
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -139,7 +139,7 @@ class Authority:
         self.pem = self._sign(self._name, self._key, days=1, authority=True).public_bytes(Encoding.PEM)
 
     def certificate(self, path: Path, host: str = "localhost", days: int = 1) -> Path:
-        """A certificate and its key in one file; one for less than 0 days has expired."""
+        """A certificate and its key in one file; with negative `days` it has expired."""
         key = rsa.generate_private_key(65537, 2048)
         signed = self._sign(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)]), key, days=days, host=host)
         secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -160,7 +160,7 @@ class Authority:
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Certificates by what is wrong with them, and that of the authority that is trusted."""
+    """Certificates by what is wrong with them, and the certificate of the trusted authority."""
     folder, trusted = tmp_path_factory.mktemp("certificates"), Authority("trusted")
     (folder / "authority.pem").write_bytes(trusted.pem)
     return {
@@ -174,40 +174,40 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def over_tls(
     server: ServingGCS, certificates: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[DaemonProcess, Front, ssl.SSLContext]]:
-    """A daemon that speaks TLS with GCS and trusts one authority."""
+) -> Iterator[tuple[DaemonProcess, Proxy, ssl.SSLContext]]:
+    """A daemon that uses TLS with GCS and trusts one authority."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates["nothing"])
     with (
-        Front(server.port, context).running() as front,
+        Proxy(server.port, context).running() as proxy,
         faulted_daemon(
             tmp_path_factory.mktemp("tls") / "cache",
-            f"https://localhost:{front.port}",
+            f"https://localhost:{proxy.port}",
             QUICK,
             environment={"SSL_CERT_FILE": str(certificates["authority"])},
         ) as daemon,
     ):
-        yield daemon, front, context
+        yield daemon, proxy, context
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "cause"),
     [
         ("expired", "certificate has expired"),
         ("another host", "Hostname mismatch"),
     ],
 )
-def test_nothing_is_taken_from_a_server_whose_certificate_is_wrong(
-    over_tls: tuple[DaemonProcess, Front, ssl.SSLContext], certificates: dict[str, Path], good: str, wrong: str, says: str
+def test_nothing_is_accepted_from_a_server_with_a_wrong_certificate(
+    over_tls: tuple[DaemonProcess, Proxy, ssl.SSLContext], certificates: dict[str, Path], good: str, wrong: str, cause: str
 ) -> None:
-    daemon, front, context = over_tls
+    daemon, proxy, context = over_tls
     parts = cached_items(daemon)
     with promises(daemon, good, DATA):
         context.load_cert_chain(certificates[wrong])
-        front.shut()
-        front.open()
-        daemon.wait_for_line(f"list {DATA_ROOT}.*{says}.*{IN_FORCE}")
-        assert re.search(f"fetch {BAD}: .*{says}", str(daemon.read(BAD)))
+        proxy.close()
+        proxy.open()
+        daemon.wait_for_line(f"list {DATA_ROOT}.*{cause}.*{IN_FORCE}")
+        assert re.search(f"fetch {BAD}: .*{cause}", str(daemon.read(BAD)))
         assert all(isinstance(daemon.read(uri), bytes) for uri in parts)
         context.load_cert_chain(certificates["nothing"])
 
@@ -222,85 +222,83 @@ def private_key() -> str:
 
 
 def write_key(path: Path, private_key: str, endpoint: str) -> None:
-    """A service account's key, as a rotation puts it there: whole or not at all."""
+    """Write a service account's key atomically, as a key rotation does."""
     key = {"type": "service_account", "client_email": "reader@example.com", "private_key": private_key}
     unfinished = path.with_suffix(".new")
     unfinished.write_text(json.dumps(key | {"token_uri": f"{endpoint}/token"}))
     unfinished.rename(path)
 
 
-def signed_with(key_file: Path) -> list[str]:
+def credential_arguments(key_file: Path) -> list[str]:
     return ["--set", "anonymous=false", "--credentials", str(key_file)]
 
 
 @pytest.fixture
-def signed(server: ServingGCS, tmp_path: Path, private_key: str) -> Iterator[DaemonProcess]:
+def authorized(server: ServingGCS, tmp_path: Path, private_key: str) -> Iterator[DaemonProcess]:
     """A daemon with a service account's key; the server demands its token."""
     write_key(tmp_path / "key.json", private_key, server.url)
     server.require_token("first")
-    with faulted_daemon(tmp_path / "cache", server.url, [*QUICK, *signed_with(tmp_path / "key.json")]) as daemon:
+    with faulted_daemon(tmp_path / "cache", server.url, [*QUICK, *credential_arguments(tmp_path / "key.json")]) as daemon:
         yield daemon
     server.require_token(None)
     server.reset()
 
 
-def test_a_token_that_gcs_refuses_is_renewed_once_and_nobody_notices(
-    signed: DaemonProcess, server: ServingGCS, good: str
+def test_a_refused_token_is_refreshed_once_and_no_reader_notices(
+    authorized: DaemonProcess, server: ServingGCS, good: str
 ) -> None:
-    cached_items(signed)
-    with promises(signed, good, DATA):
+    cached_items(authorized)
+    with promises(authorized, good, DATA):
         server.require_token("second")
-        assert signed.read(BAD) == DATA
+        assert authorized.read(BAD) == DATA
         listings = server.counts.list[BUCKET]
         server.wait_for(lambda counts: counts.list[BUCKET] >= listings + 4)
     assert server.counts.total(Kind.TOKEN) == 2
-    assert [line for line in signed.lines() if " INFO " not in line] == []
+    assert [line for line in authorized.lines() if " INFO " not in line] == []
 
 
 @pytest.mark.parametrize(
-    ("fault", "says"),
+    ("fault", "cause"),
     [
         (Status(503, body="x" * 30_000_000), "the token endpoint returned 503"),
         (Stall(None), "no access token arrived"),
     ],
     ids=["failing", "slow"],
 )
-def test_without_a_new_token_what_is_cached_is_served_and_the_cause_is_named(
-    signed: DaemonProcess, server: ServingGCS, good: str, fault: Fault, says: str
+def test_without_a_new_token_cached_objects_are_served_and_the_cause_is_named(
+    authorized: DaemonProcess, server: ServingGCS, good: str, fault: Fault, cause: str
 ) -> None:
-    parts = cached_items(signed)
-    with promises(signed, good, DATA):
+    parts = cached_items(authorized)
+    with promises(authorized, good, DATA):
         server.faults.add(fault, kind=Kind.TOKEN)
         server.require_token("second")
-        assert re.search(f"{DATA_ROOT}/.*{says}", signed.wait_for_line(IN_FORCE))
-        assert re.search(f"fetch {BAD}: .*{says}", str(signed.read(BAD)))
-        assert all(isinstance(signed.read(uri), bytes) for uri in parts)
+        assert re.search(f"{DATA_ROOT}/.*{cause}", authorized.wait_for_line(IN_FORCE))
+        assert re.search(f"fetch {BAD}: .*{cause}", str(authorized.read(BAD)))
+        assert all(isinstance(authorized.read(uri), bytes) for uri in parts)
         server.faults.clear()
         server.release()
-        mark = len(signed.lines())
+        mark = len(authorized.lines())
         server.put(BUCKET, "train/images/00009.jpg", DATA)
         server.put(BUCKET, "train/labels/00009.png", DATA)
-        signed.wait_for_line(f"INFO {DATA_ROOT}: 3 items")
+        authorized.wait_for_line(f"INFO {DATA_ROOT}: 3 items")
         server.delete(BUCKET, "train/images/00009.jpg")
         server.delete(BUCKET, "train/labels/00009.png")
-    assert len(signed.lines_about(BAD)) == 1
-    assert len(signed.lines()) - mark < 20
+    assert len(authorized.lines_about(BAD)) == 1
+    assert len(authorized.lines()) - mark < 20
 
 
-def test_a_key_that_is_replaced_is_used_without_a_restart(
-    server: ServingGCS, tmp_path: Path, private_key: str, good: str
-) -> None:
-    """The old key's tokens come from a server of their own, which is how the two keys are told apart."""
+def test_a_replaced_key_is_used_without_a_restart(server: ServingGCS, tmp_path: Path, private_key: str, good: str) -> None:
+    """A server of its own issues the old key's tokens, which distinguishes the two keys."""
     key_file = tmp_path / "key.json"
     with serving() as old:
         write_key(key_file, private_key, old.url)
-        for one in (old, server):
-            one.require_token("old")
-        with faulted_daemon(tmp_path / "cache", server.url, [*QUICK, *signed_with(key_file)]) as daemon:
+        for issuer in (old, server):
+            issuer.require_token("old")
+        with faulted_daemon(tmp_path / "cache", server.url, [*QUICK, *credential_arguments(key_file)]) as daemon:
             with promises(daemon, good, DATA):
-                key_file.write_text('{"type": "serv')  # somebody writes it in place
-                for one in (old, server):
-                    one.require_token("renewed")
+                key_file.write_text('{"type": "serv')  # someone is writing it in place
+                for issuer in (old, server):
+                    issuer.require_token("renewed")
                 assert daemon.read(BAD) == DATA
                 write_key(key_file, private_key, server.url)
                 old.faults.add(REFUSED, kind=Kind.TOKEN)
@@ -310,25 +308,25 @@ def test_a_key_that_is_replaced_is_used_without_a_restart(
     server.require_token(None)
 
 
-def test_a_key_that_is_refused_and_one_that_cannot_be_read_are_both_named(
-    server: ServingGCS, signed: DaemonProcess, tmp_path: Path, good: str
+def test_a_refused_key_and_an_unreadable_one_are_both_named(
+    server: ServingGCS, authorized: DaemonProcess, tmp_path: Path, good: str
 ) -> None:
     key = (tmp_path / "key.json").read_text()
-    with promises(signed, good, DATA):
+    with promises(authorized, good, DATA):
         (tmp_path / "key.json").write_text("{")
         server.faults.add(REFUSED, kind=Kind.TOKEN)
         server.require_token("second")
-        text = str(signed.read(BAD))
+        text = str(authorized.read(BAD))
         assert re.search(
             rf"endpoint returned 400 .invalid_grant: Invalid JWT Signature..; credentials {tmp_path}/key.json: not JSON", text
         )
         (tmp_path / "key.json").write_text(key)
         server.faults.clear()
-        asked = server.counts.total(Kind.TOKEN)
-        server.wait_for(lambda counts: counts.total(Kind.TOKEN) > asked)  # a key that is refused is tried again after 5 s
+        requested = server.counts.total(Kind.TOKEN)
+        server.wait_for(lambda counts: counts.total(Kind.TOKEN) > requested)  # a refused key is tried again after 5 s
 
 
-def test_while_credentials_are_refused_prefetching_waits_with_one_line_and_goes_on_after_it(
+def test_while_credentials_are_refused_prefetching_pauses_with_one_line_and_continues_afterwards(
     server: ServingGCS, tmp_path: Path, good: str
 ) -> None:
     items, root = 100, "gs://many/train"
@@ -351,15 +349,17 @@ def test_while_credentials_are_refused_prefetching_waits_with_one_line_and_goes_
 # At the start
 
 
-def test_a_start_without_gcs_serves_what_is_cached_and_a_first_start_says_why(server: ServingGCS, tmp_path: Path) -> None:
-    endpoint, says = "http://gcs.invalid", "Cannot connect to host gcs.invalid|no connection to gcs.invalid:80"
+def test_a_start_without_gcs_serves_cached_objects_and_a_first_start_names_the_cause(
+    server: ServingGCS, tmp_path: Path
+) -> None:
+    endpoint, cause = "http://gcs.invalid", "Cannot connect to host gcs.invalid|no connection to gcs.invalid:80"
     with faulted_daemon(tmp_path / "cache", server.url) as daemon:
         parts = cached_items(daemon)
         daemon.stop()
     with faulted_daemon(tmp_path / "cache", endpoint, QUICK) as daemon:
-        assert re.search(f"list {DATA_ROOT}/.*({says})", daemon.wait_for_line(IN_FORCE))
+        assert re.search(f"list {DATA_ROOT}/.*({cause})", daemon.wait_for_line(IN_FORCE))
         assert all(isinstance(daemon.read(uri), bytes) for uri in parts)
-        assert re.search(f"fetch {BAD}: .*({says})", str(daemon.read(BAD)))
+        assert re.search(f"fetch {BAD}: .*({cause})", str(daemon.read(BAD)))
     first = run_command("start", *start_arguments(tmp_path / "another", endpoint, ["--set", "deadline_s=1"]))
     assert first.returncode == 1
-    assert re.fullmatch(f"gcs-prefetchd: list {DATA_ROOT}/.*({says}).*\n", first.stderr)
+    assert re.fullmatch(f"gcs-prefetchd: list {DATA_ROOT}/.*({cause}).*\n", first.stderr)

@@ -1,4 +1,4 @@
-"""Faults of GCS, met by the fallback: the right bytes or an error that names the object, whatever GCS or a proxy says."""
+"""Faults of GCS, hit by the fallback: the right bytes or an error that names the object, whatever GCS or a proxy sends."""
 
 import gzip
 import ssl
@@ -66,7 +66,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ServingGCS]:
     ],
     ids=lambda fault: repr(fault)[:60],
 )
-def test_after_a_fault_that_passes_the_right_bytes_come(server: ServingGCS, fault: Fault) -> None:
+def test_after_a_passing_fault_the_right_bytes_are_read(server: ServingGCS, fault: Fault) -> None:
     server.faults.add(fault, KEY, requests=1)
     assert load.read(URI) == DATA
     assert server.counts.media[KEY] == 2
@@ -81,13 +81,13 @@ def test_after_a_fault_that_passes_the_right_bytes_come(server: ServingGCS, faul
     ],
     ids=str,
 )
-def test_an_answer_without_a_crc32c_is_compared_with_the_metadata(server: ServingGCS, fault: Fault) -> None:
+def test_a_response_without_a_crc32c_is_compared_with_the_metadata(server: ServingGCS, fault: Fault) -> None:
     server.faults.add(fault, KEY)
     assert load.read(URI) == DATA
     assert (server.counts.media[KEY], server.counts.metadata[KEY]) == (1, 1)
 
 
-def test_bytes_that_have_no_crc32c_and_are_part_of_the_object_are_asked_for_again(server: ServingGCS) -> None:
+def test_incomplete_bytes_without_a_crc32c_are_requested_again(server: ServingGCS) -> None:
     server.faults.add(Cut(FIRST, "close"), KEY, requests=1)
     server.faults.add(MissingHash(), KEY)
     assert load.read(URI) == DATA
@@ -101,7 +101,7 @@ def test_a_wrong_crc32c_is_an_error_at_the_deadline_and_not_the_bytes(server: Se
 
 
 @pytest.mark.parametrize(("status", "error"), [(400, OriginError), (403, AccessDeniedError), (404, ObjectMissingError)])
-def test_what_gcs_refuses_is_an_error_after_one_request_and_there_once_gcs_gives_it(
+def test_a_refused_object_is_an_error_after_one_request_and_is_read_once_gcs_allows_it(
     server: ServingGCS, status: int, error: type[OriginError]
 ) -> None:
     server.faults.add(Status(status), KEY, requests=1)
@@ -111,19 +111,19 @@ def test_what_gcs_refuses_is_an_error_after_one_request_and_there_once_gcs_gives
     assert load.read(URI) == DATA
 
 
-def test_an_object_replaced_while_it_comes_is_of_one_generation(server: ServingGCS) -> None:
+def test_an_object_replaced_during_its_download_is_of_one_generation(server: ServingGCS) -> None:
     server.faults.add(Stall(FIRST), KEY, requests=1)
-    answers: list[bytes] = []
-    reading = Thread(target=lambda: answers.append(GCSLoader(deadline_s=4).read(URI)))
+    results: list[bytes] = []
+    reading = Thread(target=lambda: results.append(GCSLoader(deadline_s=4).read(URI)))
     reading.start()
     server.wait_for(lambda counts: counts.bytes[KEY] == FIRST)
     server.put(BUCKET, NAME, DATA[::-1])
     reading.join()
-    assert answers == [DATA[::-1]]
+    assert results == [DATA[::-1]]
 
 
-def test_a_redirect_leads_to_no_other_host(server: ServingGCS) -> None:
-    """Whose answer names the crc32c of its own bytes, so that nothing else would tell. No token goes where no request goes."""
+def test_no_redirect_leads_to_another_host(server: ServingGCS) -> None:
+    """The other host's response has the crc32c of its own bytes, so no check would find it. No request, no token either."""
     with serving() as elsewhere:
         elsewhere.put(BUCKET, NAME, b"of somebody else")
         server.faults.add(Status(302, location=f"{elsewhere.url}{PATH}?alt=media"), KEY, requests=1)
@@ -131,7 +131,7 @@ def test_a_redirect_leads_to_no_other_host(server: ServingGCS) -> None:
         assert elsewhere.seen == []
 
 
-def test_a_redirect_of_the_metadata_leads_to_no_other_host(server: ServingGCS) -> None:
+def test_no_redirect_of_the_metadata_leads_to_another_host(server: ServingGCS) -> None:
     with serving() as elsewhere:
         elsewhere.put(BUCKET, NAME, DATA[::-1])
         server.faults.add(FlippedByte(), KEY, requests=1)
@@ -141,7 +141,7 @@ def test_a_redirect_of_the_metadata_leads_to_no_other_host(server: ServingGCS) -
         assert elsewhere.seen == []
 
 
-def test_a_redirect_that_goes_round_and_round_ends_at_the_deadline(server: ServingGCS) -> None:
+def test_a_redirect_loop_ends_at_the_deadline(server: ServingGCS) -> None:
     server.faults.add(Status(302, location=f"{PATH}?alt=media"), KEY)
     with pytest.raises(OriginUnavailableError, match=f"{URI}: gave up"):
         GCSLoader(deadline_s=0.5).read(URI)
@@ -149,7 +149,7 @@ def test_a_redirect_that_goes_round_and_round_ends_at_the_deadline(server: Servi
 
 
 class Downgrade(BaseHTTPRequestHandler):
-    """Sends whoever asks over https to the same place over http."""
+    """Redirects https requests to the same path over http."""
 
     to = ""
 
@@ -202,14 +202,14 @@ def test_no_redirect_leads_from_https_to_http(server: ServingGCS, monkeypatch: p
     assert server.seen == []
 
 
-READING = """
+SCRIPT = """
 import resource, sys
 from gcs_dataset.gcs_loader import GCSLoader
 
 def peak_bytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-good, bad, tries = sys.argv[1:]
+good, bad, attempts = sys.argv[1:]
 GCSLoader().read(good)
 before = peak_bytes()
 data = GCSLoader(deadline_s=60).read(bad)
@@ -217,19 +217,19 @@ print(len(data), peak_bytes() - before)
 """
 
 
-def test_error_bodies_of_30_mb_are_not_kept_from_try_to_try(server: ServingGCS) -> None:
-    """google-cloud-storage reads each to its end, and holds three copies of it or four."""
+def test_error_bodies_of_30_mb_are_not_kept_between_attempts(server: ServingGCS) -> None:
+    """google-cloud-storage reads each to its end, and holds three or four copies of it."""
     server.put(BUCKET, "train/good", DATA)
     server.faults.add(Status(503, body=HUGE), KEY, requests=range(1, 6))
-    ended = run_script(READING, f"gs://{BUCKET}/train/good", URI, 5)
+    ended = run_script(SCRIPT, f"gs://{BUCKET}/train/good", URI, 5)
     assert ended.returncode == 0, ended.stderr
     size_bytes, grown_bytes = map(int, ended.stdout.split())
     assert size_bytes == len(DATA)
     assert grown_bytes < 8 * len(HUGE)
 
 
-def test_a_gzipped_object_is_the_same_by_a_hit_a_miss_and_a_fallback(server: ServingGCS, tmp_path: Path) -> None:
-    """A bomb is: nobody unpacks it on the way."""
+def test_a_gzipped_object_is_the_same_in_a_hit_a_miss_and_a_fallback(server: ServingGCS, tmp_path: Path) -> None:
+    """The object is a gzip bomb: nothing unpacks it on the way."""
     packed = gzip.compress(bytes(300_000_000), 1)
     put_items(server, 1)
     server.put(BUCKET, NAME, packed, content_encoding="gzip")

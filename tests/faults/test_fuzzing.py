@@ -1,6 +1,6 @@
-"""What comes from outside, made up and damaged at random: an answer or an error of our own, and everything goes on.
+"""Random and damaged input from outside: the result is a response or an error of our own, and everything continues.
 
-Names, settings, messages, records and single pages have such tests beside their modules' others; here is what takes a daemon, a
+Names, settings, messages, records and single pages are fuzzed in the tests of their modules; the tests here need a daemon, a
 directory or a server.
 """
 
@@ -38,16 +38,16 @@ from support.daemons import BUCKET, DATA_ROOT, jpeg, put_items
 from support.faults import LINE, DaemonProcess, Tally, faulted_daemon
 
 ITEMS = 4
-ANSWER_S = 10.0  # far more than any answer takes; a hang takes for ever
+RESPONSE_TIMEOUT_S = 10.0  # far more than any response takes; a hang takes forever
 STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})")
-IN_SHORT = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-AT_LENGTH = settings(settings.get_profile("torture"), suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+THOROUGH = settings(settings.get_profile("torture"), suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-# --- what is drawn
+# --- strategies
 
 
-Edit = tuple[float, int, bytes]  # where, how many bytes, and what takes their place
+Edit = tuple[float, int, bytes]  # position, number of bytes, and their replacement
 edits = st.lists(
     st.tuples(st.floats(0, 1), st.sampled_from([0, 1, 2, 8, 100, 4096, 10**6]), st.binary(max_size=16) | st.just(bytes(100))),
     min_size=1,
@@ -55,18 +55,18 @@ edits = st.lists(
 )
 
 
-def edited(sound: bytes, done: list[Edit]) -> bytes:
-    """The bytes, some of them overwritten, cut out, put in or cut off."""
-    data = bytearray(sound)
-    for where, length, instead in done:
-        at = int(where * len(data))
-        data[at : at + length] = instead
+def edited(intact: bytes, changes: list[Edit]) -> bytes:
+    """The bytes after overwriting, removing, inserting or truncating."""
+    data = bytearray(intact)
+    for position, length, replacement in changes:
+        at = int(position * len(data))
+        data[at : at + length] = replacement
     return bytes(data)
 
 
-def damaged(sound: bytes) -> st.SearchStrategy[bytes]:
-    """What edits make of the bytes."""
-    return edits.map(lambda done: edited(sound, done))
+def damaged(intact: bytes) -> st.SearchStrategy[bytes]:
+    """The bytes after random edits."""
+    return edits.map(lambda changes: edited(intact, changes))
 
 
 json_values = st.recursive(
@@ -87,7 +87,7 @@ messages = st.fixed_dictionaries(
         **dict.fromkeys(("concurrency", "min_concurrency", "max_requests_per_s", "max_bytes_per_s"), numbers | json_values),
     },
 )
-# Not /v1/stop, which would do what it says, nor /v1/lease, whose answer is to come only at the end.
+# Not /v1/stop, which would stop the daemon, nor /v1/lease, whose response ends only with the lease.
 paths = st.sampled_from(
     [
         "/",
@@ -120,8 +120,8 @@ fields = st.sampled_from(
 
 
 @st.composite
-def whole_requests(draw: st.DrawFn) -> bytes:
-    """A request whose end the server finds, so that it must answer; what it asks for makes sense or not."""
+def complete_requests(draw: st.DrawFn) -> bytes:
+    """A complete request, valid or not, to which the server must respond."""
     body = draw(messages.map(json.dumps).map(str.encode) | json_values.map(json.dumps).map(str.encode) | st.binary(max_size=60))
     head = [f"{draw(methods)} {draw(paths)}{draw(queries)} HTTP/1.1", "Connection: close", f"Content-Length: {len(body)}"]
     head += [f"{draw(fields)}: {draw(printable)}" for _ in range(draw(st.integers(0, 3)))]
@@ -140,7 +140,7 @@ def server() -> Iterator[ServingGCS]:
 
 @pytest.fixture(scope="module")
 def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
-    """One daemon for all requests, which must be none the worse for any of them."""
+    """One daemon for all requests, none of which may harm it."""
     with faulted_daemon(tmp_path_factory.mktemp("fuzzed") / "cache", server.url, ["--set", "deadline_s=1"]) as daemon:
         yield daemon
         assert daemon.process.poll() is None
@@ -148,87 +148,87 @@ def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iter
         assert [line for line in daemon.lines() if not LINE.fullmatch(line) or " ERROR " in line] == []
 
 
-def told(daemon: DaemonProcess, door: str, sent: bytes, *, at_end: bool) -> list[int]:
-    """Send bytes to one of the daemon's servers, and return the statuses that it answers with until it ends the connection."""
+def send(daemon: DaemonProcess, listener: str, sent: bytes, *, at_end: bool) -> list[int]:
+    """Send bytes to one of the daemon's servers. Returns the statuses of its responses until it closes the connection."""
     host, port = daemon.http.removeprefix("http://").split(":")
     kind, address = (
-        (socket.AF_INET, (host, int(port))) if door == "tcp" else (socket.AF_UNIX, str(daemon.cache_dir / "daemon.sock"))
+        (socket.AF_INET, (host, int(port))) if listener == "tcp" else (socket.AF_UNIX, str(daemon.cache_dir / "daemon.sock"))
     )
-    answer = b""
+    response = b""
     with socket.socket(kind) as connection, contextlib.suppress(ConnectionError):
-        connection.settimeout(ANSWER_S)
+        connection.settimeout(RESPONSE_TIMEOUT_S)
         connection.connect(address)
         connection.sendall(sent)
         if at_end:
             connection.shutdown(socket.SHUT_WR)
-        while some := connection.recv(65536):
-            answer += some
-    return [int(status) for status in STATUS_LINE.findall(answer)]
+        while received := connection.recv(65536):
+            response += received
+    return [int(status) for status in STATUS_LINE.findall(response)]
 
 
-def check_whole_request(daemon: DaemonProcess, door: str, request: bytes) -> None:
-    statuses = told(daemon, door, request, at_end=False)
+def check_complete_request(daemon: DaemonProcess, listener: str, request: bytes) -> None:
+    statuses = send(daemon, listener, request, at_end=False)
     assert statuses
     assert max(statuses) < 500
     assert daemon.stats()
 
 
-def check_broken_request(daemon: DaemonProcess, door: str, sent: bytes) -> None:
-    assert max(told(daemon, door, sent, at_end=True), default=0) < 500
+def check_broken_request(daemon: DaemonProcess, listener: str, sent: bytes) -> None:
+    assert max(send(daemon, listener, sent, at_end=True), default=0) < 500
     assert daemon.stats()
 
 
-doors = st.sampled_from(["tcp", "socket"])
+listeners = st.sampled_from(["tcp", "socket"])
 
 
-@IN_SHORT
-@given(doors, whole_requests())
-def test_no_request_gets_a_500_or_no_answer(daemon: DaemonProcess, door: str, request: bytes) -> None:
-    check_whole_request(daemon, door, request)
+@QUICK
+@given(listeners, complete_requests())
+def test_every_request_gets_a_response_below_500(daemon: DaemonProcess, listener: str, request: bytes) -> None:
+    check_complete_request(daemon, listener, request)
 
 
-@IN_SHORT
-@given(doors, st.binary(max_size=200) | damaged(REQUEST) | whole_requests().flatmap(damaged))
+@QUICK
+@given(listeners, st.binary(max_size=200) | damaged(REQUEST) | complete_requests().flatmap(damaged))
 @example("tcp", b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n")
 @example("socket", b"POST /v1/plan HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\nzz\r\n")
 @example("tcp", b"GET /" + b"a" * 100_000)
-def test_no_bytes_that_are_no_request_disturb_a_server(daemon: DaemonProcess, door: str, sent: bytes) -> None:
-    check_broken_request(daemon, door, sent)
+def test_bytes_that_are_not_a_request_do_not_disturb_a_server(daemon: DaemonProcess, listener: str, sent: bytes) -> None:
+    check_broken_request(daemon, listener, sent)
 
 
 @pytest.mark.torture
-def test_thousands_of_requests_that_make_no_sense_disturb_no_server(daemon: DaemonProcess, tally: Tally) -> None:
-    @AT_LENGTH
-    @given(doors, whole_requests())
-    def whole(door: str, request: bytes) -> None:
+def test_thousands_of_invalid_requests_do_not_disturb_a_server(daemon: DaemonProcess, tally: Tally) -> None:
+    @THOROUGH
+    @given(listeners, complete_requests())
+    def complete(listener: str, request: bytes) -> None:
         tally.tried += 1
-        check_whole_request(daemon, door, request)
+        check_complete_request(daemon, listener, request)
 
-    @AT_LENGTH
-    @given(doors, st.binary(max_size=200) | damaged(REQUEST) | whole_requests().flatmap(damaged))
-    def broken(door: str, sent: bytes) -> None:
+    @THOROUGH
+    @given(listeners, st.binary(max_size=200) | damaged(REQUEST) | complete_requests().flatmap(damaged))
+    def broken(listener: str, sent: bytes) -> None:
         tally.tried += 1
-        check_broken_request(daemon, door, sent)
+        check_broken_request(daemon, listener, sent)
 
-    whole()
+    complete()
     broken()
 
 
-whole_numbers = st.integers(0, 5) | st.sampled_from([2**31 - 1, 2**32, 2**62, 2**63 - 1])
+field_numbers = st.integers(0, 5) | st.sampled_from([2**31 - 1, 2**32, 2**62, 2**63 - 1])
 
 
-@IN_SHORT
+@QUICK
 @given(st.data())
-def test_a_plan_is_taken_or_refused_by_its_field_whatever_its_numbers_are(daemon: DaemonProcess, data: st.DataObject) -> None:
+def test_a_plan_with_any_numbers_is_accepted_or_refused_by_its_field(daemon: DaemonProcess, data: st.DataObject) -> None:
     manifest = load_manifest(Path(daemon.client.manifest(DATA_ROOT).path))
     kind, stream = data.draw(st.sampled_from(PLAN_KINDS)), data.draw(st.sampled_from(["one", "other", ""]))
-    seed, epoch, start, position = data.draw(st.tuples(*[whole_numbers] * 4))
-    world = data.draw(whole_numbers.filter(bool))
+    seed, epoch, start, position = data.draw(st.tuples(*[field_numbers] * 4))
+    world = data.draw(field_numbers.filter(bool))
     rank, drop_last = data.draw(st.integers(0, world - 1)), data.draw(st.integers(0, 1))
-    is_right: bool = data.draw(st.booleans())
+    is_valid: bool = data.draw(st.booleans())
     indices: list[int] = data.draw(st.lists(st.integers(0, ITEMS) | st.integers(0, 2**32 - 1), max_size=8))
     digest = "0" * 16
-    if indices and is_right:
+    if indices and is_valid:
         items = np.array(indices, dtype=np.uint32)
         own = plan_order(kind, seed, epoch, items, rank=rank, world=world, drop_last=bool(drop_last), start=start)
         digest = order_digest(own)
@@ -243,13 +243,13 @@ def test_a_plan_is_taken_or_refused_by_its_field_whatever_its_numbers_are(daemon
     assert daemon.stats()
 
 
-# --- files that somebody damaged
+# --- damaged files
 
 
-@IN_SHORT
+@QUICK
 @example(b"[" * 100_000)
 @given(st.binary(max_size=200) | damaged(b'{"socket": "/x/daemon.sock", "pid": 1}'))
-def test_whatever_the_file_that_names_the_daemon_holds_readers_go_on_without(tmp_path: Path, data: bytes) -> None:
+def test_with_any_content_of_the_daemon_file_readers_continue_without_a_daemon(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "daemon.json").write_bytes(data)
     client = DaemonClient(tmp_path)
     with pytest.raises(DaemonUnavailableError), contextlib.closing(client):
@@ -263,8 +263,8 @@ def in_memory() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def cache_left(in_memory: Path) -> Path:
-    """A cache directory as a daemon leaves it."""
+def left_cache(in_memory: Path) -> Path:
+    """A cache directory as a stopped daemon leaves it."""
     path = in_memory / "cache"
 
     async def fill() -> None:
@@ -276,12 +276,12 @@ def cache_left(in_memory: Path) -> Path:
     return path
 
 
-async def check_with_index(cache_left: Path, done: list[Edit]) -> None:
-    copy = cache_left.with_name("copy")
-    shutil.copytree(cache_left, copy)
+async def check_with_index(left_cache: Path, changes: list[Edit]) -> None:
+    copy = left_cache.with_name("copy")
+    shutil.copytree(left_cache, copy)
     try:
         index = copy / "index/cache.db"
-        index.write_bytes(edited(index.read_bytes(), done))
+        index.write_bytes(edited(index.read_bytes(), changes))
         async with opened(copy) as cache:
             for number in range(5):
                 assert read_checked(cache.directory.objects, path_of(f"{number}")) == content(number, 100 + number)
@@ -293,29 +293,29 @@ async def check_with_index(cache_left: Path, done: list[Edit]) -> None:
         shutil.rmtree(copy)
 
 
-@IN_SHORT
+@QUICK
 @given(edits)
-def test_a_damaged_index_costs_no_object_and_gives_no_wrong_byte(cache_left: Path, done: list[Edit]) -> None:
-    asyncio.run(check_with_index(cache_left, done))
+def test_a_damaged_index_loses_no_object_and_returns_no_wrong_byte(left_cache: Path, changes: list[Edit]) -> None:
+    asyncio.run(check_with_index(left_cache, changes))
 
 
 @pytest.mark.torture
-def test_an_index_damaged_anywhere_costs_no_object_and_gives_no_wrong_byte(cache_left: Path, tally: Tally) -> None:
-    @settings(AT_LENGTH, max_examples=400)
+def test_an_index_damaged_anywhere_loses_no_object_and_returns_no_wrong_byte(left_cache: Path, tally: Tally) -> None:
+    @settings(THOROUGH, max_examples=400)
     @given(edits)
-    def check(done: list[Edit]) -> None:
+    def check(changes: list[Edit]) -> None:
         tally.tried += 1
-        asyncio.run(check_with_index(cache_left, done))
+        asyncio.run(check_with_index(left_cache, changes))
 
     check()
 
 
-STAMP = stamp_of(b"sound").to_bytes() + b" 00000000"
+STAMP = stamp_of(b"intact").to_bytes() + b" 00000000"
 
 
-@IN_SHORT
+@QUICK
 @given(st.binary(max_size=100) | damaged(STAMP))
-def test_whatever_stands_in_a_files_stamp_it_is_read_as_it_should_be_or_not_at_all(cache_left: Path, value: bytes) -> None:
+def test_with_any_stamp_a_file_is_read_correctly_or_not_at_all(left_cache: Path, value: bytes) -> None:
     async def check(copy: Path) -> None:
         os.setxattr(copy / "objects" / path_of("1"), ATTRIBUTE, value)
         async with opened(copy) as cache:
@@ -325,8 +325,8 @@ def test_whatever_stands_in_a_files_stamp_it_is_read_as_it_should_be_or_not_at_a
             assert await cache.check() == []
             assert read_checked(cache.directory.objects, path_of("2")) == content(2, 102)
 
-    copy = cache_left.with_name("copy")
-    shutil.copytree(cache_left, copy)
+    copy = left_cache.with_name("copy")
+    shutil.copytree(left_cache, copy)
     try:
         asyncio.run(check(copy))
     finally:
@@ -345,17 +345,15 @@ def manifest() -> Manifest:
 FILES = ["ids.npy", "ends.npy", "generation.npy", "size.npy", "crc32c.npy", "manifest.json"]
 
 
-@settings(IN_SHORT, max_examples=200)
+@settings(QUICK, max_examples=200)
 @given(st.sampled_from(FILES), st.data())
-def test_a_damaged_manifest_is_named_or_says_the_same(
-    tmp_path: Path, manifest: Manifest, file: str, data: st.DataObject
-) -> None:
+def test_a_damaged_manifest_is_named_or_unchanged(tmp_path: Path, manifest: Manifest, file: str, data: st.DataObject) -> None:
     folder = manifest.save(tmp_path)
     (folder / file).write_bytes(data.draw(damaged((folder / file).read_bytes())))
     try:
         loaded = load_manifest(folder)
     except ManifestError as exc:
-        assert str(folder) in str(exc)  # noqa: PT017  # some damage tells nothing else
+        assert str(folder) in str(exc)  # noqa: PT017  # some damage has no effect
         assert load_newest_manifest(tmp_path, ROOT, ItemPatterns()) is None
     else:
         assert [loaded.versions(item) for item in range(3)] == [manifest.versions(item) for item in range(3)]
@@ -363,7 +361,7 @@ def test_a_damaged_manifest_is_named_or_says_the_same(
     shutil.rmtree(folder, ignore_errors=True)
 
 
-# --- what GCS answers
+# --- responses of GCS
 
 
 def page_of(*names: str) -> bytes:
@@ -381,17 +379,17 @@ pages = st.one_of(
 )
 
 
-@IN_SHORT
+@QUICK
 @given(pages)
 @example("[" * 100_000)
 @example('{"items": ' + "[" * 100_000)
-def test_whatever_a_listing_answers_it_is_listed_or_an_error_names_the_data_root(page: str) -> None:
+def test_any_page_is_listed_or_an_error_names_the_data_root(page: str) -> None:
     async def check() -> None:
-        async with GCSServer() as gcs, GCSClient(Access(gcs.url, anonymous=True), deadline_s=0.05) as origin:
+        async with GCSServer() as gcs, GCSClient(Access(gcs.url, anonymous=True), deadline_s=0.05) as client:
             gcs.create_bucket(BUCKET)
             gcs.faults.add(Status(200, body=page, content_type="application/json"), kind=Kind.LIST)
             try:
-                manifest = await list_manifest(origin, ROOT, ItemPatterns())
+                manifest = await list_manifest(client, ROOT, ItemPatterns())
             except PrefetchdError as exc:
                 assert DATA_ROOT in str(exc)  # noqa: PT017  # some pages are good
                 assert len(str(exc)) < 1500  # noqa: PT017
@@ -402,24 +400,24 @@ def test_whatever_a_listing_answers_it_is_listed_or_an_error_names_the_data_root
     asyncio.run(check())
 
 
-@IN_SHORT
+@QUICK
 @given(
     st.binary(max_size=100) | json_values.map(json.dumps).map(str.encode) | damaged(PAGE),
     st.sampled_from([200, 201, 206, 301, 308, 400, 404, 500]),
 )
 @example(b"[" * 100_000, 200)
 @example(b'{"error": ' + b"[" * 100_000, 400)
-def test_whatever_an_object_answers_it_is_the_object_or_an_error_that_names_it(body: bytes, status: int) -> None:
+def test_any_response_to_a_read_is_the_object_or_an_error_that_names_it(body: bytes, status: int) -> None:
     name = ObjectName(BUCKET, "train/x")
-    answer = Status(status, body=body.decode(errors="replace"), content_type="application/json")
+    fault = Status(status, body=body.decode(errors="replace"), content_type="application/json")
 
     async def check() -> None:
-        async with GCSServer() as gcs, GCSClient(Access(gcs.url, anonymous=True), deadline_s=0.05) as origin:
+        async with GCSServer() as gcs, GCSClient(Access(gcs.url, anonymous=True), deadline_s=0.05) as client:
             gcs.put(BUCKET, name.name, b"right")
             for kind in (Kind.MEDIA, Kind.METADATA):
-                gcs.faults.add(answer, kind=kind)
+                gcs.faults.add(fault, kind=kind)
             with pytest.raises(PrefetchdError, match=re.escape(name.uri)) as caught:
-                await origin.read(name)
+                await client.read(name)
             assert len(str(caught.value)) < 1500
             gcs.faults.clear()
             async with GCSClient(Access(gcs.url, anonymous=True), deadline_s=10.0) as patient:

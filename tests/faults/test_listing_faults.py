@@ -1,4 +1,4 @@
-"""Faults of listings, met by a real daemon while it relists and at its start: what was listed last stays in force."""
+"""Faults of listings, hit by a real daemon while it relists and at its start: the last listing stays in force."""
 
 import asyncio
 import base64
@@ -26,64 +26,70 @@ MIB = 1 << 20
 
 
 def page(*names: str, token: str = "", **changes: object) -> Status:
-    """A page of a listing, its entries changed; None takes a field away.
+    """A page of a listing with changes to its entries; None removes a field.
 
-    Unchanged they are what is stored: a listing of which the last pages come when the faults have ended is a good one.
+    Unchanged entries match the stored objects: a listing whose last pages arrive after the faults have ended is correct.
     """
     crc32c = base64.b64encode(crc32c_of(DATA).to_bytes(4)).decode()
     entry = {"generation": str(GENERATION), "size": str(len(DATA)), "crc32c": crc32c} | changes
     items = [{"name": name} | {key: value for key, value in entry.items() if value is not None} for name in names]
-    return json_answer(json.dumps({"items": items} | ({"nextPageToken": token} if token else {})))
+    return json_response(json.dumps({"items": items} | ({"nextPageToken": token} if token else {})))
 
 
-def json_answer(body: str, content_type: str = "application/json") -> Status:
+def json_response(body: str, content_type: str = "application/json") -> Status:
     return Status(200, body=body, content_type=content_type)
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A fault that every listing meets, and what the daemon says of it."""
+    """A fault that every listing hits, and what the daemon logs."""
 
     fault: Fault
-    says: str
+    logged: str
 
 
-# The page that is asked for when the faults end is refused.
+# The page requested just after the faults end is refused.
 REFUSED = "GCS returned 400 .Invalid value for: pageToken"
 
 CASES = {
     "a page names an object twice": Case(page("train/images/1.jpg", "train/images/1.jpg"), "names on a page are not sorted"),
-    "pages lead back": Case(page("train/images/1.jpg", token="again"), f"goes back to 'train/images/1.jpg'|{REFUSED}"),
-    "empty pages go on for ever": Case(page(token="again"), f"its pages continue without a name|{REFUSED}"),
-    "nothing is listed": Case(json_answer("{}"), "no item has all of images"),
+    "pages go back": Case(page("train/images/1.jpg", token="again"), f"goes back to 'train/images/1.jpg'|{REFUSED}"),
+    "empty pages continue forever": Case(page(token="again"), f"its pages continue without a name|{REFUSED}"),
+    "nothing is listed": Case(json_response("{}"), "no item has all of images"),
     "one part of all items is gone": Case(page("train/images/1.jpg"), "no item has all of images"),
     "access is denied": Case(Status(403), r"GCS returned 403"),
     "the bucket is gone": Case(Status(404), r"GCS returned 404"),
     "an entry has no size": Case(page("train/images/1.jpg", size=None), "lacks name, generation or size"),
     "an entry has no generation": Case(page("train/images/1.jpg", generation=None), "lacks name, generation or size"),
-    "the JSON is truncated": Case(json_answer('{"items": [{"name": "train/im'), "the page is not JSON"),
-    "the JSON is nested without end": Case(json_answer("[" * 200_000), "the page is not JSON"),
-    "the charset is none": Case(json_answer('{"items": 5}', "application/json; charset=hex"), "the page is not a listing"),
-    "an error in a charset that is none": Case(
+    "the JSON is truncated": Case(json_response('{"items": [{"name": "train/im'), "the page is not JSON"),
+    "the JSON is nested without end": Case(json_response("[" * 200_000), "the page is not JSON"),
+    "the charset is invalid": Case(json_response('{"items": 5}', "application/json; charset=hex"), "the page is not a listing"),
+    "an error in an invalid charset": Case(
         Status(503, body="{}", content_type="application/json; charset=hex"), "GCS returned 503"
     ),
     "the connection is closed in the middle of a page": Case(Cut(60), "ClientPayloadError"),
-    "the end of a page is cut off unnoticed": Case(Cut(60, "close"), "the page is not JSON"),
-    "a login page comes": Case(HtmlPage(), "the page is not JSON"),
+    "the end of a page is cut off silently": Case(Cut(60, "close"), "the page is not JSON"),
+    "a login page arrives": Case(HtmlPage(), "the page is not JSON"),
     "the connection is reset": Case(Reset(), "ClientOSError|ServerDisconnected"),
     "the connection is closed": Case(Close(), "ServerDisconnected"),
-    "no answer comes": Case(Stall(None), "no response"),
+    "GCS is silent": Case(Stall(None), "no response"),
     "GCS is overloaded": Case(Status(503), "GCS returned 503"),
 }
 ROOTS = {name: f"gs://bucket-{number}/train" for number, name in enumerate(CASES)}
-AT_THE_START = ("pages lead back", "nothing is listed", "access is denied", "the JSON is nested without end", "no answer comes")
+AT_THE_START = (
+    "pages go back",
+    "nothing is listed",
+    "access is denied",
+    "the JSON is nested without end",
+    "GCS is silent",
+)
 PARTS = ("images/1.jpg", "labels/1.png")
 IN_FORCE = "the last listing stays in force; retry in 1 s"
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServingGCS]:
-    """A server with a data root for each fault, so that all are met at the same time."""
+    """A server with a data root for each fault, so that the daemon hits all of them at the same time."""
     with serving() as server:
         put_items(server, 1)
         for name in ("after all", "after a long error", "after a long page"):
@@ -101,7 +107,7 @@ def put_item(server: ServingGCS, root: str, number: int) -> None:
 
 @pytest.fixture(scope="module")
 def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
-    """A daemon that lists every second, gives a page up after one, has everything in its cache, and has met every fault."""
+    """A daemon that lists every second, gives up a page after one, has cached everything, and has hit every fault."""
     extra = [argument for root in ROOTS.values() for argument in ("--data-root", root)]
     extra += ["--set", "relist_s=1", "--set", "deadline_s=1"]
     with faulted_daemon(tmp_path_factory.mktemp("listing") / "cache", server.url, extra) as daemon:
@@ -119,17 +125,17 @@ def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_listing_that_fails_leaves_the_last_one_in_force_and_drops_nothing(daemon: DaemonProcess, name: str) -> None:
+def test_a_failed_listing_leaves_the_last_one_in_force_and_evicts_nothing(daemon: DaemonProcess, name: str) -> None:
     root = ROOTS[name]
     assert [daemon.cached(f"{root}/{part}") for part in PARTS] == [DATA, DATA]
     lines = [line for line in daemon.lines() if re.search(f" (WARNING|ERROR) .*{root}[/:]", line)]
     assert lines
-    assert [line for line in lines if not re.search(f"({CASES[name].says}).*{IN_FORCE}", line)] == []
+    assert [line for line in lines if not re.search(f"({CASES[name].logged}).*{IN_FORCE}", line)] == []
     times = [datetime.fromisoformat(line[:23].replace(",", ".")) for line in lines]
-    assert all((later - sooner).total_seconds() > 0.9 for sooner, later in pairwise(times))  # one line for each listing
+    assert all((later - earlier).total_seconds() > 0.9 for earlier, later in pairwise(times))  # one line for each listing
 
 
-def test_after_a_listing_that_failed_the_next_good_one_is_taken(daemon: DaemonProcess, server: ServingGCS) -> None:
+def test_after_a_failed_listing_the_next_successful_one_is_used(daemon: DaemonProcess, server: ServingGCS) -> None:
     for root in ROOTS.values():
         put_item(server, root, 2)
     for root in ROOTS.values():
@@ -137,21 +143,21 @@ def test_after_a_listing_that_failed_the_next_good_one_is_taken(daemon: DaemonPr
 
 
 class Logged(logging.Handler):
-    """Tells when a line comes."""
+    """Queues the log lines that contain a text."""
 
-    def __init__(self, part: str) -> None:
+    def __init__(self, text: str) -> None:
         super().__init__()
         self.lines: asyncio.Queue[str] = asyncio.Queue()
-        self._part = part
+        self._text = text
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self._part in record.getMessage():
+        if self._text in record.getMessage():
             self.lines.put_nowait(f"{record.levelname} {record.getMessage()}")
 
 
 @pytest.fixture
 def kept() -> Iterator[asyncio.Queue[str]]:
-    """What is logged of listings that stay in force."""
+    """The log lines about listings that stay in force."""
     handler = Logged("stays in force")
     logging.getLogger("gcs_prefetchd").addHandler(handler)
     yield handler.lines
@@ -159,13 +165,13 @@ def kept() -> Iterator[asyncio.Queue[str]]:
 
 
 @pytest.mark.parametrize("name", AT_THE_START)
-async def test_a_first_start_that_cannot_list_says_why_and_a_later_one_serves_what_was_listed_before(
+async def test_a_first_start_that_cannot_list_names_the_cause_and_a_later_one_serves_the_last_listing(
     name: str, gcs: GCSServer, tmp_path: Path, kept: asyncio.Queue[str]
 ) -> None:
     put_items(gcs, 1)
     settings = make_settings(tmp_path / "cache", gcs.url, deadline_s=0.3)
     gcs.faults.add(CASES[name].fault, kind=Kind.LIST)
-    with pytest.raises(PrefetchdError, match=f"{DATA_ROOT}[/:].*{CASES[name].says}"):
+    with pytest.raises(PrefetchdError, match=f"{DATA_ROOT}[/:].*{CASES[name].logged}"):
         async with running(settings):
             pass
     gcs.faults.clear()
@@ -189,23 +195,23 @@ def digest_in_force(daemon: Daemon) -> str:
 
 @pytest.mark.parametrize(
     ("fault", "what"),
-    [(Status(503, body="x" * (30 * MIB)), "error"), (json_answer('{"items": [' + " " * (30 * MIB) + "]}"), "page")],
+    [(Status(503, body="x" * (30 * MIB)), "error"), (json_response('{"items": [' + " " * (30 * MIB) + "]}"), "page")],
     ids=["error", "page"],
 )
-def test_an_answer_of_many_megabytes_takes_next_to_no_memory(
+def test_a_response_of_many_megabytes_takes_almost_no_memory(
     server: ServingGCS, tmp_path: Path, fault: Status, what: str
 ) -> None:
     with faulted_daemon(tmp_path / "cache", server.url, ["--set", "relist_s=1", "--set", "deadline_s=2"]) as daemon:
-        before_bytes = most_memory_bytes(daemon)
+        before_bytes = peak_memory_bytes(daemon)
         with promises(daemon, f"{GOOD}/after a long {what}", DATA):
             server.faults.add(fault, BUCKET, kind=Kind.LIST)
             daemon.wait_for_line(IN_FORCE)
             server.faults.clear()
-        assert most_memory_bytes(daemon) - before_bytes < {"error": 10 * MIB, "page": 70 * MIB}[what]
+        assert peak_memory_bytes(daemon) - before_bytes < {"error": 10 * MIB, "page": 70 * MIB}[what]
 
 
-def most_memory_bytes(daemon: DaemonProcess) -> int:
-    """The most that it ever held."""
+def peak_memory_bytes(daemon: DaemonProcess) -> int:
+    """The most memory that the daemon ever used."""
     found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{daemon.pid}/status").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1]) * 1024

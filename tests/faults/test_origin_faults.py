@@ -1,4 +1,4 @@
-"""Faults of GCS, injected into a real daemon by a real server: right bytes or an error, and every promise holds."""
+"""Faults of GCS, sent by a real server to a real daemon: the right bytes or an error, and every promise holds."""
 
 import gzip
 import itertools
@@ -35,7 +35,7 @@ from support.faults import DaemonProcess, Tally, faulted_daemon, promises
 from support.origin_faults import DATA, FIRST, HUGE, PASSING, RETRIED
 
 DEADLINE_S = 3
-BUFFERED_BYTES = 1 << 20  # had come when a connection broke, and were not looked at
+BUFFERED_BYTES = 1 << 20  # received but not yet processed when a connection breaks
 
 LASTING: list[tuple[Fault, str]] = [
     (FlippedByte(), "crc32c"),
@@ -57,7 +57,7 @@ LASTING: list[tuple[Fault, str]] = [
 
 
 class Bench:
-    """One daemon that gives up after 3 s and one server, for many cases: each has objects of its own."""
+    """One daemon that gives up after 3 s and one server, for many cases, each with objects of its own."""
 
     def __init__(self, server: ServingGCS, daemon: DaemonProcess) -> None:
         self.server = server
@@ -65,7 +65,7 @@ class Bench:
         self._numbers = itertools.count()
 
     def put(self, *faults: Fault, always: bool = False, data: bytes = DATA, content_encoding: str | None = None) -> str:
-        """Store an object, the first GETs of which meet these faults one after another, or all the only one."""
+        """Store an object whose first GETs hit these faults one after another; with `always` every GET hits the only one."""
         name = f"train/other/{next(self._numbers):05}"
         self.server.put(BUCKET, name, data, content_encoding=content_encoding)
         for request, fault in enumerate(faults, 1):
@@ -78,7 +78,7 @@ class Bench:
             yield
 
     def gets(self, uri: str) -> int:
-        """How often the object was asked for."""
+        """The number of requests for the object."""
         return self.server.counts.media[uri.removeprefix("gs://")]
 
     def memory_bytes(self) -> int:
@@ -98,7 +98,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 
 @pytest.mark.parametrize("fault", PASSING, ids=lambda fault: repr(fault)[:40])
-def test_after_any_fault_that_passes_the_reader_gets_the_right_bytes(bench: Bench, fault: Fault) -> None:
+def test_after_any_passing_fault_the_reader_gets_the_right_bytes(bench: Bench, fault: Fault) -> None:
     uri = bench.put(fault)
     with bench.promises():
         assert bench.daemon.read(uri) == DATA
@@ -106,7 +106,7 @@ def test_after_any_fault_that_passes_the_reader_gets_the_right_bytes(bench: Benc
     assert bench.daemon.lines_about(uri) == []
 
 
-def test_a_fault_that_never_passes_is_an_error_and_one_line_that_name_the_object_and_the_cause(bench: Bench) -> None:
+def test_a_lasting_fault_is_an_error_and_one_line_with_the_object_and_the_cause(bench: Bench) -> None:
     causes = {bench.put(fault, always=True): (fault, cause) for fault, cause in LASTING}
     with bench.promises():
         errors = bench.daemon.client.fetch(list(causes))
@@ -126,7 +126,7 @@ def test_a_fault_that_never_passes_is_an_error_and_one_line_that_name_the_object
         (404, "GCS returned 404 .there is no such object"),
     ],
 )
-def test_what_gcs_refuses_is_an_error_after_one_request_and_there_once_gcs_gives_it(
+def test_a_refused_object_is_an_error_after_one_request_and_is_read_once_gcs_allows_it(
     bench: Bench, status: int, cause: str
 ) -> None:
     uri = bench.put(Status(status))
@@ -138,7 +138,7 @@ def test_what_gcs_refuses_is_an_error_after_one_request_and_there_once_gcs_gives
     assert re.search(cause, line)
 
 
-def test_while_gcs_refuses_everything_what_is_cached_is_read_as_before(bench: Bench) -> None:
+def test_while_gcs_refuses_everything_cached_objects_are_still_read(bench: Bench) -> None:
     cached, good = bench.put(), bench.put()
     assert bench.daemon.read(cached) == DATA
     with promises(bench.daemon, good, DATA):
@@ -158,13 +158,13 @@ def retry_afters() -> list[str]:
     return ["0", "1", "1000000000", "9" * 400, "-1", "soon", "", *dates]
 
 
-def test_no_retry_after_whatever_it_says_keeps_a_reader_from_its_bytes(bench: Bench) -> None:
-    asked = {bench.put(Status(status, retry_after=value)): value for status in RETRIED for value in retry_afters()}
+def test_no_retry_after_header_prevents_a_reader_from_getting_its_bytes(bench: Bench) -> None:
+    retry_afters_of = {bench.put(Status(status, retry_after=value)): value for status in RETRIED for value in retry_afters()}
     with bench.promises():
-        errors = bench.daemon.client.fetch(list(asked))
-        assert dict(zip(asked.values(), errors, strict=True)) == dict.fromkeys(asked.values(), "")
-        assert {bench.daemon.cached(uri) for uri in asked} == {DATA}
-    assert {bench.gets(uri) for uri in asked} == {2}
+        errors = bench.daemon.client.fetch(list(retry_afters_of))
+        assert dict(zip(retry_afters_of.values(), errors, strict=True)) == dict.fromkeys(retry_afters_of.values(), "")
+        assert {bench.daemon.cached(uri) for uri in retry_afters_of} == {DATA}
+    assert {bench.gets(uri) for uri in retry_afters_of} == {2}
 
 
 @pytest.mark.parametrize(
@@ -172,34 +172,34 @@ def test_no_retry_after_whatever_it_says_keeps_a_reader_from_its_bytes(bench: Be
     [MissingHash(), *map(MalformedHash, ("crc32c=!!!!", "crc32c=AAAA", "crc32c", "", "md5=XrY7u+Ae7tCTyyK7j1rNww=="))],
     ids=str,
 )
-def test_an_answer_without_a_crc32c_is_compared_with_the_metadata(bench: Bench, fault: Fault) -> None:
+def test_a_response_without_a_crc32c_is_compared_with_the_metadata(bench: Bench, fault: Fault) -> None:
     uri = bench.put(fault, always=True)
     with bench.promises():
         assert bench.daemon.read(uri) == DATA
     assert bench.server.counts.metadata[uri.removeprefix("gs://")] == 1
 
 
-def test_bytes_that_have_no_crc32c_and_are_wrong_are_asked_for_again(bench: Bench) -> None:
+def test_wrong_bytes_without_a_crc32c_are_requested_again(bench: Bench) -> None:
     uri = bench.put(MissingHash(), FlippedByte(), MissingHash())
     with bench.promises():
         assert bench.daemon.read(uri) == DATA
     assert bench.gets(uri) == 4
 
 
-def test_an_object_replaced_while_it_comes_is_of_one_generation(bench: Bench) -> None:
+def test_an_object_replaced_during_its_download_is_of_one_generation(bench: Bench) -> None:
     uri = bench.put(Stall(FIRST))
     key = uri.removeprefix("gs://")
-    answers: list[bytes | str] = []
+    results: list[bytes | str] = []
     with bench.promises():
-        reading = Thread(target=lambda: answers.append(bench.daemon.read(uri)))
+        reading = Thread(target=lambda: results.append(bench.daemon.read(uri)))
         reading.start()
         bench.server.wait_for(lambda counts: counts.bytes[key] == FIRST)
         bench.server.put(BUCKET, key.removeprefix(f"{BUCKET}/"), DATA[::-1])
         reading.join()
-    assert answers == [DATA[::-1]]
+    assert results == [DATA[::-1]]
 
 
-def test_a_large_download_that_breaks_off_again_and_again_never_begins_again(bench: Bench) -> None:
+def test_a_large_download_that_breaks_repeatedly_never_starts_again(bench: Bench) -> None:
     data = DATA * 100
     uri = bench.put(*[Cut(3_000_000)] * 3, data=data)
     with bench.promises():
@@ -208,14 +208,14 @@ def test_a_large_download_that_breaks_off_again_and_again_never_begins_again(ben
     assert bench.server.counts.bytes[uri.removeprefix("gs://")] <= len(data) + 3 * BUFFERED_BYTES
 
 
-def test_answers_of_30_mb_take_no_memory(bench: Bench) -> None:
-    answers: list[Fault] = [
+def test_responses_of_30_mb_take_no_memory(bench: Bench) -> None:
+    faults: list[Fault] = [
         Status(503, body=HUGE),
         Status(403, body=HUGE),
         Status(404, body=HUGE, content_type="application/json"),
     ]
-    answers += [HtmlPage(HUGE), LongBody(len(HUGE))]
-    uris = [bench.put(fault, always=True) for fault in answers]
+    faults += [HtmlPage(HUGE), LongBody(len(HUGE))]
+    uris = [bench.put(fault, always=True) for fault in faults]
     before = bench.memory_bytes()
     with bench.promises():
         most = max(_memory_while_fetching(bench, uris))
@@ -225,7 +225,7 @@ def test_answers_of_30_mb_take_no_memory(bench: Bench) -> None:
         assert len(line) < 1000
 
 
-def test_a_gzip_bomb_is_stored_as_it_is_and_takes_no_memory(bench: Bench) -> None:
+def test_a_gzip_bomb_is_stored_unchanged_and_takes_no_memory(bench: Bench) -> None:
     packed = gzip.compress(bytes(300_000_000), 1)
     uri = bench.put(data=packed, content_encoding="gzip")
     before = bench.memory_bytes()
@@ -236,7 +236,7 @@ def test_a_gzip_bomb_is_stored_as_it_is_and_takes_no_memory(bench: Bench) -> Non
 
 
 def _memory_while_fetching(bench: Bench, uris: list[str]) -> Iterator[int]:
-    """The daemon's memory, again and again until it has fetched the objects or given them up."""
+    """The daemon's memory, measured repeatedly until it has fetched the objects or given up."""
     fetching = Thread(target=bench.daemon.client.fetch, args=[uris])
     fetching.start()
     while fetching.is_alive():
@@ -245,7 +245,7 @@ def _memory_while_fetching(bench: Bench, uris: list[str]) -> Iterator[int]:
 
 
 @pytest.mark.torture
-def test_bytes_that_are_broken_in_any_way_again_and_again_never_reach_a_reader(bench: Bench, tally: Tally) -> None:
+def test_bytes_damaged_repeatedly_in_any_way_never_reach_a_reader(bench: Bench, tally: Tally) -> None:
     chance = random.Random(1)
     quick = [fault for fault in PASSING if not isinstance(fault, Drip | Stall) and fault != LongBody(len(HUGE))]
     with bench.promises():

@@ -16,7 +16,7 @@ from gcs_prefetchd.testing import (
 )
 
 DATA = bytes(range(256)) * 400
-FIRST = 65_536  # what comes of it before the fault
+FIRST = 65_536  # bytes sent before the fault
 HUGE = "x" * 30_000_000
 
 RETRIED = (408, 429, 500, 502, 503, 504)

@@ -123,7 +123,7 @@ class DaemonClient:
         return self._read(_json_object, "PATCH", "/v1/settings", json.dumps(dict(changes)).encode())
 
     def stop(self) -> None:
-        """Ask the daemon to stop. Returns when it has started to."""
+        """Stop the daemon. Returns when it has started to stop."""
         self._request("POST", "/v1/stop")
 
     def close(self) -> None:
