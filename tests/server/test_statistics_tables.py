@@ -11,8 +11,10 @@ COMMAND = [sys.executable, "-m", "gcs_prefetchd.server.statistics_tables"]
 
 
 def test_the_document_has_the_tables_of_the_fields() -> None:
-    assert f"\n### /stats\n\n{fields_table()}\n" in DOCUMENT.read_text()
-    assert f"\n### /metrics\n\n{metrics_table()}\n" in DOCUMENT.read_text()
+    text = DOCUMENT.read_text()
+    update = "run: python -m gcs_prefetchd.server.statistics_tables docs/http-api.md"
+    assert f"\n### /stats\n\n{fields_table()}\n" in text, update
+    assert f"\n### /metrics\n\n{metrics_table()}\n" in text, update
 
 
 def test_updating_the_document_changes_both_tables_and_nothing_else(tmp_path: Path) -> None:
