@@ -117,7 +117,7 @@ def test_without_a_daemon_every_command_reports_that_none_runs(tmp_path: Path) -
     assert results["stop"].stdout == f"no daemon is running for {tmp_path}\n"
 
 
-def test_check_config_prints_the_settings_and_starts_nothing(tmp_path: Path) -> None:
+def test_check_config_prints_the_settings_as_a_user_writes_them_and_starts_nothing(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text('cache_size = "1GB"\nseed = 5\nconcurrency = 7\n')
     flags = ["--data-root", "gs://bucket/a", "--cache-dir", str(tmp_path / "cache"), "--seed", "9", "--check-config"]
     environment = {"GCS_PREFETCHD_SEED": "8", "GCS_PREFETCHD_CONCURRENCY": "12"}
@@ -130,6 +130,9 @@ def test_check_config_prints_the_settings_and_starts_nothing(tmp_path: Path) -> 
         "1.0 GB",
         "gs://bucket/a",
     )
+    assert (shown["read_ahead"], shown["anonymous"], shown["window_items"]) == ("true", "false", "")
+    again = run_command("start", "--check-config", *(part for line in shown.items() for part in ("--set", "=".join(line))))
+    assert (again.returncode, again.stdout) == (0, result.stdout)
     assert not (tmp_path / "cache").exists()
 
 

@@ -282,8 +282,14 @@ def _print_ready(report: dict[str, Any], settings: Settings) -> None:
 
 def _print_settings(settings: Settings) -> None:
     for name, value in settings.model_dump(mode="json").items():
-        shown = "" if value is None else ", ".join(value) if isinstance(value, list) else value
-        print(f"{name} = {shown}")
+        print(f"{name} = {_as_typed(value)}")
+
+
+def _as_typed(value: object) -> str:
+    """A setting's value as a user writes it; an empty value resets a setting to "none"."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def _print_stats(statistics: Statistics) -> None:
