@@ -78,7 +78,7 @@ class Node:
         while place < min(stream.known_end, stream.window_start(WINDOW_ITEMS) + WINDOW_ITEMS):
             item = stream.item_at(place)
             if reader.is_item_ready(item):
-                registry.eviction.note_planned(reader.data_root, item, registry.clock())
+                registry.eviction.record_planned(reader.data_root, item, registry.clock())
             else:
                 self._fetch(item)
             place += 1

@@ -33,7 +33,7 @@ def test_files_not_needed_soon_are_evicted_first_least_recently_used_first(regis
         clock.now_s += 1
         add_items(registry, item)
     clock.now_s += 1
-    registry.files.note_open(path_of(5))
+    registry.files.record_open(path_of(5))
     clock.now_s += 1
     registry.files.add("pictures/train/classes.txt")
     chosen = registry.files.choose_victims(11, None, lambda path: 1)
@@ -95,7 +95,7 @@ def test_an_itemless_object_that_becomes_part_of_an_item_is_adopted(registry: Re
 def test_an_itemless_object_that_was_used_is_evicted_later_and_one_that_is_gone_never(registry: Registry) -> None:
     for name in "abc":
         registry.files.add(f"pictures/train/{name}.txt")
-    registry.files.note_open("pictures/train/a.txt")
+    registry.files.record_open("pictures/train/a.txt")
     registry.record_reads("someone", [ObjectName("pictures", "train/b.txt")])
     registry.files.remove("pictures/train/c.txt")
     assert registry.files.choose_victims(2, None, lambda path: 1) == ["pictures/train/a.txt", "pictures/train/b.txt"]

@@ -236,7 +236,7 @@ def test_items_not_needed_soon_are_evicted_first_least_recently_used_first() -> 
         node.now_s += 1
         node.fetch(item)
     node.now_s += 1
-    node.policy.note_use(KEY, 5, node.now_s)
+    node.policy.record_use(KEY, 5, node.now_s)
     assert node.victims(5) == [(KEY, 6), (KEY, 7), (KEY, 5), (KEY, 2), (KEY, 1)]
 
 

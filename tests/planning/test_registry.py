@@ -34,7 +34,7 @@ def test_before_a_data_root_is_listed_events_change_nothing() -> None:
     assert empty.catalog.newest_manifest(ROOT) is None
     empty.record_reads("job", [MANIFEST.part_name(0, 0)])
     empty.files.add(path_of(0))
-    empty.files.note_open(path_of(0))
+    empty.files.record_open(path_of(0))
     assert empty.files.remove(path_of(0)) is None
     empty.forget_idle()
     empty.end_job("job")
@@ -230,19 +230,19 @@ def test_no_change_of_streams_holds_up_the_event_loop_among_a_million_items() ->
             registry.eviction.sort_more()
             took_s.append(time.thread_time() - began_s)
 
-    def begin_what_is_due() -> None:
+    def start_due_stream() -> None:
         ((data_root, number),) = registry.seeded.pop_due()
         seeded = registry.seeded.prepare(data_root, number)
         on_the_loop(lambda: registry.start_seeded(seeded))
 
     on_the_loop(lambda: registry.set_manifest(listed))
-    begin_what_is_due()
+    start_due_stream()
     registry.eviction.cached[ROOT].parts[::2] = 3
     for kind, epoch in (("shuffled", 0), ("shuffled", 1), ("endless", 2), ("listed", 3)):
         prepared = registry.prepare(*plan_of(manifest, range(1_000_000), kind=kind, epoch=epoch))
         on_the_loop(lambda: registry.register(prepared))  # noqa: B023  # called at once
     on_the_loop(lambda: registry.end_job("job"))
-    begin_what_is_due()
+    start_due_stream()
     assert max(took_s) < 0.02
 
 

@@ -243,19 +243,19 @@ def test_a_stream_agrees_with_a_list_of_unread_places(
 ) -> None:
     position = min(position, len(order))
     stream = stream_of(order, position, upcoming=following, endless=endless)
-    whole = order + following
+    full_order = order + following
     known, front, reads, unread = len(order), position, position, list(range(position, len(order)))
     for step in steps:
         if isinstance(step, tuple):
             (window,) = step
             revealed = stream.extend_known(window)
             start = max(unread[0] if unread else known, front - window // 2)
-            reach = min(start + (len(order) if endless else window), len(whole))
-            before, came = {whole[place] for place in unread}, list(range(known, reach))
-            assert sorted(revealed) == sorted({whole[place] for place in came} - before)
-            unread, known = unread + came, max(known, reach)
+            reach = min(start + (len(order) if endless else window), len(full_order))
+            before, new_places = {full_order[place] for place in unread}, list(range(known, reach))
+            assert sorted(revealed) == sorted({full_order[place] for place in new_places} - before)
+            unread, known = unread + new_places, max(known, reach)
         else:
-            place = next((place for place in unread if whole[place] == step), None)
+            place = next((place for place in unread if full_order[place] == step), None)
             assert stream.mark_read(step) == (place is not None)
             if place is not None:
                 unread.remove(place)
@@ -264,7 +264,7 @@ def test_a_stream_agrees_with_a_list_of_unread_places(
         assert stream.first_unread == (unread[0] if unread else known)
         first: dict[int, int | None] = {}
         for place in unread:
-            first.setdefault(whole[place], place)
+            first.setdefault(full_order[place], place)
         assert places(stream, *range(ITEMS)) == [first.get(item) for item in range(ITEMS)]
 
 

@@ -1,4 +1,4 @@
-"""A planner's registry for tests, what happens to it, and what it says of its readers."""
+"""Helpers for tests of a planner's registry: what happens to it, and what its readers are."""
 
 from collections.abc import Sequence
 

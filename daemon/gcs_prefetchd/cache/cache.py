@@ -105,7 +105,7 @@ class Cache:
         """Count a use."""
         self._memory_index.touch(path)
 
-    def note_open(self, path: str) -> None:
+    def record_open(self, path: str) -> None:
         """Another program opened the file: count a use that no reader reports."""
         if self._memory_index.touch(path):
             self.observer.used(path)

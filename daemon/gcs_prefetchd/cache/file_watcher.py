@@ -83,7 +83,7 @@ class FileWatcher:
             event = await self._queue.async_q.get()
             path = os.fsdecode(event.src_path).removeprefix(f"{self._cache.directory.objects}/")
             if isinstance(event, FileOpenedEvent):
-                self._cache.note_open(path)
+                self._cache.record_open(path)
             else:
                 await self._cache.check_file(path)
             if count % BATCH_EVENTS == 0:

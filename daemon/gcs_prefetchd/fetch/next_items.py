@@ -98,7 +98,7 @@ class NextItems:
                 elif not reader.is_item_ready(item):
                     break
                 else:
-                    self._registry.eviction.note_planned(reader.data_root, item, self._registry.clock())
+                    self._registry.eviction.record_planned(reader.data_root, item, self._registry.clock())
             place += 1
         lookahead.places_left -= place - first
         stream.planned_end = max(stream.planned_end, place)

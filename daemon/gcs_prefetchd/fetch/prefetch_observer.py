@@ -67,7 +67,7 @@ class PrefetchObserver:
 
     def used(self, path: str) -> None:
         """Another program opened the file."""
-        self._registry.files.note_open(path)
+        self._registry.files.record_open(path)
 
     def lost(self, path: str) -> None:
         """The file was evicted, or deleted by hand."""

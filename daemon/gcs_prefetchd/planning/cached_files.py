@@ -48,13 +48,13 @@ class CachedFiles:
             self._eviction.remove_part(*part)
         return part
 
-    def note_open(self, path: str) -> None:
+    def record_open(self, path: str) -> None:
         """Some program opened a file."""
         if path in self._lookup:
             return  # it will be read soon, or was read a moment ago
         part = self._lookup.locate(path)
         if part is not None:
-            self._eviction.note_use(part.data_root, part.item, self._clock())
+            self._eviction.record_use(part.data_root, part.item, self._clock())
         elif path in self._eviction.itemless:
             self._eviction.use_itemless(path, self._clock())
 

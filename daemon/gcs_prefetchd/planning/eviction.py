@@ -75,16 +75,16 @@ class EvictionPolicy:
             if cached.is_needed(item):
                 cached.evicted_while_needed[item] = True
 
-    def note_use(self, data_root: str, item: int, now_s: float) -> None:
+    def record_use(self, data_root: str, item: int, now_s: float) -> None:
         """The item was used, or a reader will use it soon."""
         cached = self.cached[data_root]
         if cached.parts_of(item):
             self._queue_if_unneeded(cached, item, now_s)
 
-    def note_planned(self, data_root: str, item: int, now_s: float) -> None:
+    def record_planned(self, data_root: str, item: int, now_s: float) -> None:
         """A window has reached the item. Without knowledge of the future, that counts as a use."""
         if self._lru:
-            self.note_use(data_root, item, now_s)
+            self.record_use(data_root, item, now_s)
 
     def use_itemless(self, path: str, now_s: float) -> None:
         """An object that belongs to no item was cached or used."""

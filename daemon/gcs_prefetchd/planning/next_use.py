@@ -140,8 +140,8 @@ class _Scan:
     """How far a stream has been scanned for cached items, from its far end down, and the places that were found.
 
     `found` and `queued` hold places above `below`: `found` those that the scan found, in rising order; `queued` a heap of the
-    negatives of those where an item's next use came to lie after the scan had passed. Places and not times: times change with
-    the reader's speed, but their order does not. Both may hold places that have become invalid.
+    negated places that became an item's next use after the scan had passed. They hold places and not times, because times
+    change with the reader's speed, but their order does not. Both may hold places that have become invalid.
     """
 
     below: int

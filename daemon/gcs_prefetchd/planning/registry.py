@@ -201,7 +201,7 @@ class Registry:
             is_of_job = reader.is_seeded or reader.stream.job == job
             if is_of_job and self.eviction.mark_read(data_root, reader.stream, item, now_s):
                 return reader
-        self.eviction.note_use(data_root, item, now_s)
+        self.eviction.record_use(data_root, item, now_s)
         return None
 
     def _end_seeded_epoch(self, reader: Reader) -> None:
