@@ -1,6 +1,7 @@
 """Local files: the loader and the listing."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,22 @@ from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from support.datasets import number_of, write_local
 
 
+def open_files() -> set[str]:
+    """The files that this process has open. A number of descriptors would change with the threads of other tests."""
+    found = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.add(str(descriptor.readlink()))
+    return found
+
+
 def test_an_image_is_loaded_and_its_file_closed(tmp_path: Path) -> None:
     write_local(tmp_path, 3)
-    open_before = len(list(Path("/proc/self/fd").iterdir()))
-    image = pil_loader(tmp_path / "images/0002.jpg")
-    assert len(list(Path("/proc/self/fd").iterdir())) == open_before
+    path = tmp_path / "images/0002.jpg"
+    with path.open("rb"):
+        assert str(path) in open_files()
+    image = pil_loader(path)
+    assert str(path) not in open_files()
     assert (image.mode, number_of(image)) == ("RGB", 2)
 
 
