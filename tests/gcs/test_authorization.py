@@ -72,7 +72,7 @@ async def test_a_listing_whose_token_is_refused_continues_with_a_new_one(gcs: GC
 
 async def test_credentials_that_stay_refused_are_final_after_one_refresh(gcs: GCSServer, authorized_client: GCSClient) -> None:
     put(gcs)
-    gcs.require_token("of somebody else", BUCKET)
+    gcs.require_token("of another user", BUCKET)
     with pytest.raises(CredentialsError, match=f"fetch {NAME.uri}: GCS returned 401"):
         await authorized_client.read(NAME)
     assert gcs.counts.media[KEY] == 2
@@ -86,7 +86,7 @@ async def test_neither_token_nor_request_follows_a_redirect_to_another_host(
 ) -> None:
     version = put(gcs)
     async with GCSServer() as elsewhere:
-        elsewhere.put(BUCKET, NAME.name, b"of somebody else")
+        elsewhere.put(BUCKET, NAME.name, b"of another user")
         path = f"/storage/v1/b/{BUCKET}/o/{NAME.name.replace('/', '%2F')}{'?alt=media' if kind is Kind.MEDIA else ''}"
         gcs.faults.add(Status(status, location=elsewhere.url + path), kind=kind, requests=1)
         gcs.faults.add(MissingHash())  # so that the metadata is requested

@@ -129,7 +129,7 @@ async def test_a_listing_that_never_succeeds_fails_at_the_deadline_and_is_named(
 
 
 def refuse_with_401(gcs: GCSServer) -> None:
-    gcs.require_token("a token that nobody has")
+    gcs.require_token("a token that no client has")
 
 
 def refuse_with_403(gcs: GCSServer) -> None:

@@ -57,7 +57,7 @@ BROKEN = [
 
 
 def refuse_with_401(gcs: GCSServer) -> None:
-    gcs.require_token("a token that nobody has")
+    gcs.require_token("a token that no client has")
 
 
 def refuse_with_403(gcs: GCSServer) -> None:

@@ -86,7 +86,7 @@ async def test_a_truncated_body_is_an_error_that_names_the_received_length() -> 
 
 
 @pytest.mark.parametrize(
-    ("sent", "says"),
+    ("sent", "reason"),
     [
         (b"", "nothing arrived for 0.3 s"),
         (b"HTTP/1.1 200 OK\r\nContent-Le", "the response's headers did not end within 0.3 s"),
@@ -95,9 +95,9 @@ async def test_a_truncated_body_is_an_error_that_names_the_received_length() -> 
     ],
     ids=["nothing", "head", "interim response", "body"],
 )
-async def test_silence_is_an_error_after_the_read_timeout_and_closes_the_connection(sent: bytes, says: str) -> None:
+async def test_silence_is_an_error_after_the_read_timeout_and_closes_the_connection(sent: bytes, reason: str) -> None:
     async with serving(lambda _: sent) as server, connected(server) as pool:
-        with pytest.raises(TimeoutError, match=f"^{re.escape(says)}$"):
+        with pytest.raises(TimeoutError, match=f"^{re.escape(reason)}$"):
             await body_of(pool)
         await server.all_closed.wait()
 

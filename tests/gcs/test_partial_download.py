@@ -49,7 +49,7 @@ def inject(gcs: GCSServer, *faults: Fault) -> None:
 
 
 def starts(gcs: GCSServer) -> list[int]:
-    """The first byte that each request asked for."""
+    """The first byte of each request's range."""
     return [int(seen.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-")) for seen in gcs.seen]
 
 

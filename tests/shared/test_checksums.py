@@ -52,8 +52,8 @@ def fill_with_hole(path: Path) -> None:
 
 
 def moved_behind_a_link(path: Path) -> None:
-    path.rename(path.with_name("whole"))
-    path.symlink_to("whole")
+    path.rename(path.with_name("intact"))
+    path.symlink_to("intact")
 
 
 def replaced_by(make: Callable[[Path], object]) -> Callable[[Path], None]:
@@ -76,7 +76,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "a directory": replaced_by(Path.mkdir),
     "a link to itself": replaced_by(lambda path: path.symlink_to(path)),
     "a dangling link": replaced_by(lambda path: path.symlink_to("nowhere")),
-    "a link to a whole file": moved_behind_a_link,
+    "a link to an intact file": moved_behind_a_link,
     "a FIFO": replaced_by(os.mkfifo),
 }
 
@@ -175,7 +175,7 @@ def test_a_reader_can_finish_a_file_that_is_unlinked_meanwhile(tmp_path: Path) -
         assert file.read() == BYTES
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a process of somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a process of another user")
 def test_an_unreadable_file_is_a_miss() -> None:
     """Read by another user, to whom file modes apply. Below /tmp, because pytest's folders are closed to other users."""
     program = """
@@ -188,13 +188,13 @@ with tempfile.TemporaryDirectory(dir="/tmp") as folder:
     with path.open("rb+") as file:
         write_stamp(file.fileno(), Stamp(1, 4, crc32c_of(b"data")), "file")
     Path(folder).chmod(0o755)
-    answers = []
+    results = []
     for mode in (0o644, 0o000):
         path.chmod(mode)
         os.seteuid(65534)
-        answers.append(read_checked(path.parent, path.name))
+        results.append(read_checked(path.parent, path.name))
         os.seteuid(0)
-    print(answers)
+    print(results)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("[b'data', None]\n", "")

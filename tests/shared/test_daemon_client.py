@@ -241,7 +241,7 @@ GARBAGE = {
     "not HTTP": b"SSH-2.0-OpenSSH_9.2\r\n",
     "a line without an end": b"x" * 200_000,
     "half a status line": b"HTTP/1.",
-    "a status that is no number": b"HTTP/1.0 abc\r\n\r\n",
+    "a status that is not a number": b"HTTP/1.0 abc\r\n\r\n",
     "a body cut short": b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n{}",
     "chunks of no length": b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     "too many headers": b"HTTP/1.0 200 OK\r\n" + b"a: b\r\n" * 500 + b"\r\n",

@@ -92,9 +92,9 @@ def test_an_epoch_has_every_item_once(seed: int, epoch: int, items: set[int]) ->
 def test_the_order_of_a_subset_is_the_order_of_all_without_the_others(
     seed: int, epoch: int, items: set[int], data: st.DataObject
 ) -> None:
-    whole = sorted(items)
-    subset = {item for item in whole if data.draw(st.booleans())}
-    order = epoch_order(seed, epoch, np.array(whole, dtype=np.uint32)).tolist()
+    complete = sorted(items)
+    subset = {item for item in complete if data.draw(st.booleans())}
+    order = epoch_order(seed, epoch, np.array(complete, dtype=np.uint32)).tolist()
     of_subset = epoch_order(seed, epoch, np.array(sorted(subset, reverse=True), dtype=np.uint32)).tolist()
     assert of_subset == [item for item in order if item in subset]
 
@@ -175,7 +175,7 @@ indices = np.arange(10_000_000, dtype=np.uint32)
 started_s = time.process_time()
 order = plan_order(KIND, 1, 2, indices)
 seconds = time.process_time() - started_s
-# Not ru_maxrss, which begins with that of the process that started this one.
+# Not ru_maxrss, which starts with the value of the parent process.
 peak = next(line for line in pathlib.Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
 print(seconds, int(peak.split()[1]) / 1024, len(order))
 """
@@ -227,13 +227,13 @@ def test_shares_are_as_long_as_those_of_torchs_distributed_sampler(
 ) -> None:
     """They also repeat and omit the same positions."""
     kind, seed, epoch, items = plan
-    whole = plan_order(kind, seed, epoch, items).tolist()
+    complete = plan_order(kind, seed, epoch, items).tolist()
     for rank in range(world):
-        torchs: DistributedSampler[int] = DistributedSampler(whole, world, rank, shuffle=False, drop_last=drop_last)
+        torchs: DistributedSampler[int] = DistributedSampler(complete, world, rank, shuffle=False, drop_last=drop_last)
         share = plan_order(kind, seed, epoch, items, rank=rank, world=world, drop_last=drop_last)
         assert len(share) == share_length(len(items), world, drop_last)
         if len(items) >= world or not drop_last:  # torch's own arithmetic fails if there are fewer items than ranks
-            assert share.tolist() == [whole[place] for place in torchs]
+            assert share.tolist() == [complete[position] for position in torchs]
         else:
             assert share.tolist() == []
 
@@ -241,13 +241,13 @@ def test_shares_are_as_long_as_those_of_torchs_distributed_sampler(
 @given(splits(), st.integers(1, 9))
 def test_the_ranks_interleaved_are_the_global_order(plan: tuple[str, int, int, Indices], world: int) -> None:
     kind, seed, epoch, items = plan
-    whole = plan_order(kind, seed, epoch, items).tolist()
+    complete = plan_order(kind, seed, epoch, items).tolist()
     shares = [plan_order(kind, seed, epoch, items, rank=rank, world=world).tolist() for rank in range(world)]
     together = [item for turn in zip(*shares, strict=True) for item in turn]
-    assert together[: len(whole)] == whole
-    assert together[len(whole) :] == (whole * world)[: len(together) - len(whole)]
+    assert together[: len(complete)] == complete
+    assert together[len(complete) :] == (complete * world)[: len(together) - len(complete)]
     if kind != "endless":
-        assert sorted(together[: len(whole)]) == sorted(items.tolist())
+        assert sorted(together[: len(complete)]) == sorted(items.tolist())
 
 
 @given(splits(), st.lists(st.tuples(st.integers(1, 6), st.integers(0, 12)), max_size=5))
@@ -256,15 +256,15 @@ def test_a_run_resumed_with_another_world_continues_the_same_global_order(
 ) -> None:
     """Each run reads some rounds of all its ranks and stops; the last run reads the rest."""
     kind, seed, epoch, items = plan
-    whole = plan_order(kind, seed, epoch, items).tolist()
+    complete = plan_order(kind, seed, epoch, items).tolist()
     read: list[int] = []
-    for world, rounds in [*runs, (1, len(whole))]:
+    for world, rounds in [*runs, (1, len(complete))]:
         shares = [
             plan_order(kind, seed, epoch, items, rank=rank, world=world, start=len(read)).tolist() for rank in range(world)
         ]
-        left = len(whole) - len(read)
+        left = len(complete) - len(read)
         read += [item for turn in zip(*shares, strict=True) for item in turn][: min(rounds * world, left)]
-    assert read == whole
+    assert read == complete
 
 
 @given(splits(), st.integers(1, 9), st.integers(0, 100))

@@ -1,4 +1,4 @@
-"""glibc's malloc keeps freed memory until it is told to return it."""
+"""glibc's malloc keeps freed memory until a call returns it."""
 
 import platform
 import subprocess

@@ -63,9 +63,9 @@ def test_a_part_without_a_crc32c_has_none() -> None:
 
 
 def test_items_without_all_parts_are_named_and_left_out() -> None:
-    objects = [*items("whole"), version("images/no-label.jpg"), version("labels/no-image.png")]
+    objects = [*items("complete"), version("images/no-label.jpg"), version("labels/no-image.png")]
     manifest = build(*objects)
-    assert list(manifest.ids) == ["whole"]
+    assert list(manifest.ids) == ["complete"]
     assert manifest.incomplete == (
         "gs://pictures/train/images/no-image.jpg",
         "gs://pictures/train/labels/no-label.png",
@@ -298,9 +298,9 @@ def test_find_returns_every_part_and_nothing_else() -> None:
 def test_mapped_ids_are_pickled_by_name_and_others_by_value(tmp_path: Path) -> None:
     built = build(*items(*(f"{i:06}" for i in range(2000))))
     mapped = load_manifest(built.save(tmp_path)).ids
-    by_name, whole = pickle.dumps(mapped), pickle.dumps(built.ids)
-    assert len(by_name) < 1000 < len(whole)
-    assert pickle.loads(by_name) == pickle.loads(whole) == built.ids
+    by_name, by_value = pickle.dumps(mapped), pickle.dumps(built.ids)
+    assert len(by_name) < 1000 < len(by_value)
+    assert pickle.loads(by_name) == pickle.loads(by_value) == built.ids
     shutil.rmtree(tmp_path)
     assert pickle.loads(pickle.dumps(mapped)) == built.ids
 

@@ -39,10 +39,10 @@ def test_a_change_of_the_rate_is_followed_within_a_minute() -> None:
 
 def test_the_rate_falls_without_events_and_never_reaches_zero() -> None:
     rate = rate_of(100, 60)
-    told = [rate.per_s(60.0 + silent_s) for silent_s in (0, 1, 10, 100, 1e9)]
-    assert told == sorted(told, reverse=True)
-    assert told[2] == pytest.approx(50, rel=0.1)
-    assert told[-1] == MIN_PER_S
+    rates = [rate.per_s(60.0 + silent_s) for silent_s in (0, 1, 10, 100, 1e9)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[2] == pytest.approx(50, rel=0.1)
+    assert rates[-1] == MIN_PER_S
 
 
 def test_reading_the_rate_does_not_change_it() -> None:
