@@ -210,9 +210,10 @@ def test_a_second_daemon_is_refused_and_told_who_holds_it_and_how_to_stop_that(t
     )
 
 
-def test_what_a_killed_daemons_processes_still_hold_is_waited_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_reaped", [True, False])
+def test_what_a_killed_daemons_processes_still_hold_is_waited_for(tmp_path: Path, is_reaped: bool) -> None:
     ended = subprocess.Popen(["true"])
-    ended.wait()
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | (0 if is_reaped else os.WNOWAIT))
     with claimed(tmp_path) as directory:
         os.pwrite(directory.lock, f"{ended.pid:10}\n".encode(), 0)
         holder = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=(directory.lock,))
@@ -222,6 +223,7 @@ def test_what_a_killed_daemons_processes_still_hold_is_waited_for(tmp_path: Path
     with claimed(tmp_path):
         assert holder.wait(10) == 0
     ends.join()
+    ended.wait()
 
 
 @pytest.mark.parametrize("content", [b"", b"no number", b"\xff\xfe"])

@@ -272,6 +272,9 @@ def _is_running(pid: int | None) -> bool:
         return False
     except OSError:
         pass
+    # A killed process keeps its pid until its parent reaps it, which a container's first process may never do.
+    with contextlib.suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
     return True
 
 
