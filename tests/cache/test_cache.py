@@ -1,4 +1,4 @@
-"""The cache keeps its bound, its recency and its files, whatever happens to its process, its index or its directory."""
+"""The cache keeps its size limit, its order of use and its files, whatever happens to its process, index or directory."""
 
 import asyncio
 import contextlib
@@ -45,12 +45,12 @@ def write_stamped(file: Path, data: bytes, stamp: Stamp) -> None:
         write_stamp(stream.fileno(), stamp, str(file).rpartition("/objects/")[2])
 
 
-def held(cache: Cache) -> list[str]:
+def names_of(cache: Cache) -> list[str]:
     """The names in the cache, least recently used first."""
     return [name.name for name in names_in(cache)]
 
 
-# The bound
+# The size limit
 
 
 async def busy_reader(cache: Cache, seed: int, largest: int, seen: Callable[[], None]) -> None:
@@ -80,7 +80,7 @@ async def busy_reader(cache: Cache, seed: int, largest: int, seen: Callable[[], 
 
 
 @pytest.mark.parametrize("seed", range(0, 12, 4))
-async def test_bytes_and_reservations_never_exceed_the_bound(cache: Cache, seed: int) -> None:
+async def test_cached_and_reserved_bytes_never_exceed_the_limit(cache: Cache, seed: int) -> None:
     most = 0
 
     def look() -> None:
@@ -96,8 +96,8 @@ async def test_bytes_and_reservations_never_exceed_the_bound(cache: Cache, seed:
 
 
 @needs_mount
-async def test_a_disk_as_small_as_the_bound_never_runs_full(tmp_path: Path) -> None:
-    """The kernel keeps watch: one byte more than the bound at any moment, and a write would fail."""
+async def test_a_disk_as_small_as_the_limit_never_runs_full(tmp_path: Path) -> None:
+    """The kernel enforces it: with one byte more than the limit at any moment, a write would fail."""
     limit = 100 * PAGE
     with mounted(tmp_path / "disk", "tmpfs", f"size={limit + 4 * PAGE}") as disk:  # marker, lock and probe have a page each
         index_elsewhere(disk, tmp_path / "index")
@@ -107,7 +107,7 @@ async def test_a_disk_as_small_as_the_bound_never_runs_full(tmp_path: Path) -> N
             assert await cache.check() == []
 
 
-async def test_the_least_recently_used_goes_first(cache: Cache) -> None:
+async def test_the_least_recently_used_is_evicted_first(cache: Cache) -> None:
     for i in range(5):
         await put(cache, f"{i}.jpg", content(i, 200_000))
     cache.touch(path_of("0.jpg"))
@@ -115,21 +115,21 @@ async def test_the_least_recently_used_goes_first(cache: Cache) -> None:
 
     await put(cache, "5.jpg", content(5, 400_000))
 
-    assert held(cache) == ["4.jpg", "0.jpg", "2.jpg", "5.jpg"]
+    assert names_of(cache) == ["4.jpg", "0.jpg", "2.jpg", "5.jpg"]
     assert cache.evictions == 2
 
 
-async def test_asking_what_is_held_counts_as_no_use(cache: Cache) -> None:
+async def test_reading_a_stamp_or_verifying_does_not_count_as_a_use(cache: Cache) -> None:
     await put(cache, "a.jpg", b"a")
     await put(cache, "b.jpg", b"b")
 
     assert cache.stamp(path_of("a.jpg")) == stamp_of(b"a")
     assert await cache.verify(path_of("a.jpg"))
 
-    assert held(cache) == ["a.jpg", "b.jpg"]
+    assert names_of(cache) == ["a.jpg", "b.jpg"]
 
 
-async def test_an_evicted_file_is_gone_from_the_disk_when_the_room_is_there(cache: Cache) -> None:
+async def test_an_evicted_file_is_gone_from_the_disk_before_its_space_is_reserved(cache: Cache) -> None:
     path = await put(cache, "a.jpg", content(1, 600_000))
 
     await cache.reserve(500_000)
@@ -139,50 +139,50 @@ async def test_an_evicted_file_is_gone_from_the_disk_when_the_room_is_there(cach
     cache.capacity.release(500_000)
 
 
-async def test_whoever_is_interested_hears_of_every_eviction(cache: Cache) -> None:
+async def test_the_observer_hears_of_every_eviction(cache: Cache) -> None:
     path = await put(cache, "a.jpg", content(1, 600_000))
     await put(cache, "b.jpg", content(2, 600_000))
 
     assert observer_of(cache).losses == [path]
 
 
-async def test_no_room_is_made_from_what_is_kept_and_nothing_is_dropped_for_it(cache: Cache) -> None:
+async def test_without_enough_victims_a_reservation_is_refused_and_evicts_nothing(cache: Cache) -> None:
     paths = [await put(cache, f"{i}.jpg", content(i, 300_000)) for i in range(3)]
 
     with pytest.raises(CacheFullError) as error:
         await cache.reserve(500_000, keeping(cache, *paths[:2]))
 
-    assert held(cache) == ["0.jpg", "1.jpg", "2.jpg"]
+    assert names_of(cache) == ["0.jpg", "1.jpg", "2.jpg"]
     assert (cache.capacity.reserved_bytes, cache.evictions) == (0, 0)
     assert "500 KB" in str(error.value)
     assert "900 KB of 1.0 MB" in str(error.value)
     assert "\n" not in str(error.value)
 
 
-async def test_an_object_larger_than_the_cache_is_refused_and_nothing_is_dropped_for_it(cache: Cache) -> None:
+async def test_an_object_larger_than_the_cache_is_refused_and_evicts_nothing(cache: Cache) -> None:
     await put(cache, "a.jpg", b"a")
 
     with pytest.raises(CacheFullError, match=r"no space for 1\.0 MB: the whole cache is 1\.0 MB"):
         await cache.reserve(LIMIT + 1)
 
-    assert held(cache) == ["a.jpg"]
+    assert names_of(cache) == ["a.jpg"]
 
 
-async def test_an_object_exactly_as_large_as_the_cache_has_room(cache: Cache) -> None:
+async def test_an_object_exactly_as_large_as_the_cache_fits(cache: Cache) -> None:
     await put(cache, "a.jpg", b"a")
     await put(cache, "b.jpg", content(1, LIMIT))
 
-    assert held(cache) == ["b.jpg"]
+    assert names_of(cache) == ["b.jpg"]
 
 
-async def test_downloads_under_way_count_with_what_they_reserved(cache: Cache) -> None:
+async def test_downloads_in_progress_count_with_what_they_reserved(cache: Cache) -> None:
     await cache.reserve(600_000)
     with pytest.raises(CacheFullError, match="reserves 600 KB"):
         await cache.reserve(600_000)
     cache.capacity.release(600_000)
 
 
-async def test_a_new_generation_takes_the_place_of_the_old_one(cache: Cache) -> None:
+async def test_a_new_generation_replaces_the_old_one(cache: Cache) -> None:
     path = await put(cache, "a.jpg", content(1, 100), generation=1)
     await put(cache, "a.jpg", content(2, 300), generation=2)
 
@@ -190,18 +190,18 @@ async def test_a_new_generation_takes_the_place_of_the_old_one(cache: Cache) -> 
     assert (len(cache), cache.bytes) == (1, 300)
 
 
-async def test_the_bytes_of_a_download_are_reserved_or_held_and_never_both(cache: Cache) -> None:
-    """Else there would be, for a moment, no room for an object that fits beside the one just published."""
+async def test_the_bytes_of_a_download_are_reserved_or_cached_and_never_both(cache: Cache) -> None:
+    """Otherwise an object that fits beside the one just published would be refused for a moment."""
     publishing = asyncio.create_task(put(cache, "a.jpg", content(1, 600_000)))
     while not publishing.done():
         await cache.reserve(400_000)
         cache.capacity.release(400_000)
         await asyncio.sleep(0)
-    assert held(cache) == ["a.jpg"]
+    assert names_of(cache) == ["a.jpg"]
     assert cache.evictions == 0
 
 
-async def test_dropping_an_object_while_its_next_generation_arrives_leaves_the_new_file(cache: Cache) -> None:
+async def test_evicting_an_object_while_its_next_generation_arrives_leaves_the_new_file(cache: Cache) -> None:
     for generation in range(1, 60):
         data = content(generation, 1000)
         arriving = asyncio.create_task(put(cache, "a.jpg", data, generation))
@@ -214,7 +214,7 @@ async def test_dropping_an_object_while_its_next_generation_arrives_leaves_the_n
     assert await cache.check() == []
 
 
-async def test_dropping_an_object_whose_next_generation_does_not_come_after_all_drops_it_then(cache: Cache) -> None:
+async def test_evicting_an_object_whose_replacement_is_abandoned_evicts_it_then(cache: Cache) -> None:
     path = await put(cache, "a.jpg", b"old")
     await cache.paths.claim(path)
     await cache.evict(path)
@@ -226,8 +226,8 @@ async def test_dropping_an_object_whose_next_generation_does_not_come_after_all_
     assert await cache.check() == []
 
 
-async def test_an_empty_object_lost_and_fetched_again_in_the_same_moment_is_there(cache: Cache) -> None:
-    """It reserves nothing, so nothing but the path itself makes it wait for the older file's unlinking."""
+async def test_an_empty_object_evicted_and_fetched_at_the_same_moment_is_cached(cache: Cache) -> None:
+    """It reserves no bytes, so only its path makes it wait for the unlinking of the older file."""
     for _ in range(50):
         path = await put(cache, "empty.jpg", b"")
         dropping = asyncio.create_task(cache.evict(path))
@@ -240,7 +240,7 @@ async def test_an_empty_object_lost_and_fetched_again_in_the_same_moment_is_ther
 # The free-space floor
 
 
-async def test_a_floor_that_is_not_there_refuses_every_object(tmp_path: Path) -> None:
+async def test_a_floor_larger_than_the_free_space_refuses_every_object(tmp_path: Path) -> None:
     total = shutil.disk_usage(tmp_path).total
     async with opened(tmp_path / "cache", LIMIT, min_free_bytes=total) as cache:
         with pytest.raises(CacheFullError, match=r"keeps .+ of the disk free"):
@@ -262,7 +262,7 @@ async def test_the_disk_keeps_its_free_space(tmp_path: Path) -> None:
 
 
 @needs_mount
-async def test_reservations_made_together_drop_no_more_for_the_floor_than_they_need(tmp_path: Path) -> None:
+async def test_concurrent_reservations_evict_no_more_for_the_floor_than_they_need(tmp_path: Path) -> None:
     floor = 100 * PAGE
     with mounted(tmp_path / "disk", "tmpfs", f"size={2 * floor}") as disk:
         index_elsewhere(disk, tmp_path / "index")
@@ -275,7 +275,7 @@ async def test_reservations_made_together_drop_no_more_for_the_floor_than_they_n
 
 
 @needs_mount
-async def test_what_others_write_to_the_disk_is_made_up_for(tmp_path: Path) -> None:
+async def test_shrinking_makes_up_for_what_other_programs_write(tmp_path: Path) -> None:
     floor = 100 * PAGE
     with mounted(tmp_path / "disk", "tmpfs", f"size={3 * floor}") as disk:
         index_elsewhere(disk / "cache", tmp_path / "index")
@@ -288,13 +288,13 @@ async def test_what_others_write_to_the_disk_is_made_up_for(tmp_path: Path) -> N
             assert len(cache) > 0
 
 
-async def test_a_lower_limit_drops_the_least_recently_used_when_the_cache_is_opened(tmp_path: Path) -> None:
+async def test_opening_with_a_lower_limit_evicts_the_least_recently_used(tmp_path: Path) -> None:
     async with opened(tmp_path / "cache") as cache:
         for i in range(9):
             await put(cache, f"{i}.jpg", content(i, 100_000))
 
     async with opened(tmp_path / "cache", limit_bytes=350_000) as cache:
-        assert held(cache) == ["6.jpg", "7.jpg", "8.jpg"]
+        assert names_of(cache) == ["6.jpg", "7.jpg", "8.jpg"]
         assert len(list(cache.directory.objects.rglob("*.jpg"))) == 3
         assert await cache.check() == []
 
@@ -341,7 +341,7 @@ DAMAGE = [flip, truncate, zero, grow, strip_stamp, link_elsewhere, pipe, Path.un
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-async def test_a_damaged_file_is_found_dropped_and_counted(cache: Cache, damage: Callable[[Path], None]) -> None:
+async def test_a_damaged_file_is_evicted_and_counted(cache: Cache, damage: Callable[[Path], None]) -> None:
     path = await put(cache, "a.jpg", content(1, 5000))
     damage(file_of(cache, path))
 
@@ -364,7 +364,7 @@ async def test_a_damaged_file_that_was_linked_elsewhere_leaves_the_other_file_al
     assert elsewhere.read_bytes() == content(1, 5000)
 
 
-async def test_verifying_what_is_not_held_says_no_and_counts_no_damage(cache: Cache) -> None:
+async def test_verifying_an_absent_object_fails_and_counts_no_damage(cache: Cache) -> None:
     assert not await cache.verify(path_of("absent.jpg"))
     assert cache.damaged == 0
 
@@ -380,11 +380,11 @@ async def test_a_rescan_adopts_a_stamped_file_that_the_index_lacks(cache: Cache)
     assert await cache.rescan() == (1, 0)
 
     assert cache.stamp(path_of("new.jpg")) == stamp_of(data)
-    assert held(cache) == ["new.jpg", "used.jpg"]
+    assert names_of(cache) == ["new.jpg", "used.jpg"]
     assert await cache.check() == []
 
 
-async def test_a_rescan_takes_over_a_file_that_is_of_another_generation_than_the_index_says(cache: Cache) -> None:
+async def test_a_rescan_adopts_a_file_of_another_generation_than_its_entry(cache: Cache) -> None:
     path = await put(cache, "a.jpg", content(1, 5000), generation=1)
     newer = content(2, 5000)
     file_of(cache, path).unlink()
@@ -403,13 +403,13 @@ async def test_a_rescan_forgets_files_that_are_gone(cache: Cache) -> None:
 
     assert await cache.rescan() == (0, 1)
 
-    assert held(cache) == ["b.jpg"]
+    assert names_of(cache) == ["b.jpg"]
     assert observer_of(cache).losses == [path]
     assert cache.bytes == 1
 
 
 @pytest.mark.parametrize("known", [True, False])
-async def test_a_rescan_removes_a_stamped_file_of_a_wrong_length(cache: Cache, known: bool) -> None:
+async def test_a_rescan_removes_a_stamped_file_of_the_wrong_length(cache: Cache, known: bool) -> None:
     path = await put(cache, "a.jpg", content(1, 5000))
     file = file_of(cache, path)
     truncate(file)
@@ -446,7 +446,7 @@ async def test_a_rescan_follows_no_link(cache: Cache, tmp_path: Path) -> None:
     assert (outside / "a.jpg").exists()
 
 
-async def test_a_rescan_is_not_fooled_by_what_comes_and_goes_meanwhile(cache: Cache) -> None:
+async def test_a_rescan_ignores_files_that_change_meanwhile(cache: Cache) -> None:
     lost = observer_of(cache).losses
 
     async def churn() -> None:
@@ -459,7 +459,7 @@ async def test_a_rescan_is_not_fooled_by_what_comes_and_goes_meanwhile(cache: Ca
         before = cache.evictions
         lost.clear()
         scans.append(await cache.rescan())
-        assert len(lost) == cache.evictions - before  # nobody else lost anything
+        assert len(lost) == cache.evictions - before  # nothing else was lost
 
     assert set(scans) == {(0, 0)}
     assert await cache.check() == []
@@ -488,43 +488,43 @@ async def test_a_restart_keeps_everything_and_the_order_of_use(tmp_path: Path) -
             cache.touch(path_of(f"{i}.jpg"))
 
     async with opened(tmp_path / "cache") as cache:
-        assert held(cache) == [f"{i}.jpg" for i in order]
+        assert names_of(cache) == [f"{i}.jpg" for i in order]
         assert cache.bytes == 50_000
         assert await cache.check() == []
 
 
-async def test_a_use_after_a_restart_is_later_than_any_before_even_when_the_clock_went_back(tmp_path: Path) -> None:
+async def test_a_use_after_a_restart_is_the_latest_even_if_the_clock_went_back(tmp_path: Path) -> None:
     async with opened(tmp_path / "cache") as cache:
         for name in ("a.jpg", "b.jpg"):
             await put(cache, name, b"x")
     with rows(tmp_path / "cache") as index:  # used a year ahead of the clock that the restart finds
         index.execute("UPDATE Cache SET value = substr(value, 1, 13) || '4000000000.' || rowid WHERE key LIKE '%/%'")
     async with opened(tmp_path / "cache") as cache:
-        assert held(cache) == ["a.jpg", "b.jpg"]
+        assert names_of(cache) == ["a.jpg", "b.jpg"]
         cache.touch(path_of("a.jpg"))
 
     async with opened(tmp_path / "cache") as cache:
-        assert held(cache) == ["b.jpg", "a.jpg"]
+        assert names_of(cache) == ["b.jpg", "a.jpg"]
 
 
-async def test_names_come_back_for_objects_whose_files_lie_under_a_hash(cache: Cache) -> None:
+async def test_objects_cached_under_a_hash_keep_their_names(cache: Cache) -> None:
     long_name = "folder/" + "x" * 300 + ".jpg"
     await put(cache, long_name, b"long")
     await put(cache, "short.jpg", b"short")
 
-    assert held(cache) == [long_name, "short.jpg"]
+    assert names_of(cache) == [long_name, "short.jpg"]
 
 
-async def test_an_adopted_file_stays_the_oldest_over_a_restart(tmp_path: Path) -> None:
+async def test_an_adopted_file_is_still_the_oldest_after_a_restart(tmp_path: Path) -> None:
     async with opened(tmp_path / "cache") as cache:
         await put(cache, "used.jpg", b"x")
         for name in ("new1.jpg", "new2.jpg", "new3.jpg"):
             write_stamped(file_of(cache, path_of(name)), b"y", stamp_of(b"y"))
         await cache.rescan()
-        before = held(cache)
+        before = names_of(cache)
 
     async with opened(tmp_path / "cache") as cache:
-        assert held(cache) == before
+        assert names_of(cache) == before
         assert before[-1] == "used.jpg"
 
 
@@ -536,7 +536,7 @@ from support.caches import content, opened, put
 async def main(directory, first):
     async with opened(Path(directory), 10**9) as cache:
         async def publish(number):
-            # Few names and one size: most publications put a new generation in the place of an old one.
+            # Few names and one size: most publications replace an old generation.
             await put(cache, f"images/{number % 32}.jpg", content(number, 20_000), generation=number)
             os.write(1, f"{number}\\n".encode())
         for number in itertools.count(int(first), 4):
@@ -546,7 +546,7 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-async def test_a_crash_loses_nothing_that_was_published_and_leaves_only_whole_files(tmp_path: Path) -> None:
+async def test_a_crash_loses_nothing_that_was_published_and_leaves_only_complete_files(tmp_path: Path) -> None:
     directory, chance = tmp_path / "cache", random.Random()
     newest: dict[str, int] = {}
     first = 1
@@ -572,7 +572,7 @@ async def test_a_crash_loses_nothing_that_was_published_and_leaves_only_whole_fi
 
 
 def publish_until_killed(directory: Path, first: int, publications: int) -> list[int]:
-    """Have another process publish, kill it after about so many publications; returns the numbers of all that it finished."""
+    """Run a process that publishes, kill it after about `publications`, and return the numbers of all that it finished."""
     command = [sys.executable, "-c", PUBLISHER, str(directory), str(first)]
     with subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE) as publisher:
         assert publisher.stdout is not None
@@ -583,11 +583,11 @@ def publish_until_killed(directory: Path, first: int, publications: int) -> list
     return [int(line) for line in lines if line.endswith(b"\n")]
 
 
-async def test_after_a_crash_the_bytes_that_the_index_lacks_count_from_the_start(tmp_path: Path) -> None:
+async def test_after_a_crash_files_missing_from_the_index_count_from_the_start(tmp_path: Path) -> None:
     async with opened(tmp_path / "cache") as cache:
         await put(cache, "indexed.jpg", content(1, 400_000))
     with rows(tmp_path / "cache") as index:
-        index.execute("DELETE FROM Cache WHERE key = 'complete'")  # a crash writes none
+        index.execute("DELETE FROM Cache WHERE key = 'complete'")  # a crash does not write it
     unindexed = content(2, 500_000)
     write_stamped(tmp_path / "cache/objects" / path_of("unindexed.jpg"), unindexed, stamp_of(unindexed))
 
@@ -598,7 +598,7 @@ async def test_after_a_crash_the_bytes_that_the_index_lacks_count_from_the_start
 
 
 async def test_a_clean_restart_trusts_its_index(tmp_path: Path) -> None:
-    """It takes no time that grows with the files: what is in the index is served before anything is compared."""
+    """Its time does not grow with the files: indexed objects are served before any comparison."""
     async with opened(tmp_path / "cache") as cache:
         path = await put(cache, "a.jpg", b"a")
     file_of(cache, path).unlink()
@@ -608,7 +608,7 @@ async def test_a_clean_restart_trusts_its_index(tmp_path: Path) -> None:
         assert await cache.rescan() == (0, 1)
 
 
-# The index breaks
+# A broken index
 
 
 def delete_index(directory: Path) -> None:
@@ -648,7 +648,7 @@ DAMAGES = [delete_index, delete_database, garbage, garbage_inside, empty, other_
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-async def test_a_lost_index_is_made_anew_from_the_files(damage: Callable[[Path], None], tmp_path: Path) -> None:
+async def test_a_lost_index_is_rebuilt_from_the_files(damage: Callable[[Path], None], tmp_path: Path) -> None:
     async with opened(tmp_path / "cache") as cache:
         for i in range(100):
             await put(cache, f"{i}.jpg", content(i, 1000))
@@ -660,14 +660,14 @@ async def test_a_lost_index_is_made_anew_from_the_files(damage: Callable[[Path],
             assert await cache.check() == []
 
 
-async def test_an_index_locked_by_another_process_at_the_start_is_made_anew(tmp_path: Path) -> None:
+async def test_an_index_locked_by_another_process_at_the_start_is_rebuilt(tmp_path: Path) -> None:
     async with opened(tmp_path / "cache") as cache:
         await put(cache, "a.jpg", b"a")
 
     with rows(tmp_path / "cache") as index:
         index.execute("BEGIN EXCLUSIVE")
         async with asyncio.timeout(20), opened(tmp_path / "cache") as cache:
-            assert held(cache) == ["a.jpg"]
+            assert names_of(cache) == ["a.jpg"]
             assert await cache.check() == []
 
 
@@ -687,7 +687,7 @@ async def test_an_index_locked_by_another_process_stops_nothing_and_catches_up(
     assert await cache.check() == []
 
 
-async def test_an_index_that_could_not_be_written_at_the_end_is_not_trusted_at_the_next_start(tmp_path: Path) -> None:
+async def test_an_index_that_was_not_written_at_the_stop_is_not_trusted_at_the_next_start(tmp_path: Path) -> None:
     async with contextlib.AsyncExitStack() as stack:
         index: sqlite3.Connection
         async with opened(tmp_path / "cache") as cache:
@@ -697,11 +697,11 @@ async def test_an_index_that_could_not_be_written_at_the_end_is_not_trusted_at_t
         index.execute("ROLLBACK")
 
     async with opened(tmp_path / "cache") as cache:
-        assert held(cache) == ["a.jpg"]
+        assert names_of(cache) == ["a.jpg"]
         assert await cache.check() == []
 
 
-async def test_the_index_is_written_by_itself_soon_after_a_change(cache: Cache) -> None:
+async def test_the_index_is_written_soon_after_a_change_without_a_flush(cache: Cache) -> None:
     path = await put(cache, "a.jpg", b"a")
     async with asyncio.timeout(10):
         while path not in await asyncio.to_thread(keys, cache.directory):

@@ -1,4 +1,4 @@
-"""A cache directory is taken only when it is ours to take, by one daemon at a time, and is left as it was otherwise."""
+"""A cache directory is claimed only if it is ours, by one daemon at a time; otherwise it is left as it was."""
 
 import contextlib
 import os
@@ -63,7 +63,7 @@ def claimed_by_another(path: Path) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def everybodys_folder() -> Iterator[Path]:
-    """A folder that other users can look into; pytest's own are closed to them."""
+    """A folder that other users can enter, unlike pytest's own."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
@@ -80,30 +80,30 @@ def refusal(path: Path) -> str:
     return text
 
 
-def test_a_new_directory_is_made_with_those_above_it(tmp_path: Path) -> None:
+def test_a_new_directory_is_created_with_its_parents(tmp_path: Path) -> None:
     with claimed(tmp_path / "a/b/cache") as directory:
         assert directory.objects.is_dir()
         assert (directory.path / MARKER_NAME).read_text() == MARKER
 
 
-def test_backup_programs_know_the_marker(tmp_path: Path) -> None:
+def test_backup_programs_recognize_the_marker(tmp_path: Path) -> None:
     with claimed(tmp_path / "cache") as directory:
         first_line = (directory.path / "CACHEDIR.TAG").read_text().splitlines()[0]
     assert first_line == "Signature: 8a477f597d28d172789f06886806bc55"  # https://bford.info/cachedir/
 
 
-def test_an_empty_directory_is_taken(tmp_path: Path) -> None:
+def test_an_empty_directory_is_claimed(tmp_path: Path) -> None:
     with claimed(tmp_path):
         pass
 
 
-def test_a_fresh_file_system_is_taken_and_keeps_its_lost_and_found(tmp_path: Path) -> None:
+def test_a_new_file_system_is_claimed_and_keeps_its_lost_and_found(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir()
     with claimed(tmp_path):
         assert (tmp_path / "lost+found").is_dir()
 
 
-def test_our_own_directory_is_taken_again_with_all_that_is_in_it(tmp_path: Path) -> None:
+def test_our_own_directory_is_claimed_again_with_everything_in_it(tmp_path: Path) -> None:
     with claimed(tmp_path) as directory:
         (directory.objects / "a.jpg").write_bytes(b"a")
         (directory.manifests / "m").mkdir()
@@ -112,7 +112,7 @@ def test_our_own_directory_is_taken_again_with_all_that_is_in_it(tmp_path: Path)
         assert (directory.manifests / "m").is_dir()
 
 
-def test_everything_in_it_is_closed_to_other_users(tmp_path: Path) -> None:
+def test_everything_in_the_directory_is_closed_to_other_users(tmp_path: Path) -> None:
     with claimed(tmp_path / "cache") as directory:
         directory.write_daemon_file({"pid": 1})
         folders = [directory.path, directory.objects, directory.index, directory.manifests, directory.tmp]
@@ -134,13 +134,13 @@ def test_a_directory_below_a_file_is_refused(tmp_path: Path) -> None:
     assert refusal(path) == f"cache directory {path}: Not a directory ({path})"
 
 
-def test_a_directory_with_foreign_files_is_refused_by_the_name_of_one_and_left_alone(tmp_path: Path) -> None:
+def test_a_directory_with_foreign_files_is_refused_naming_one_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     assert "not empty and not ours (it holds 'thesis.tex')" in refusal(tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_folders_named_as_ours_do_not_make_a_directory_ours(tmp_path: Path) -> None:
+def test_folders_with_our_names_do_not_make_a_directory_ours(tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     (tmp_path / "tmp/precious").touch()
     assert "it holds 'tmp'" in refusal(tmp_path)
@@ -155,9 +155,9 @@ def test_the_cache_of_another_program_or_version_is_refused(other: bytes, tmp_pa
 
 
 @pytest.mark.parametrize("left", [["lock"], ["lock", MARKER_NAME]])
-def test_a_first_start_that_was_cut_short_does_not_stop_the_next(left: list[str], tmp_path: Path) -> None:
+def test_an_interrupted_first_start_does_not_stop_the_next(left: list[str], tmp_path: Path) -> None:
     for name in left:
-        (tmp_path / name).touch()  # an empty marker: cut short, or a power cut
+        (tmp_path / name).touch()  # an empty marker: an interrupted start, or a power cut
     with claimed(tmp_path) as directory:
         assert (directory.path / MARKER_NAME).read_text() == MARKER
 
@@ -171,14 +171,14 @@ def test_a_directory_that_this_user_cannot_write_is_refused(everybodys_folder: P
 
 
 @needs_root
-def test_a_directory_that_this_user_cannot_make_is_refused(everybodys_folder: Path) -> None:
+def test_a_directory_that_this_user_cannot_create_is_refused(everybodys_folder: Path) -> None:
     path = everybodys_folder / "cache"
     tried = run_script(CLAIM, path, "as-nobody")
     assert tried.stdout == f"cache directory {path}: Permission denied ({path})\n", tried
 
 
 @needs_root
-def test_a_directory_that_this_user_cannot_look_into_is_refused(everybodys_folder: Path) -> None:
+def test_a_directory_that_this_user_cannot_enter_is_refused(everybodys_folder: Path) -> None:
     path = everybodys_folder / "closed/cache"
     path.parent.mkdir(mode=0o700)
     tried = run_script(CLAIM, path, "as-nobody")
@@ -186,7 +186,7 @@ def test_a_directory_that_this_user_cannot_look_into_is_refused(everybodys_folde
 
 
 @needs_mount
-def test_a_file_system_that_is_read_only_is_refused(tmp_path: Path) -> None:
+def test_a_read_only_file_system_is_refused(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "tmpfs", "ro") as disk:
         assert refusal(disk / "cache").endswith(f"Read-only file system ({disk}/cache)")
 
@@ -197,7 +197,7 @@ def test_a_file_system_without_extended_attributes_is_refused(tmp_path: Path) ->
         assert "its file system has no user extended attributes; use ext4, xfs, btrfs or tmpfs" in refusal(disk)
 
 
-def test_a_second_daemon_is_refused_and_told_who_holds_it_and_how_to_stop_that(tmp_path: Path) -> None:
+def test_a_second_daemon_is_refused_with_the_holders_pid_and_how_to_stop_it(tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache/CACHEDIR.TAG").write_text(MARKER)
     (tmp_path / "cache/lock").write_text(f"{2**22 - 1:10}\n")
@@ -211,7 +211,7 @@ def test_a_second_daemon_is_refused_and_told_who_holds_it_and_how_to_stop_that(t
 
 
 @pytest.mark.parametrize("is_reaped", [True, False])
-def test_what_a_killed_daemons_processes_still_hold_is_waited_for(tmp_path: Path, is_reaped: bool) -> None:
+def test_a_claim_waits_for_the_processes_of_a_killed_daemon(tmp_path: Path, is_reaped: bool) -> None:
     ended = subprocess.Popen(["true"])
     os.waitid(os.P_PID, ended.pid, os.WEXITED | (0 if is_reaped else os.WNOWAIT))
     with claimed(tmp_path) as directory:
@@ -227,14 +227,14 @@ def test_what_a_killed_daemons_processes_still_hold_is_waited_for(tmp_path: Path
 
 
 @pytest.mark.parametrize("content", [b"", b"no number", b"\xff\xfe"])
-def test_a_second_daemon_is_refused_where_nothing_tells_who_the_first_is(tmp_path: Path, content: bytes) -> None:
+def test_a_second_daemon_is_refused_even_if_the_holder_is_unknown(tmp_path: Path, content: bytes) -> None:
     with claimed_by_another(tmp_path / "cache"):
         (tmp_path / "cache/lock").write_bytes(content)
         with pytest.raises(CacheHeldError, match="held by another daemon; stop it"):
             CacheDirectory(tmp_path / "cache").claim()
 
 
-def test_the_socket_of_a_daemon_that_was_killed_gives_way(tmp_path: Path) -> None:
+def test_the_socket_of_a_killed_daemon_is_replaced(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener, tempfile.TemporaryDirectory() as folder, claimed(Path(folder)) as directory:
         listener.bind(str(directory.socket))
         directory.close()
@@ -247,9 +247,7 @@ def test_the_socket_of_a_daemon_that_was_killed_gives_way(tmp_path: Path) -> Non
     [lambda path: path.write_text("mine"), lambda path: path.mkdir(), lambda path: path.symlink_to("/dev/log"), os.mkfifo],
     ids=["file", "folder", "link", "fifo"],
 )
-def test_what_is_no_socket_where_the_socket_should_be_is_refused_and_left_alone(
-    tmp_path: Path, make: Callable[[Path], object]
-) -> None:
+def test_a_file_in_the_place_of_the_socket_is_refused_and_left_alone(tmp_path: Path, make: Callable[[Path], object]) -> None:
     with claimed(tmp_path) as directory:
         make(directory.socket)
     before = directory.socket.lstat()
@@ -280,7 +278,7 @@ def test_a_killed_daemon_lets_the_next_one_in(tmp_path: Path) -> None:
 
 
 def test_a_refused_directory_stays_free_for_others(tmp_path: Path) -> None:
-    """A failed claim holds on to nothing."""
+    """A failed claim keeps nothing open."""
     (tmp_path / "objects").touch()
     (tmp_path / MARKER_NAME).write_text(MARKER)
     assert f"File exists ({tmp_path}/objects)" in refusal(tmp_path)
@@ -289,7 +287,7 @@ def test_a_refused_directory_stays_free_for_others(tmp_path: Path) -> None:
         pass
 
 
-def test_leftovers_of_a_crash_are_cleared_whatever_they_are(tmp_path: Path) -> None:
+def test_leftovers_of_a_crash_are_removed_whatever_they_are(tmp_path: Path) -> None:
     with claimed(tmp_path / "cache") as directory:
         tmp = directory.tmp
     elsewhere = tmp_path / "elsewhere"
@@ -313,7 +311,7 @@ def test_subdirectories_are_spread_over_an_ext4_disk(tmp_path: Path) -> None:
     if "ext" not in file_system:
         pytest.skip(f"{tmp_path} is on {file_system.strip()}, not on ext4")
     with claimed(tmp_path / "cache") as directory:
-        for folder in (directory.objects, directory.tmp):  # a file's inode stays where it was made, which is in tmp/
+        for folder in (directory.objects, directory.tmp):  # a file's inode stays where it was created, which is in tmp/
             flags = subprocess.run(["lsattr", "-d", folder], capture_output=True, text=True, check=True).stdout
             assert "T" in flags.split()[0]
         made_in = {Path(directory.new_temp_path()).parent for _ in range(1000)}
@@ -321,12 +319,12 @@ def test_subdirectories_are_spread_over_an_ext4_disk(tmp_path: Path) -> None:
 
 
 @needs_mount
-def test_a_disk_that_is_not_ext4_does_without_spreading(tmp_path: Path) -> None:
+def test_a_disk_that_is_not_ext4_works_without_spreading(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "tmpfs", "size=1m") as disk, claimed(disk / "cache") as directory:
         assert directory.objects.is_dir()
 
 
-def test_the_announcement_is_whole_or_not_there(tmp_path: Path) -> None:
+def test_the_daemon_file_is_complete_or_absent(tmp_path: Path) -> None:
     with claimed(tmp_path) as directory:
         directory.write_daemon_file({"pid": 1})
         before = directory.daemon_file.stat().st_ino

@@ -1,4 +1,4 @@
-"""The index keeps text and nothing else, and whatever else is found in it is refused or passed over."""
+"""The index holds text and nothing else; anything else in it is refused or skipped."""
 
 import contextlib
 import logging
@@ -26,7 +26,7 @@ records = st.builds(IndexRecord, stamps, st.integers(0, 4 * 10**15).map(lambda m
 
 
 class Bomb:
-    """Unpickling it makes a file."""
+    """Unpickling it creates a file."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -45,7 +45,7 @@ def index_in(folder: Path) -> Iterator[DiskIndex]:
 
 
 def loaded(index: DiskIndex, at_most: int = 2) -> dict[str, IndexRecord]:
-    """All that the index says, least recently used first."""
+    """All records of the index, least recently used first."""
     records: list[tuple[str, IndexRecord]] = []
     after: int | None = 0
     while after is not None:
@@ -62,7 +62,7 @@ def database(folder: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def test_what_was_applied_is_loaded_again_least_recently_used_first(tmp_path: Path) -> None:
+def test_applied_records_are_loaded_again_least_recently_used_first(tmp_path: Path) -> None:
     with index_in(tmp_path) as index:
         index.apply({"c": C, "a": A})
         index.apply({"b": B, "d": A})
@@ -88,13 +88,13 @@ def test_every_record_survives_its_text(record: IndexRecord) -> None:
 
 
 @given(st.text() | st.integers() | st.none() | st.binary())
-def test_what_is_no_record_is_none_and_never_an_error(value: object) -> None:
+def test_a_text_that_is_not_a_record_is_none_and_never_an_error(value: object) -> None:
     record = IndexRecord.from_text(value)
     assert record is None or isinstance(record.stamp, Stamp)
 
 
 @pytest.mark.parametrize("text", ["", "1", "1 2", "1 2 3", "1 2 0000000a ", "1 2 0000000a x", " 1 2 0000000a 1.0", "a b c 1.0"])
-def test_half_written_values_are_passed_over(text: str, tmp_path: Path) -> None:
+def test_half_written_values_are_skipped(text: str, tmp_path: Path) -> None:
     with index_in(tmp_path) as index:
         index.apply({"a": A, "broken": B})
         with database(tmp_path) as rows:
@@ -103,7 +103,7 @@ def test_half_written_values_are_passed_over(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", [b"bytes", 7, 1.5])
-def test_keys_that_are_no_text_are_passed_over(key: object, tmp_path: Path) -> None:
+def test_keys_that_are_not_text_are_skipped(key: object, tmp_path: Path) -> None:
     with index_in(tmp_path) as index:
         index.apply({"a": A})
         with database(tmp_path) as rows:
@@ -149,12 +149,12 @@ def test_a_pickled_key_is_refused_and_never_unpickled(tmp_path: Path) -> None:
     assert not (tmp_path / "exploded").exists()
 
 
-def test_the_pickles_that_these_tests_plant_would_go_off(tmp_path: Path) -> None:
+def test_the_pickles_that_these_tests_plant_are_dangerous(tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(Bomb(tmp_path / "exploded")))
     assert (tmp_path / "exploded").exists()
 
 
-def test_a_row_that_names_a_file_elsewhere_does_not_have_it_deleted(tmp_path: Path) -> None:
+def test_a_row_that_names_another_file_does_not_delete_it(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.touch()
     with index_in(tmp_path / "index") as index:
@@ -166,7 +166,7 @@ def test_a_row_that_names_a_file_elsewhere_does_not_have_it_deleted(tmp_path: Pa
     assert precious.exists()
 
 
-def test_nothing_but_the_database_lies_in_the_folder(tmp_path: Path) -> None:
+def test_the_folder_holds_nothing_but_the_database(tmp_path: Path) -> None:
     with index_in(tmp_path) as index:
         index.apply({f"{i}": A for i in range(1000)})
     assert {file.name for file in tmp_path.iterdir()} == {"cache.db"}
@@ -181,7 +181,7 @@ def test_changes_are_stored_together_or_not_at_all(tmp_path: Path) -> None:
         assert loaded(index) == {"a": A}
 
 
-def test_a_locked_database_refuses_changes_within_seconds_and_takes_them_later(tmp_path: Path) -> None:
+def test_a_locked_database_refuses_changes_within_seconds_and_accepts_them_later(tmp_path: Path) -> None:
     with index_in(tmp_path) as index:
         with database(tmp_path) as other:
             other.execute("BEGIN EXCLUSIVE")
@@ -207,9 +207,7 @@ def test_only_an_index_that_was_closed_complete_is_complete(tmp_path: Path) -> N
     index.close()
 
 
-def test_a_database_that_is_none_gives_way_to_an_empty_one_and_says_so(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_broken_database_is_replaced_by_an_empty_one_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "cache.db").write_bytes(b"garbage" * 1000)
     with caplog.at_level(logging.WARNING), index_in(tmp_path) as index:
         assert not index.complete
@@ -219,7 +217,7 @@ def test_a_database_that_is_none_gives_way_to_an_empty_one_and_says_so(
     assert f"index {tmp_path}: cannot be used (file is not a database)" in caplog.text
 
 
-def test_an_index_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
+def test_an_index_that_cannot_be_created_is_one_clear_error(tmp_path: Path) -> None:
     folder = tmp_path / "index"
     shutil.copy(__file__, folder)  # a file where the folder should be
     with pytest.raises(CacheWriteError, match=f"index {folder}: cannot be created"):

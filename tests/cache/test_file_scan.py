@@ -1,4 +1,4 @@
-"""The tree of files: a file is published whole or not at all, and nothing that is not ours is touched."""
+"""Every file below `objects/` is found once, and nothing that is not ours is touched."""
 
 import os
 import threading
@@ -36,20 +36,22 @@ def published(objects: Path, path: str, data: bytes, generation: int = 1, stamp:
 # Unlinking
 
 
-def test_what_is_there_is_unlinked_and_what_is_not_is_passed_over(objects: Path) -> None:
+def test_existing_files_are_unlinked_and_missing_ones_are_skipped(objects: Path) -> None:
     file = published(objects, "pictures/a.jpg", b"x")
     assert unlink_all(SafeFolders(objects), ["absent", "pictures/a.jpg/below-a-file", "pictures/a.jpg"]) == {}
     assert not file.exists()
 
 
-def test_what_cannot_be_unlinked_is_logged_and_the_rest_goes(objects: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_cannot_be_unlinked_is_logged_and_the_others_are_removed(
+    objects: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = published(objects, "pictures/a.jpg", b"x")
     assert unlink_all(SafeFolders(objects), ["pictures", "pictures/a.jpg"]) == {"pictures": "Is a directory"}
     assert not file.exists()
     assert "cached pictures and 0 others: cannot be unlinked: Is a directory" in caplog.text
 
 
-# Walking
+# Scanning
 
 
 def found_in(objects: Path, at_most: int = 3) -> list[FoundFile]:
@@ -65,7 +67,7 @@ def test_every_file_is_found_once_a_page_at_a_time(objects: Path) -> None:
     assert found_in(objects) == sorted(expected, key=lambda found: found.path)
 
 
-def test_what_is_none_of_ours_has_no_stamp_and_what_is_no_file_is_not_found(objects: Path) -> None:
+def test_foreign_files_have_no_stamp_and_only_regular_files_are_found(objects: Path) -> None:
     published(objects, "same", b"x")
     published(objects, "short", b"", stamp=stamp_of(b"x"))
     (objects / "bare").write_bytes(b"x")
@@ -78,7 +80,7 @@ def test_what_is_none_of_ours_has_no_stamp_and_what_is_no_file_is_not_found(obje
     assert [one for one in find_each(SafeFolders(objects), paths) if one is not None] == found
 
 
-def test_folders_behind_a_link_are_not_looked_into(objects: Path) -> None:
+def test_folders_behind_a_link_are_not_scanned(objects: Path) -> None:
     published(objects, "pictures/a.jpg", b"x")
     (objects / "linked").symlink_to(objects / "pictures")
     assert [found.path for found in found_in(objects)] == ["pictures/a.jpg"]
@@ -88,7 +90,7 @@ def test_a_tree_that_is_gone_has_no_files(tmp_path: Path) -> None:
     assert found_in(tmp_path / "absent") == []
 
 
-def test_files_that_vanish_while_they_are_looked_at_are_no_error(objects: Path) -> None:
+def test_files_that_vanish_during_a_scan_are_no_error(objects: Path) -> None:
     known = [f"{i}.jpg" for i in range(500)]
     stop = threading.Event()
 

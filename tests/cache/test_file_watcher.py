@@ -1,4 +1,4 @@
-"""What other programs do in the tree reaches the cache as a hint, and what we do there ourselves changes nothing."""
+"""The cache learns what other programs do with its files as a hint; what it does itself changes nothing."""
 
 import asyncio
 import itertools
@@ -20,7 +20,7 @@ TIMEOUT_S = 20.0
 
 
 class Lost(LeastRecentlyUsed):
-    """The paths that a cache lost, as they come."""
+    """The paths that a cache loses, in order."""
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
@@ -32,12 +32,12 @@ class Lost(LeastRecentlyUsed):
         self._paths.put_nowait(path)
 
     async def next(self) -> str:
-        """The next path that was lost."""
+        """Wait for the next lost path."""
         async with asyncio.timeout(TIMEOUT_S):
             return await self._paths.get()
 
     async def until_now(self) -> list[str]:
-        """What was lost up to now: events come in order, so when the loss of one more file is known, so is all before it."""
+        """The paths lost up to now: events arrive in order, so once the loss of one more file is known, all before it are."""
         sentinel = await put(self._cache, f"sentinels/{next(self._sentinels)}.jpg", b"")
         file_of(self._cache, sentinel).unlink()
         return list(itertools.takewhile(lambda path: path != sentinel, [path async for path in self._through(sentinel)]))
@@ -49,11 +49,11 @@ class Lost(LeastRecentlyUsed):
 
 @pytest.fixture
 async def sentinels_folder(cache: Cache) -> None:
-    """Watched from the start, whatever else is new."""
+    """Create the sentinels' folder before the watcher starts."""
     (cache.directory.objects / "pictures/sentinels").mkdir(parents=True)
 
 
-def held(cache: Cache) -> list[str]:
+def names_of(cache: Cache) -> list[str]:
     return [name.name for name in names_in(cache)]
 
 
@@ -62,7 +62,7 @@ async def put_items(cache: Cache, count: int) -> list[str]:
 
 
 def read_by_path(cache: Cache, paths: list[str]) -> None:
-    """As another program does, with the event loop standing still."""
+    """Open and read the files as another program does, while the event loop stands still."""
     for path in paths:
         file_of(cache, path).read_bytes()
 
@@ -76,7 +76,7 @@ async def test_a_file_deleted_by_hand_leaves_the_index_at_once(cache: Cache) -> 
     async with FileWatcher(cache, opens=False):
         file_of(cache, paths[0]).unlink()
         assert await lost.next() == paths[0]
-    assert held(cache) == ["images/1.jpg"]
+    assert names_of(cache) == ["images/1.jpg"]
     assert cache.bytes == 100
 
 
@@ -95,16 +95,16 @@ async def test_an_open_by_another_program_counts_as_a_use(cache: Cache) -> None:
     async with FileWatcher(cache, opens=True):
         read_by_path(cache, paths[:1])
         assert await lost.until_now() == []
-    assert held(cache) == ["images/1.jpg", "images/2.jpg", "images/0.jpg"]
+    assert names_of(cache) == ["images/1.jpg", "images/2.jpg", "images/0.jpg"]
 
 
-async def test_opens_count_for_nothing_where_nobody_asked_to_watch_them(cache: Cache) -> None:
+async def test_opens_do_not_count_unless_they_are_watched(cache: Cache) -> None:
     lost = Lost(cache)
     paths = await put_items(cache, 3)
     async with FileWatcher(cache, opens=False):
         read_by_path(cache, paths[:1])
         assert await lost.until_now() == []
-    assert held(cache) == ["images/0.jpg", "images/1.jpg", "images/2.jpg"]
+    assert names_of(cache) == ["images/0.jpg", "images/1.jpg", "images/2.jpg"]
 
 
 @pytest.mark.parametrize("opens", [True, False])
@@ -115,8 +115,8 @@ async def test_our_own_publications_and_evictions_change_nothing(opens: bool, ca
             await put(cache, f"images/{i}.jpg", content(i, 100_000))
         await put(cache, "images/11.jpg", content(99, 100_000), generation=2)
         evicted = [path_of(f"images/{i}.jpg") for i in range(3)]  # the third for the new generation
-        assert await lost.until_now() == evicted  # of which we told ourselves
-        assert held(cache) == [f"images/{i}.jpg" for i in range(3, 12)]
+        assert await lost.until_now() == evicted  # which the cache itself reported
+        assert names_of(cache) == [f"images/{i}.jpg" for i in range(3, 12)]
         assert cache.evictions == 3
 
 
@@ -130,7 +130,7 @@ async def test_a_file_that_was_published_again_after_it_was_deleted_stays(cache:
         await lost.until_now()
         assert file_of(cache, path).exists()
     await cache.rescan()
-    assert held(cache) == ["images/a.jpg"]
+    assert names_of(cache) == ["images/a.jpg"]
 
 
 async def test_new_folders_are_watched_too(cache: Cache) -> None:
@@ -142,13 +142,13 @@ async def test_new_folders_are_watched_too(cache: Cache) -> None:
 
         read_by_path(cache, [path])
         assert await lost.until_now() == []
-        assert held(cache) == ["new/b.jpg", "new/deep/deeper/a.jpg"]
+        assert names_of(cache) == ["new/b.jpg", "new/deep/deeper/a.jpg"]
 
         file_of(cache, path).unlink()
         assert await lost.next() == path
 
 
-async def test_foreign_files_come_and_go_unnoticed(cache: Cache) -> None:
+async def test_foreign_files_are_ignored(cache: Cache) -> None:
     lost = Lost(cache)
     await put_items(cache, 1)
     async with FileWatcher(cache, opens=True):
@@ -157,13 +157,13 @@ async def test_foreign_files_come_and_go_unnoticed(cache: Cache) -> None:
             foreign.write_text("mine")
             foreign.unlink()
         assert await lost.until_now() == []
-    assert held(cache) == ["images/0.jpg"]
+    assert names_of(cache) == ["images/0.jpg"]
 
 
-async def test_a_burst_of_opens_leaves_the_event_loop_its_turns(cache: Cache) -> None:
+async def test_a_burst_of_opens_does_not_block_the_event_loop(cache: Cache) -> None:
     paths = await put_items(cache, 2)
     async with FileWatcher(cache, opens=True) as watch:
-        # Straight into its queue, so that all of them lie there when the loop goes on.
+        # Put straight into its queue, so that all of them are there when the loop goes on.
         queue = watch._queue.sync_q
         for number in range(QUEUE_LENGTH):
             queue.put_nowait(FileOpenedEvent(str(file_of(cache, paths[number % 2]))))
@@ -174,7 +174,7 @@ async def test_a_burst_of_opens_leaves_the_event_loop_its_turns(cache: Cache) ->
     assert turns >= QUEUE_LENGTH // BATCH_EVENTS
 
 
-async def test_opens_in_great_number_all_count(cache: Cache) -> None:
+async def test_a_great_number_of_opens_all_count(cache: Cache) -> None:
     lost = Lost(cache)
     paths = await put_items(cache, 500)
     order = random.Random(1).sample(paths, len(paths))
@@ -182,7 +182,7 @@ async def test_opens_in_great_number_all_count(cache: Cache) -> None:
         for _ in range(5):
             read_by_path(cache, order)
         assert await lost.until_now() == []
-    assert [path_of(name) for name in held(cache)] == order
+    assert [path_of(name) for name in names_of(cache)] == order
 
 
 async def test_more_events_than_the_queue_holds_are_no_error(cache: Cache) -> None:
@@ -191,7 +191,7 @@ async def test_more_events_than_the_queue_holds_are_no_error(cache: Cache) -> No
     async with FileWatcher(cache, opens=True):
         read_by_path(cache, paths * 20_000)
         async with asyncio.timeout(TIMEOUT_S):
-            # The sentinel's own deletion may be what was lost: then the next one's is not.
+            # The event of the sentinel's own deletion may have been lost: then the next one's is not.
             while paths[0] in cache_paths(cache):
                 file_of(cache, paths[0]).unlink(missing_ok=True)
                 await lost.until_now()
@@ -204,7 +204,7 @@ def cache_paths(cache: Cache) -> set[str]:
     return {path_of(name.name) for name in names_in(cache)}
 
 
-async def test_nothing_is_left_of_a_watch_that_has_ended(cache: Cache) -> None:
+async def test_a_stopped_watcher_leaves_nothing_behind(cache: Cache) -> None:
     await put_items(cache, 2)
     async with FileWatcher(cache, opens=True):
         pass  # whatever the loop opens for its first thread is open now
@@ -219,11 +219,11 @@ async def test_nothing_is_left_of_a_watch_that_has_ended(cache: Cache) -> None:
 
 
 def own_threads() -> set[threading.Thread]:
-    """Without those that the event loop keeps for whoever needs one."""
+    """The threads, without those that the event loop keeps for later calls."""
     return {thread for thread in threading.enumerate() if not thread.name.startswith("asyncio_")}
 
 
-# In a user namespace of its own, whose limits are its own too.
+# Runs in a user namespace, which has limits of its own.
 TOO_FEW = """
 import asyncio, logging, os, sys, threading
 from pathlib import Path
@@ -261,7 +261,7 @@ needs_namespaces = pytest.mark.skipif(
         ("max_inotify_instances", 0, "not watched ("),
     ],
 )
-def test_with_too_few_watches_the_rescan_finds_what_changes_and_a_warning_says_so(
+def test_with_too_few_inotify_watches_a_warning_is_logged_and_the_rescan_finds_changes(
     limit: str, value: int, warning: str, tmp_path: Path
 ) -> None:
     done = run_script(TOO_FEW, tmp_path / "few", limit, value, prefix=UNSHARE)

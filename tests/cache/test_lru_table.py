@@ -1,4 +1,4 @@
-"""The cache's entries are a dict in order of use, at a fraction of its memory."""
+"""The table behaves like a dict in order of use, at a fraction of the memory."""
 
 import gc
 import time
@@ -28,7 +28,7 @@ def in_order(entries: LRUTable) -> list[str]:
 
 
 class LikeADict(RuleBasedStateMachine):
-    """Does the same to entries and to an OrderedDict; most paths have their hash in common with others."""
+    """Makes the same changes to a table and to an OrderedDict; the hashes of most paths collide."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,8 +98,8 @@ def test_tables_that_grow_and_empty_lose_nothing(steps: list[tuple[bool, int]]) 
     assert all((f"b/{number}.jpg" in entries) == (f"b/{number}.jpg" in model) for number in range(2001))
 
 
-def test_what_is_gone_makes_room_for_what_comes() -> None:
-    """A cache at its bound drops as many as it takes, for years."""
+def test_the_slots_of_removed_entries_are_used_again() -> None:
+    """A full cache evicts as many entries as it adds, for years."""
     entries = LRUTable()
     for number in range(30_000):
         entries.put(f"epoch-{number // 1000}/{number:07}.jpg", A)
@@ -112,7 +112,7 @@ def test_what_is_gone_makes_room_for_what_comes() -> None:
     assert sum(map(len, entries._tables)) <= 8 * len(entries._tables)
 
 
-def test_what_changes_between_two_pages_breaks_nothing() -> None:
+def test_changes_between_two_pages_break_nothing() -> None:
     entries = LRUTable()
     for number in range(10):
         entries.put(str(number), A)
@@ -128,7 +128,7 @@ def test_what_changes_between_two_pages_breaks_nothing() -> None:
     assert in_order(entries) == ["1", "4", "5", "6", "7", "8", "9", "0", "new"]
 
 
-def test_pages_that_nobody_turned_to_the_end_leave_no_trace() -> None:
+def test_pages_that_are_not_read_to_the_end_leave_nothing_behind() -> None:
     entries = LRUTable()
     entries.put("a", A)
     pages = entries.pages(1)
@@ -138,20 +138,20 @@ def test_pages_that_nobody_turned_to_the_end_leave_no_trace() -> None:
     assert entries.put("b", B) == 2
 
 
-def test_what_is_not_marked_is_told_of_and_what_came_later_is_not() -> None:
+def test_unmarked_entries_are_listed_but_not_those_added_later() -> None:
     entries = LRUTable()
     for path, stamp in (("a", A), ("b", B), ("c", C)):
         entries.put(path, stamp)
     marks = bytearray(entries.slot_limit)
     marks[entries.slot("b")] = 1
     entries.pop("c")
-    entries.put("late", A)  # in the slot of what has gone
+    entries.put("late", A)  # in the slot of a removed entry
     entries.put("later", A)
     assert [entries.path_at(slot) for slot in entries.unmarked(marks)] == ["a", "late"]
 
 
 @pytest.mark.parametrize("path", ["", "b/", f"b/{'x' * (MAX_NAME_BYTES + 1)}", f"b/{'é' * 128}"])
-def test_what_can_be_no_file_is_not_held(path: str) -> None:
+def test_a_path_that_cannot_be_a_file_is_refused(path: str) -> None:
     entries = LRUTable()
     with pytest.raises(ValueError, match="not a valid path of a file"):
         entries.put(path, A)
@@ -159,7 +159,7 @@ def test_what_can_be_no_file_is_not_held(path: str) -> None:
     assert in_order(entries) == []
 
 
-def test_the_longest_name_is_held() -> None:
+def test_the_longest_name_is_accepted() -> None:
     entries = LRUTable()
     path = "b/" + "x" * MAX_NAME_BYTES
     entries.put(path, A)
@@ -171,10 +171,10 @@ def resident_bytes() -> int:
 
 
 @pytest.mark.parametrize(("digits", "most_bytes"), [(7, 70), (36, 100)])
-def test_an_entry_takes_little_memory_and_its_coming_little_time(digits: int, most_bytes: int) -> None:
+def test_an_entry_takes_little_memory_and_little_time_to_add(digits: int, most_bytes: int) -> None:
     entries = LRUTable()
     before_bytes, longest_s = resident_bytes(), 0.0
-    gc.disable()  # a look through all that the tests before have left takes longer than what is measured
+    gc.disable()  # a collection of what earlier tests left takes longer than what is measured
     try:
         for number in range(300_000):
             path = f"bench/train/images/{number:0{digits}}.jpg"

@@ -1,4 +1,4 @@
-"""A download ends as a whole file of the right name and stamp, or leaves nothing: no bytes, no room set aside."""
+"""A download ends as a complete file with the right name and stamp, or leaves nothing: no bytes, no reserved space."""
 
 import asyncio
 from pathlib import Path
@@ -33,7 +33,7 @@ from support.caches import (
 
 
 async def fetch(cache: Cache, gcs: GCSServer, name: str, version: ObjectVersion | None = None, deadline_s: float = 30.0) -> str:
-    """Bring an object from GCS into the cache; returns its path there."""
+    """Download an object from GCS into the cache; returns its path there."""
     wanted = ObjectName(BUCKET, name)
     access = Access(gcs.url, anonymous=True)
     async with GCSClient(access, deadline_s=deadline_s) as origin, Reservation(cache, wanted).writer() as writer:
@@ -48,7 +48,7 @@ async def assert_nothing_left(cache: Cache) -> None:
 
 
 @pytest.mark.parametrize("size_bytes", [0, 1, 100_000, BUFFER_BYTES - 1, BUFFER_BYTES, BUFFER_BYTES + 1, 5 * BUFFER_BYTES + 7])
-async def test_an_object_of_any_size_arrives_whole_and_stamped(size_bytes: int, gcs: GCSServer, tmp_path: Path) -> None:
+async def test_an_object_of_any_size_arrives_complete_and_stamped(size_bytes: int, gcs: GCSServer, tmp_path: Path) -> None:
     data = content(size_bytes, size_bytes)
     stored = gcs.put(BUCKET, "images/a.jpg", data)
     async with opened(tmp_path / "cache", 10 * BUFFER_BYTES) as cache:
@@ -63,7 +63,7 @@ async def test_an_object_of_any_size_arrives_whole_and_stamped(size_bytes: int, 
 @pytest.mark.parametrize(
     "fault", [Cut(1_500_000), Reset(1_500_000), FlippedByte(10), Cut(10), Cut(BUFFER_BYTES + 5, "chunked")]
 )
-async def test_after_attempts_that_failed_the_file_is_whole(fault: Cut, gcs: GCSServer, tmp_path: Path) -> None:
+async def test_after_failed_attempts_the_file_is_complete(fault: Cut, gcs: GCSServer, tmp_path: Path) -> None:
     data = content(1, 3 * BUFFER_BYTES)
     gcs.put(BUCKET, "a.jpg", data)
     gcs.faults.add(fault, requests={1, 2})
@@ -88,7 +88,7 @@ async def test_a_shorter_second_attempt_leaves_no_tail_of_the_first(cache: Cache
     assert read_checked(cache.directory.objects, path_of("a.jpg")) == short
 
 
-async def test_an_object_that_comes_in_thousands_of_pieces_arrives_whole(cache: Cache) -> None:
+async def test_an_object_received_in_thousands_of_chunks_arrives_complete(cache: Cache) -> None:
     data = content(1, 250_000)
     async with Reservation(cache, ObjectName(BUCKET, "a.jpg")).writer() as writer:
         await writer.start(version_of("a.jpg", data))
@@ -99,7 +99,7 @@ async def test_an_object_that_comes_in_thousands_of_pieces_arrives_whole(cache: 
     assert read_checked(cache.directory.objects, path_of("a.jpg")) == data
 
 
-async def test_a_second_attempt_forgets_what_the_first_had_written_to_disk(tmp_path: Path) -> None:
+async def test_a_second_attempt_discards_what_the_first_wrote_to_disk(tmp_path: Path) -> None:
     long, short = content(1, 2 * BUFFER_BYTES), content(2, 300)
     async with opened(tmp_path / "cache", 10 * BUFFER_BYTES) as cache:
         async with Reservation(cache, ObjectName(BUCKET, "a.jpg")).writer() as writer:
@@ -111,7 +111,7 @@ async def test_a_second_attempt_forgets_what_the_first_had_written_to_disk(tmp_p
         assert read_checked(cache.directory.objects, path_of("a.jpg")) == short
 
 
-async def test_nothing_is_under_the_final_name_before_it_is_whole(cache: Cache) -> None:
+async def test_nothing_has_the_final_name_before_it_is_complete(cache: Cache) -> None:
     data = content(1, 500_000)
     async with Reservation(cache, ObjectName(BUCKET, "a.jpg")).writer() as writer:
         await writer.start(version_of("a.jpg", data))
@@ -121,7 +121,7 @@ async def test_nothing_is_under_the_final_name_before_it_is_whole(cache: Cache) 
     assert file_of(cache, path_of("a.jpg")).is_file()
 
 
-async def test_an_object_with_a_long_name_lies_under_a_hash_and_carries_its_name(cache: Cache, gcs: GCSServer) -> None:
+async def test_an_object_with_a_long_name_is_cached_under_a_hash_and_carries_its_name(cache: Cache, gcs: GCSServer) -> None:
     name = "images/" + "ä" * 200 + ".jpg"
     gcs.put(BUCKET, name, b"x")
     path = await fetch(cache, gcs, name)
@@ -130,7 +130,7 @@ async def test_an_object_with_a_long_name_lies_under_a_hash_and_carries_its_name
     assert read_object_name(file_of(cache, path)) == ObjectName(BUCKET, name)
 
 
-async def test_objects_whose_names_would_be_file_and_folder_at_once_lie_side_by_side(cache: Cache, gcs: GCSServer) -> None:
+async def test_objects_whose_names_would_be_file_and_folder_at_once_are_cached_together(cache: Cache, gcs: GCSServer) -> None:
     names = ["d", "d/e", "d/e/f.jpg", "d/e/f.jpg/g", "d.jpg", "d.jpg/e.jpg", "d//e", "d/./e", "d/../e", "d/e%2Ff"]
     for number, name in enumerate(names):
         gcs.put(BUCKET, name, content(number, 100))
@@ -158,14 +158,14 @@ async def test_a_download_that_gives_up_leaves_nothing(gcs: GCSServer, tmp_path:
         await assert_nothing_left(cache)
 
 
-async def test_an_object_for_which_there_is_no_room_leaves_nothing(cache: Cache, gcs: GCSServer) -> None:
+async def test_an_object_without_space_leaves_nothing(cache: Cache, gcs: GCSServer) -> None:
     gcs.put(BUCKET, "a.jpg", content(1, LIMIT + 1))
     with pytest.raises(CacheFullError, match=r"no space for 1\.0 MB"):
         await fetch(cache, gcs, "a.jpg")
     await assert_nothing_left(cache)
 
 
-async def test_room_is_set_aside_from_the_first_byte_and_given_back_once(cache: Cache) -> None:
+async def test_space_is_reserved_from_the_first_byte_and_released_once(cache: Cache) -> None:
     async with Reservation(cache, ObjectName(BUCKET, "a.jpg")).writer() as writer:
         await writer.start(version_of("a.jpg", content(1, 1000)))
         assert cache.capacity.reserved_bytes == 1000
@@ -174,7 +174,7 @@ async def test_room_is_set_aside_from_the_first_byte_and_given_back_once(cache: 
     await assert_nothing_left(cache)
 
 
-async def test_a_file_in_the_place_of_the_folder_of_objects_is_an_error_that_names_the_object(tmp_path: Path) -> None:
+async def test_a_file_in_place_of_the_objects_folder_is_an_error_that_names_the_object(tmp_path: Path) -> None:
     async with opened(tmp_path / "cache") as cache:
         (tmp_path / "cache/objects").rename(tmp_path / "elsewhere")
         (tmp_path / "cache/objects").touch()
@@ -200,12 +200,12 @@ async def test_a_full_disk_is_an_error_that_names_the_object_and_leaves_nothing(
                 await put(cache, "a.jpg", content(1, size_bytes))
             await assert_nothing_left(cache)
 
-            await put(cache, "small.jpg", content(2, 100_000))  # the next one that fits is as good as ever
+            await put(cache, "small.jpg", content(2, 100_000))  # the next one that fits is published as usual
             assert await cache.check() == []
 
 
 @needs_mount
-async def test_a_failed_publication_leaves_the_older_generation_in_its_place(tmp_path: Path) -> None:
+async def test_a_failed_publication_leaves_the_older_generation(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "tmpfs", "size=500k") as disk:
         index_elsewhere(disk, tmp_path / "index")
         async with opened(disk, 10 * BUFFER_BYTES) as cache:
@@ -215,7 +215,7 @@ async def test_a_failed_publication_leaves_the_older_generation_in_its_place(tmp
 
             assert read_checked(cache.directory.objects, path) == b"old"
             assert await cache.check() == []
-            await cache.evict(path)  # and it can be dropped as before
+            await cache.evict(path)  # and it can be evicted as before
             await assert_nothing_left(cache)
 
 
@@ -239,7 +239,7 @@ asyncio.run(main())
 """
 
 
-def test_a_write_that_is_cut_short_half_way_is_an_error_that_names_the_object(tmp_path: Path) -> None:
+def test_a_write_that_fails_half_way_is_an_error_that_names_the_object(tmp_path: Path) -> None:
     done = run_script(LIMITED, tmp_path / "cache")
     assert done.stdout == f"cache gs://pictures/a.jpg: File too large ({tmp_path}/cache)\n[] 0\n", done.stderr
 
@@ -252,7 +252,7 @@ async def test_objects_fetched_together_all_arrive(gcs: GCSServer, cache: Cache)
         assert read_checked(cache.directory.objects, path) == content(number, 5000)
 
 
-async def test_the_generation_asked_for_is_the_one_that_comes(gcs: GCSServer, cache: Cache) -> None:
+async def test_the_requested_generation_is_the_one_that_arrives(gcs: GCSServer, cache: Cache) -> None:
     stored = gcs.put(BUCKET, "a.jpg", b"x", generation=1234)
     name = parse_object_uri(f"gs://{BUCKET}/a.jpg")
     path = await fetch(cache, gcs, "a.jpg", ObjectVersion(name, stored.generation, 1, None))

@@ -1,4 +1,4 @@
-"""What a reader will open soon is in memory before it does."""
+"""Files that readers will open soon are in memory before they do."""
 
 import asyncio
 import ctypes
@@ -24,7 +24,7 @@ SIZE_BYTES = 50_000
 
 
 def in_memory(file: Path) -> bool:
-    """Whether the whole file lies in the kernel's page cache. To look does not bring it there, as a read would."""
+    """Whether the whole file is in the kernel's page cache. Unlike a read, this check does not put it there."""
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as mapped:
         pages = (ctypes.c_ubyte * -(-SIZE_BYTES // mmap.PAGESIZE))()
         view = np.frombuffer(mapped, dtype=np.uint8)
@@ -34,14 +34,14 @@ def in_memory(file: Path) -> bool:
 
 
 def write_and_forget(file: Path) -> None:
-    """Write a file and have the kernel drop it from memory."""
+    """Write a file and evict it from the kernel's page cache."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(os.urandom(SIZE_BYTES))
     forget(file)
 
 
 def forget(file: Path) -> None:
-    """Have the kernel drop a file from memory; skips the test where it will not."""
+    """Evict a file from the kernel's page cache; skip the test if that is impossible."""
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -50,7 +50,7 @@ def forget(file: Path) -> None:
 
 
 async def until_in_memory(files: list[Path]) -> None:
-    """The kernel tells nobody when it has read."""
+    """Wait until the files are in memory: the kernel does not report that."""
     async with asyncio.timeout(20):
         while not all(map(in_memory, files)):
             await asyncio.to_thread(os.sched_yield)
@@ -67,7 +67,7 @@ async def reading_ahead(objects: Path) -> AsyncIterator[ReadAhead]:
         await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_what_is_wanted_is_read_into_memory(tmp_path: Path) -> None:
+async def test_enqueued_files_are_read_into_memory(tmp_path: Path) -> None:
     paths = [f"pictures/{i}.jpg" for i in range(100)]
     for path in paths:
         write_and_forget(tmp_path / path)
@@ -76,7 +76,7 @@ async def test_what_is_wanted_is_read_into_memory(tmp_path: Path) -> None:
         await until_in_memory([tmp_path / path for path in paths])
 
 
-async def test_files_that_are_gone_or_are_none_hold_up_nothing(tmp_path: Path) -> None:
+async def test_missing_files_and_non_files_do_not_delay_the_others(tmp_path: Path) -> None:
     write_and_forget(tmp_path / "a.jpg")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("/dev/zero")
@@ -86,7 +86,7 @@ async def test_files_that_are_gone_or_are_none_hold_up_nothing(tmp_path: Path) -
         await until_in_memory([tmp_path / "a.jpg"])
 
 
-async def test_what_has_fallen_too_far_behind_is_left_to_its_reader(tmp_path: Path) -> None:
+async def test_files_that_are_too_far_behind_are_skipped(tmp_path: Path) -> None:
     write_and_forget(tmp_path / "first.jpg")
     write_and_forget(tmp_path / "last.jpg")
     async with reading_ahead(tmp_path) as read_ahead:
@@ -96,7 +96,9 @@ async def test_what_has_fallen_too_far_behind_is_left_to_its_reader(tmp_path: Pa
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-async def test_what_a_plan_names_next_is_read_ahead_where_that_is_wanted(wanted: bool, gcs: GCSServer, tmp_path: Path) -> None:
+async def test_the_next_files_of_a_plan_are_read_ahead_if_the_setting_is_on(
+    wanted: bool, gcs: GCSServer, tmp_path: Path
+) -> None:
     put_items(gcs, 20, size_bytes=SIZE_BYTES)
     async with running(make_settings(tmp_path, gcs.url, window_items=5, read_ahead=wanted)) as service:
         await service.prefetcher.settled()
@@ -120,8 +122,8 @@ async def test_what_a_plan_names_next_is_read_ahead_where_that_is_wanted(wanted:
         assert not any(map(in_memory, chain.from_iterable(files[item] for item in later)))
 
 
-async def test_of_a_job_that_has_ended_no_order_is_kept(gcs: GCSServer, tmp_path: Path) -> None:
-    """Each job has streams of its own names: what is kept for each would be kept for ever."""
+async def test_the_order_of_a_finished_job_is_discarded(gcs: GCSServer, tmp_path: Path) -> None:
+    """Each job's streams have their own names: what is kept for each would be kept for ever."""
     put_items(gcs, 20, size_bytes=100)
     async with running(make_settings(tmp_path, gcs.url)) as service:
         await service.prefetcher.settled()

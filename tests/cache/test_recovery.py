@@ -22,14 +22,14 @@ from support.caches import LIMIT, RecordingObserver, content, names_in, observer
 
 
 @asynccontextmanager
-async def taking_stock(path: Path) -> AsyncIterator[tuple[Cache, threading.Event]]:
-    """A cache that has just been opened and reads its index as soon as the event is set."""
+async def recovering(path: Path) -> AsyncIterator[tuple[Cache, threading.Event]]:
+    """A cache that was just opened, and reads its index as soon as the event is set."""
     directory = CacheDirectory(path)
     directory.claim()
     cache, go_on = Cache(directory, LIMIT, observer=RecordingObserver()), threading.Event()
     try:
         await cache.open()
-        cache.io._index.submit(go_on.wait)  # it has one thread, and nothing has been asked of it yet
+        cache.io._index.submit(go_on.wait)  # its only thread, before the first call
         yield cache, go_on
     finally:
         go_on.set()
@@ -38,7 +38,7 @@ async def taking_stock(path: Path) -> AsyncIterator[tuple[Cache, threading.Event
 
 
 def forget_the_end(path: Path) -> None:
-    """As a crash leaves it."""
+    """Leave the index as a crash does."""
     with rows(path) as index:
         index.execute("DELETE FROM Cache WHERE key = 'complete'")
 
@@ -59,8 +59,8 @@ async def left(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-async def test_what_is_asked_for_is_found_before_all_is_known(left: Path) -> None:
-    async with taking_stock(left) as (cache, go_on):
+async def test_a_requested_file_is_found_before_the_cache_is_ready(left: Path) -> None:
+    async with recovering(left) as (cache, go_on):
         assert not cache.is_ready
         await cache.find_file(path_of("a.jpg"))
         await cache.find_file(path_of("absent.jpg"))
@@ -72,11 +72,11 @@ async def test_what_is_asked_for_is_found_before_all_is_known(left: Path) -> Non
         assert await cache.check() == []
 
 
-async def test_no_room_is_given_before_all_is_known(left: Path) -> None:
+async def test_no_space_is_reserved_before_the_cache_is_ready(left: Path) -> None:
     forget_the_end(left)
     unindexed = content(3, 300_000)
     write_stamped(left / "objects" / path_of("c.jpg"), path_of("c.jpg"), unindexed)
-    async with taking_stock(left) as (cache, go_on):
+    async with recovering(left) as (cache, go_on):
         waiting = asyncio.create_task(put(cache, "d.jpg", content(4, 200_000)))
         await cache.find_file(path_of("a.jpg"))
         assert not waiting.done()
@@ -88,8 +88,8 @@ async def test_no_room_is_given_before_all_is_known(left: Path) -> None:
         assert await cache.check() == []
 
 
-async def test_what_is_dropped_before_all_is_known_does_not_come_back(left: Path) -> None:
-    async with taking_stock(left) as (cache, go_on):
+async def test_a_file_evicted_before_the_cache_is_ready_does_not_return(left: Path) -> None:
+    async with recovering(left) as (cache, go_on):
         await cache.find_file(path_of("a.jpg"))
         await cache.evict(path_of("a.jpg"))
         go_on.set()
@@ -99,11 +99,11 @@ async def test_what_is_dropped_before_all_is_known_does_not_come_back(left: Path
         assert await cache.check() == []
 
 
-async def test_a_newer_file_than_the_index_tells_of_is_what_counts(left: Path) -> None:
+async def test_a_newer_file_counts_instead_of_its_record_in_the_index(left: Path) -> None:
     newer = content(5, 100_000)
     (left / "objects" / path_of("a.jpg")).unlink()
     write_stamped(left / "objects" / path_of("a.jpg"), path_of("a.jpg"), newer)
-    async with taking_stock(left) as (cache, go_on):
+    async with recovering(left) as (cache, go_on):
         await cache.find_file(path_of("a.jpg"))
         go_on.set()
         await cache.wait_until_ready()
@@ -112,18 +112,18 @@ async def test_a_newer_file_than_the_index_tells_of_is_what_counts(left: Path) -
         assert await cache.check() == []
 
 
-async def test_nobody_hears_of_what_taking_stock_brings_to_light(left: Path) -> None:
-    """There may be a million of them; whoever wants to know looks at the pages when the cache is whole."""
+async def test_the_observer_does_not_hear_of_what_recovery_finds(left: Path) -> None:
+    """There may be a million of them; callers read the pages when the cache is ready."""
     forget_the_end(left)
-    async with taking_stock(left) as (cache, go_on):
+    async with recovering(left) as (cache, go_on):
         go_on.set()
         await cache.wait_until_ready()
         assert observer_of(cache).arrivals == []
         assert [path for page in cache.pages() for path in page] == [path_of("a.jpg"), path_of("b.jpg")]
 
 
-async def test_a_stop_before_all_is_known_loses_nothing(left: Path) -> None:
-    async with taking_stock(left) as (cache, go_on):
+async def test_a_stop_before_the_cache_is_ready_loses_nothing(left: Path) -> None:
+    async with recovering(left) as (cache, go_on):
         closing = asyncio.create_task(cache.close())
         go_on.set()
         await closing

@@ -1,4 +1,4 @@
-"""Folders are the cache's own or are not used; each is looked at once until the next batch."""
+"""Only folders of the cache's own are used; each is examined once until the next batch."""
 
 import errno
 from pathlib import Path
@@ -20,7 +20,7 @@ def objects(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("path", ["a.jpg", "pictures/a.jpg", "pictures/train/a.jpg", "pictures/train/new/newer/a.jpg"])
-def test_folders_that_are_there_or_can_be_made_are_good(path: str, objects: Path) -> None:
+def test_folders_that_exist_or_can_be_created_are_accepted(path: str, objects: Path) -> None:
     folders = SafeFolders(objects)
     folders.check(path)
     folders.make_parents(path)
@@ -29,14 +29,14 @@ def test_folders_that_are_there_or_can_be_made_are_good(path: str, objects: Path
 
 
 @pytest.mark.parametrize("link", ["", "pictures", "pictures/train"])
-def test_a_link_anywhere_on_the_way_is_refused(link: str, objects: Path) -> None:
+def test_a_link_anywhere_in_the_path_is_refused(link: str, objects: Path) -> None:
     (objects / link).rename(objects.parent / "moved")
     (objects / link).symlink_to(objects.parent / "moved")
     with pytest.raises(NotADirectoryError, match="symbolic link"):
         SafeFolders(objects).check("pictures/train/a.jpg")
 
 
-def test_a_folder_is_looked_at_again_after_it_was_forgotten_and_not_before(objects: Path) -> None:
+def test_a_folder_is_examined_again_only_after_forget(objects: Path) -> None:
     folders = SafeFolders(objects)
     folders.check("pictures/train/a.jpg")
     (objects / "pictures/train").rmdir()
@@ -47,7 +47,7 @@ def test_a_folder_is_looked_at_again_after_it_was_forgotten_and_not_before(objec
         folders.check("pictures/train/b.jpg")
 
 
-def test_nothing_is_checked_or_made_in_a_directory_that_is_not_ours(objects: Path) -> None:
+def test_nothing_is_checked_or_created_in_a_directory_that_is_not_ours(objects: Path) -> None:
     folders = SafeFolders(objects, refuse)
     with pytest.raises(OSError, match="not ours"):
         folders.check("pictures/train/a.jpg")

@@ -35,13 +35,13 @@ def published(objects: Path, path: str, data: bytes, generation: int = 1, stamp:
     return objects / path
 
 
-def test_a_published_file_has_its_bytes_and_its_stamp_and_leaves_no_other(objects: Path) -> None:
+def test_a_published_file_has_its_bytes_and_stamp_and_leaves_no_other_file(objects: Path) -> None:
     published(objects, "pictures/a.jpg", b"abc")
     assert read_checked(objects, "pictures/a.jpg", stamp_of(b"abc")) == b"abc"
     assert [entry.name for entry in objects.parent.iterdir()] == ["objects"]
 
 
-def test_folders_are_made_as_needed_and_closed_to_other_users(objects: Path) -> None:
+def test_missing_folders_are_created_and_closed_to_other_users(objects: Path) -> None:
     published(objects, "pictures/a/b/c.jpg", b"c")
     modes = {stat.S_IMODE(folder.stat().st_mode) for folder in objects.rglob("*") if folder.is_dir()}
     assert modes == {0o750}
@@ -64,7 +64,7 @@ def test_threads_that_need_the_same_new_folder_all_publish(objects: Path) -> Non
 
 
 def test_a_reader_never_sees_half_a_file(objects: Path) -> None:
-    """One that opens the path all the time, while generation after generation is published there."""
+    """The reader opens the path all the time, while one generation after another is published there."""
     generations = {n: content(n, 200_000 + n) for n in range(1, 60)}
     published(objects, "pictures/a.jpg", generations[1], 1)
     with reading(objects / "pictures/a.jpg") as seen:
@@ -76,7 +76,7 @@ def test_a_reader_never_sees_half_a_file(objects: Path) -> None:
 
 @contextmanager
 def reading(file: Path) -> Iterator[list[tuple[Stamp | None, bytes]]]:
-    """What a thread reads there meanwhile, each time with the stamp of the file it opened."""
+    """Yield what a thread reads there meanwhile, each time with the stamp of the file that it opened."""
     seen: list[tuple[Stamp | None, bytes]] = []
     stop = threading.Event()
 
@@ -94,7 +94,7 @@ def reading(file: Path) -> Iterator[list[tuple[Stamp | None, bytes]]]:
         thread.join()
 
 
-def test_a_reader_that_has_a_file_open_keeps_its_bytes(objects: Path) -> None:
+def test_a_reader_with_an_open_file_keeps_its_bytes(objects: Path) -> None:
     file = published(objects, "pictures/a.jpg", b"first")
     with file.open("rb") as stream:
         published(objects, "pictures/a.jpg", b"second")
@@ -102,7 +102,7 @@ def test_a_reader_that_has_a_file_open_keeps_its_bytes(objects: Path) -> None:
         assert stream.read() == b"first"
 
 
-def test_a_file_that_lies_under_a_hash_carries_its_name(objects: Path) -> None:
+def test_a_file_cached_under_a_hash_carries_its_objects_name(objects: Path) -> None:
     unfinished = objects / "unfinished"
     with unfinished.open("wb") as file:
         publish_file(file.fileno(), str(unfinished), SafeFolders(objects), "pictures/%h/ab/abcd", stamp_of(b""), OBJECT)
@@ -111,7 +111,7 @@ def test_a_file_that_lies_under_a_hash_carries_its_name(objects: Path) -> None:
     assert read_object_name(objects / "pictures/%h/ab/abcd") == OBJECT
 
 
-def test_a_file_with_no_name_or_a_senseless_one_has_no_object(objects: Path) -> None:
+def test_a_file_with_a_missing_or_invalid_name_has_no_object(objects: Path) -> None:
     file = published(objects, "a.jpg", b"x")
     assert read_object_name(file) is None
     assert read_object_name(objects / "absent") is None
@@ -130,7 +130,7 @@ def test_a_foreign_file_or_folder_in_the_way_is_an_error_and_stays(in_the_way: s
     assert foreign.read_text() == "mine"
 
 
-def test_publishing_over_a_link_replaces_the_link_and_not_what_it_points_to(objects: Path) -> None:
+def test_publishing_over_a_link_replaces_the_link_and_not_its_target(objects: Path) -> None:
     precious = objects.parent / "precious"
     precious.write_text("mine")
     (objects / "a.jpg").symlink_to(precious)

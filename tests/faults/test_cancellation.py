@@ -1,4 +1,4 @@
-"""Callers who are cancelled, wherever they wait, leave no room set aside, no file, no task and no descriptor."""
+"""Callers that are cancelled, wherever they wait, leave no reserved space, no file, no task and no descriptor."""
 
 import asyncio
 import itertools
@@ -30,7 +30,7 @@ TIMEOUT_S = 20.0
 
 @pytest.fixture
 def gcs() -> Iterator[ServingGCS]:
-    """In a thread, so that every task of this loop is ours."""
+    """Run the server in a thread, so that every task of this loop is ours."""
     with serving() as server:
         yield server
 
@@ -55,7 +55,7 @@ def _cancelled_at(work: Coroutine[Any, Any, None], waits: set[int]) -> Generator
 
 
 async def cancelled_at(work: Coroutine[Any, Any, None], *waits: int) -> bool:
-    """Run it, cancelled when it waits for the n-th time (from 0), for each n; False where it ended before it came to that."""
+    """Run it, and cancel it when it waits for the n-th time (from 0); returns False if it ended before that."""
 
     async def run() -> None:
         await _cancelled_at(work, set(waits))
@@ -70,7 +70,7 @@ async def cancelled_at(work: Coroutine[Any, Any, None], *waits: int) -> bool:
 
 
 async def tasks_ended(before: set[asyncio.Task[Any]]) -> None:
-    """Whatever was begun since ends by itself."""
+    """Wait for all tasks that were started since to end by themselves."""
     async with asyncio.timeout(TIMEOUT_S):
         while others := asyncio.all_tasks() - before:
             await asyncio.wait(others)
@@ -81,7 +81,7 @@ def descriptors_in(directory: Path) -> set[str]:
 
 
 async def disk_threads_rest(cache: Cache) -> None:
-    """A thread cannot be cancelled: what it was reading for a caller that is gone, it reads to the end."""
+    """A thread cannot be cancelled: it finishes what it was reading for a cancelled caller."""
     barrier = threading.Barrier(READ_THREADS)
     await asyncio.gather(*(cache.io.run(barrier.wait) for _ in range(READ_THREADS)))
 
@@ -115,7 +115,7 @@ async def test_a_cancelled_reservation_reserves_nothing(cache: Cache) -> None:
 async def test_a_download_cancelled_at_any_moment_is_published_or_leaves_nothing(
     size_bytes: int, again: tuple[int, ...], gcs: ServingGCS, tmp_path: Path
 ) -> None:
-    """Cancelled once, or again and again while it cleans up."""
+    """It is cancelled once, or again and again while it cleans up."""
     data = content(1, size_bytes)
     gcs.put(BUCKET, NAME.name, data)
     async with (
@@ -127,17 +127,17 @@ async def test_a_download_cancelled_at_any_moment_is_published_or_leaves_nothing
             async with Reservation(cache, NAME).writer() as writer:
                 await writer.publish(await origin.download(NAME, None, writer))
 
-        await fetch()  # whatever is opened once and kept is open now
+        await fetch()  # so that what is opened once and kept is open now
         path = path_of(NAME.name)
         for wait in itertools.count():
             await cache.evict(path)
-            await put(cache, "other.jpg", content(2, BUFFER_BYTES * 7 // 2))  # so that room must be made
+            await put(cache, "other.jpg", content(2, BUFFER_BYTES * 7 // 2))  # so that space must be made
             assert await cache.check() == []
             before = asyncio.all_tasks()
             descriptors = descriptors_in(cache.directory.path)
             cancelled = await cancelled_at(fetch(), wait, *(wait + more for more in again))
             if not again:
-                await asyncio.sleep(0)  # a task that has ended leaves the loop's list with its last callback
+                await asyncio.sleep(0)  # a finished task leaves the loop's list with its last callback
                 assert {task.get_name() for task in asyncio.all_tasks() - before} <= {"unlink"}  # the cache's own
             await tasks_ended(before)
             await assert_nothing_left(cache, descriptors)
@@ -196,7 +196,7 @@ async def test_a_cancelled_demand_wastes_no_download_and_leaves_nothing(gcs: Ser
         await fetcher.close()
 
 
-async def test_a_cancelled_asker_leaves_the_others_their_object(gcs: ServingGCS, cache: Cache) -> None:
+async def test_a_cancelled_caller_leaves_the_others_their_object(gcs: ServingGCS, cache: Cache) -> None:
     gcs.put(BUCKET, NAME.name, b"x")
     gcs.faults.add(Stall())
     async with GCSClient(Access(gcs.url, anonymous=True)) as origin, asyncio.timeout(TIMEOUT_S):
@@ -231,17 +231,17 @@ async def test_closing_the_fetcher_at_any_moment_of_a_demand_leaves_nothing(gcs:
             await assert_nothing_left(cache, descriptors)
 
 
-async def test_a_close_that_is_cancelled_ends_all_the_same_and_loses_nothing(tmp_path: Path) -> None:
+async def test_a_cancelled_close_still_completes_and_loses_nothing(tmp_path: Path) -> None:
     for wait in itertools.count():
         async with opened(tmp_path / f"cache{wait}") as cache:
             for i in range(10):
                 await put(cache, f"{i}.jpg", content(i, 90_000))
             before = asyncio.all_tasks()
-            await_less = asyncio.create_task(cache.evict(path_of("0.jpg")))  # something is still being unlinked
+            evicting = asyncio.create_task(cache.evict(path_of("0.jpg")))  # something is still being unlinked
             await asyncio.sleep(0)
             cancelled = await cancelled_at(cache.close(), wait)
             await tasks_ended(before - {task for task in before if task.get_name() == "index writer"})
-            assert await_less.done()
+            assert evicting.done()
             assert not [one for one in descriptors_in(cache.directory.path) if not one.endswith("/lock")]
 
         async with opened(tmp_path / f"cache{wait}") as cache:
@@ -252,7 +252,7 @@ async def test_a_close_that_is_cancelled_ends_all_the_same_and_loses_nothing(tmp
     assert wait > 0
 
 
-async def test_a_drop_that_is_cancelled_unlinks_all_the_same(cache: Cache) -> None:
+async def test_a_cancelled_eviction_still_unlinks(cache: Cache) -> None:
     for wait in itertools.count():
         path = await put(cache, "a.jpg", b"x")
         before = asyncio.all_tasks()
@@ -265,7 +265,7 @@ async def test_a_drop_that_is_cancelled_unlinks_all_the_same(cache: Cache) -> No
     assert wait > 0
 
 
-async def test_a_rescan_that_is_cancelled_leaves_the_cache_as_it_was(cache: Cache) -> None:
+async def test_a_cancelled_rescan_leaves_the_cache_as_it_was(cache: Cache) -> None:
     for i in range(10):
         await put(cache, f"{i}.jpg", content(i, 1000))
     for wait in itertools.count():

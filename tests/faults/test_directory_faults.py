@@ -1,4 +1,4 @@
-"""What people and programs do to the directory of a running daemon: right bytes or an error, and every promise holds."""
+"""People and programs change the directory of a running daemon: right bytes or an error, and every promise holds."""
 
 import os
 import shutil
@@ -22,14 +22,14 @@ from support.datasets import manifest_of
 from support.faults import DaemonProcess, faulted_daemon, promises
 
 DATA = bytes(range(256)) * 400
-# Root reads what it has no permission for; without these capabilities it is refused like anybody else.
+# Root may read everything; without these capabilities it is refused like other users.
 AS_ANYBODY = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
 needs_setpriv = pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv")
 
 
 @pytest.fixture(scope="module")
 def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
-    """A daemon for all cases that leave its directory as it was; it keeps some of the disk free, as by default."""
+    """A daemon for all tests that leave its directory as it was; it keeps some of the disk free, as by default."""
     extra = ["--set", "deadline_s=3", "--set", "min_free=1MB"]
     under = AS_ANYBODY if not needs_setpriv.args[0] else []
     with faulted_daemon(tmp_path_factory.mktemp("directory") / "cache", server.url, extra, under=under) as daemon:
@@ -38,7 +38,7 @@ def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture
 def objects(request: pytest.FixtureRequest, server: ServingGCS) -> tuple[str, str]:
-    """The URIs of two objects of the test's own: one for the fault, and a good one."""
+    """The URIs of two new objects: one for the fault, and a good one."""
     test = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
     for name in ("bad", "good"):
         server.put(BUCKET, f"train/{test}/{name}.jpg", DATA)
@@ -74,7 +74,7 @@ def flip(file: Path) -> None:
 
 
 def swap(file: Path) -> None:
-    """Another object's whole file, stamp and all."""
+    """Replace the file by another object's, with its stamp."""
     other = next(path for path in (file.parents[1] / "images").iterdir())
     file.unlink()
     shutil.copy2(other, file)
@@ -109,20 +109,20 @@ DAMAGE = [truncate, empty, zero, grow, flip, swap, put_a_foreign_file, put_a_lin
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_cached_file_that_is_damaged_replaced_or_closed_is_fetched_again(
+def test_a_cached_file_that_is_damaged_replaced_or_unreadable_is_fetched_again(
     daemon: DaemonProcess, objects: tuple[str, str], server: ServingGCS, damage: Callable[[Path], None]
 ) -> None:
     bad, good = objects
     assert daemon.client.fetch([f"gs://{BUCKET}/train/images/00000.jpg", bad]) == ["", ""]
     with promises(daemon, good, DATA):
         damage(file_of(daemon, bad))
-        assert daemon.client.fetch([bad]) == [""]  # a reader asks because its own look at the file failed
+        assert daemon.client.fetch([bad]) == [""]  # as a reader does whose own read failed
         assert daemon.cached(bad) == DATA
     assert server.counts.media[bad.removeprefix("gs://")] == 2
     assert file_of(daemon, bad).stat().st_mode & 0o777 == 0o640
 
 
-def test_a_folder_in_the_place_of_a_file_is_an_error_that_names_the_object_until_it_is_gone(
+def test_a_folder_in_place_of_a_file_is_an_error_that_names_the_object_until_it_is_gone(
     daemon: DaemonProcess, objects: tuple[str, str]
 ) -> None:
     bad, good = objects
@@ -139,7 +139,7 @@ def test_a_folder_in_the_place_of_a_file_is_an_error_that_names_the_object_until
 # --- Links
 
 
-def test_a_link_in_the_place_of_a_folder_is_not_followed_whatever_lies_behind_it(
+def test_a_link_in_place_of_a_folder_is_not_followed_whatever_its_target(
     daemon: DaemonProcess, objects: tuple[str, str], tmp_path: Path
 ) -> None:
     bad, good = objects
@@ -160,7 +160,7 @@ def test_a_link_in_the_place_of_a_folder_is_not_followed_whatever_lies_behind_it
 
 
 @pytest.mark.parametrize("folder", ["objects", "tmp", "manifests"])
-def test_a_directory_with_a_link_for_a_folder_is_refused_at_the_start_and_nothing_behind_it_is_touched(
+def test_a_directory_with_a_link_for_a_folder_is_refused_at_the_start_and_its_target_untouched(
     folder: str, server: ServingGCS, tmp_path: Path
 ) -> None:
     with faulted_daemon(tmp_path / "cache", server.url) as daemon:
@@ -193,7 +193,7 @@ def replaced_by_an_empty_one(cache_dir: Path) -> Iterator[None]:
     with renamed(cache_dir):
         cache_dir.mkdir()
         yield
-        cache_dir.rmdir()  # which says that nothing has been written there
+        cache_dir.rmdir()  # which fails if anything was written there
 
 
 @contextmanager
@@ -236,14 +236,14 @@ TAKEN = [
 
 
 @pytest.mark.parametrize("taken_away", TAKEN)
-def test_a_directory_that_is_taken_away_for_a_while_loses_nothing_and_works_again_when_it_is_back(
+def test_a_directory_that_is_moved_away_and_back_loses_nothing_and_works_again(
     daemon: DaemonProcess, objects: tuple[str, str], taken_away: Callable[[Path], ExitStack]
 ) -> None:
-    """Its socket goes with it, so that no reader can ask; what is planned and what is rescanned goes on."""
+    """Its socket is deleted, too, so that no reader reaches it; prefetching and rescans go on."""
     bad, good = objects
     daemon.client.fetch([f"gs://{BUCKET}/train/images/00000.jpg"])
     with promises(daemon, good, DATA):
-        daemon.client.status()  # a connection that is there before the socket's path is gone
+        daemon.client.status()  # open a connection before the socket's path is gone
         with taken_away(daemon.cache_dir):
             (error,) = daemon.client.fetch([bad])
             assert bad in error
@@ -251,7 +251,7 @@ def test_a_directory_that_is_taken_away_for_a_while_loses_nothing_and_works_agai
         assert daemon.read(bad) == DATA
 
 
-def test_a_daemon_whose_directory_was_deleted_goes_on_and_takes_nothing_from_the_next(
+def test_a_daemon_whose_directory_was_deleted_goes_on_and_leaves_the_next_daemon_alone(
     server: ServingGCS, tmp_path: Path, objects: tuple[str, str]
 ) -> None:
     cache_dir = tmp_path / "cache"
@@ -272,8 +272,8 @@ def test_a_daemon_whose_directory_was_deleted_goes_on_and_takes_nothing_from_the
             second.stop()
 
 
-def test_folders_for_downloads_that_were_cleaned_away_are_made_again(daemon: DaemonProcess, objects: tuple[str, str]) -> None:
-    """Some systems tidy up whatever is named tmp."""
+def test_folders_of_tmp_that_were_removed_are_created_again(daemon: DaemonProcess, objects: tuple[str, str]) -> None:
+    """Some systems clean up every folder named tmp."""
     bad, good = objects
     with promises(daemon, good, DATA):
         shutil.rmtree(daemon.cache_dir / "tmp")
@@ -297,7 +297,7 @@ def change_its_form(cache_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [write_garbage, remove, change_its_form])
-def test_an_index_that_is_damaged_while_the_daemon_runs_costs_nothing_and_is_made_anew_at_the_next_start(
+def test_an_index_damaged_while_the_daemon_runs_costs_nothing_and_is_rebuilt_at_the_next_start(
     damage: Callable[[Path], None], server: ServingGCS, tmp_path: Path, objects: tuple[str, str]
 ) -> None:
     bad, good = objects
@@ -313,7 +313,7 @@ def test_an_index_that_is_damaged_while_the_daemon_runs_costs_nothing_and_is_mad
         daemon.stop()
 
 
-def test_an_index_that_another_program_holds_costs_nothing_but_a_warning(
+def test_an_index_locked_by_another_program_costs_nothing_but_a_warning(
     daemon: DaemonProcess, objects: tuple[str, str]
 ) -> None:
     bad, good = objects
@@ -326,7 +326,7 @@ def test_an_index_that_another_program_holds_costs_nothing_but_a_warning(
         index.execute("ROLLBACK")
 
 
-async def test_rows_of_another_version_are_made_anew_from_the_files_before_any_room_is_given(tmp_path: Path) -> None:
+async def test_rows_of_another_version_are_rebuilt_from_the_files_before_any_space_is_reserved(tmp_path: Path) -> None:
     async with opened(tmp_path / "cache") as cache:
         paths = [await put(cache, f"{i}.jpg", content(i, 200_000)) for i in range(4)]
     with rows(tmp_path / "cache") as index:
@@ -351,13 +351,13 @@ async def test_a_rescan_forgets_nothing_while_the_directory_is_away(cache: Cache
     assert await cache.rescan() == (0, 0)
 
 
-async def test_what_lies_behind_a_link_is_not_in_the_cache_any_more(cache: Cache, tmp_path: Path) -> None:
+async def test_files_behind_a_link_are_no_longer_cached(cache: Cache, tmp_path: Path) -> None:
     path = await put(cache, "train/a.jpg", b"a")
     folder = file_at(cache, path).parent
     folder.rename(tmp_path / "outside")
     folder.symlink_to(tmp_path / "outside")
     assert await cache.rescan() == (0, 1)
-    assert read_checked(tmp_path / "outside", "a.jpg") is None  # it is stamped for its own path alone
+    assert read_checked(tmp_path / "outside", "a.jpg") is None  # its stamp is valid for its own path only
     assert (tmp_path / "outside/a.jpg").read_bytes() == b"a"
 
 
@@ -370,7 +370,7 @@ async def test_an_eviction_removes_nothing_behind_a_link(cache: Cache, tmp_path:
     assert (tmp_path / "outside/a.jpg").read_bytes() == content(1, 600_000)
 
 
-def test_a_listing_is_the_newest_and_stays_whatever_the_clock_said_before(tmp_path: Path) -> None:
+def test_a_listing_is_the_newest_and_stays_whatever_the_clock_was_before(tmp_path: Path) -> None:
     ahead_s = time.time() + 365 * 86_400
     for generation in range(1, 10):
         folder = manifest_of(2, generation).save(tmp_path)

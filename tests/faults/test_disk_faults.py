@@ -1,4 +1,4 @@
-"""Disks that are full, fail, or turn read-only under a daemon: hits go on, misses are errors, and all works again after."""
+"""Disks that are full, fail or become read-only under a daemon: hits work, misses are errors, and later all works again."""
 
 import os
 import shutil
@@ -56,7 +56,7 @@ def take_all_inodes(disk: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """300 pages in memory, and the index elsewhere."""
+    """A file system of 300 pages in memory, with the index elsewhere."""
     with mounted(tmp_path / "disk", "tmpfs", f"size={300 * PAGE}") as disk:
         index_elsewhere(disk, tmp_path / "index")
         yield disk
@@ -78,7 +78,7 @@ def without_inodes(disk: Path) -> Iterator[None]:
 
 @contextmanager
 def read_only(disk: Path) -> Iterator[None]:
-    # Mounted over itself: to remount a disk is refused while it has files open for writing, but for errors, which stay.
+    # Mounted over itself: remounting a disk is refused while files are open for writing, except after errors, which stay.
     subprocess.run(["mount", "--bind", disk, disk], check=True)
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", disk], check=True)
@@ -93,7 +93,7 @@ Fault = Callable[[Path], AbstractContextManager[None]]
 @pytest.mark.parametrize(
     ("fault", "cause"), [(full, "No space left"), (without_inodes, "No space left"), (read_only, "Read-only")]
 )
-def test_while_the_disk_takes_nothing_hits_go_on_and_misses_are_errors_and_after_it_all_works(
+def test_while_the_disk_refuses_writes_hits_work_and_misses_are_errors_and_then_all_works(
     fault: Fault, cause: str, server: ServingGCS, tmp_path: Path
 ) -> None:
     extra = [*("--cache-size", "20MB"), *("--set", "relist_s=3")]
@@ -119,7 +119,7 @@ def test_while_the_disk_takes_nothing_hits_go_on_and_misses_are_errors_and_after
 @pytest.mark.parametrize(
     ("fault", "cause"), [(full, "disk is full"), (without_inodes, "No space left on device"), (read_only, "not writable")]
 )
-def test_a_start_on_a_disk_that_takes_nothing_is_one_line_that_says_so_and_loses_nothing(
+def test_a_start_on_a_disk_that_refuses_writes_is_a_one_line_error_and_loses_nothing(
     fault: Fault, cause: str, server: ServingGCS, tmp_path: Path
 ) -> None:
     extra = ["--cache-size", "20MB"]
@@ -136,7 +136,7 @@ def test_a_start_on_a_disk_that_takes_nothing_is_one_line_that_says_so_and_loses
             assert tried.stderr.count("\n") == 1
             assert str(disk) in tried.stderr
             assert cause in tried.stderr
-        assert (disk / "index/cache.db").stat().st_ino == index.st_ino  # with the order of use in it
+        assert (disk / "index/cache.db").stat().st_ino == index.st_ino  # which has the order of use
         with faulted_daemon(disk, server.url, extra) as daemon:
             assert daemon.read(hit) == before
             assert server.counts.media[hit.removeprefix("gs://")] == 1
@@ -147,7 +147,7 @@ def change_attributes(change: str, file: Path) -> None:
     subprocess.run(["chattr", change, file], check=True)
 
 
-async def test_a_file_that_cannot_be_removed_counts_still_and_what_needs_its_room_is_an_error(tmp_path: Path) -> None:
+async def test_a_file_that_cannot_be_removed_still_counts_and_objects_that_need_its_space_fail(tmp_path: Path) -> None:
     with ext4_disk(tmp_path / "disk") as disk:
         async with opened(disk, 1_000_000) as cache:
             path = await put(cache, "a.jpg", content(1, 600_000))
@@ -164,7 +164,7 @@ async def test_a_file_that_cannot_be_removed_counts_still_and_what_needs_its_roo
             assert await cache.check() == []
 
 
-async def test_one_file_that_cannot_be_removed_does_not_stop_the_others_from_going(tmp_path: Path) -> None:
+async def test_one_file_that_cannot_be_removed_does_not_keep_the_others(tmp_path: Path) -> None:
     with ext4_disk(tmp_path / "disk") as disk:
         async with opened(disk, 1_000_000) as cache:
             paths = [await put(cache, f"{i}.jpg", content(i, 300_000)) for i in range(3)]
@@ -185,7 +185,7 @@ async def test_what_a_download_has_written_counts_once_against_the_free_space(sm
             await writer.write(large)
             await put(cache, "small.jpg", b"small")
             assert shutil.disk_usage(small_disk).free >= floor
-            await writer.start(version_of("large.jpg", large))  # from the first byte again
+            await writer.start(version_of("large.jpg", large))  # from the first byte on again
             await writer.write(large)
             await writer.publish(version_of("large.jpg", large))
         assert cache.stamp(kept) is not None
@@ -193,7 +193,7 @@ async def test_what_a_download_has_written_counts_once_against_the_free_space(sm
         assert await cache.check() == []
 
 
-async def test_a_download_that_ends_early_leaves_nothing_counted_as_written(small_disk: Path) -> None:
+async def test_a_download_that_fails_leaves_nothing_counted_as_written(small_disk: Path) -> None:
     data = content(1, BUFFER_BYTES)
     async with opened(small_disk, 10 * BUFFER_BYTES, PAGE) as cache:
         async with Reservation(cache, ObjectName(BUCKET, "large.jpg")).writer() as writer:

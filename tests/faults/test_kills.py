@@ -26,7 +26,7 @@ from support.faults import Tally
 
 READERS = 4
 NEW_ITEMS = 8  # a round, so that there is always something to download
-# Imports everything once: a start by exec spends nine tenths of its time on that, with nothing to be killed in.
+# Imports everything once: a start by exec spends nine tenths of its time on imports, where a kill proves nothing.
 NURSERY = """
 import json, os, sys
 import uvloop, gcs_prefetchd.service.daemon
@@ -42,7 +42,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def nursery() -> Iterator[subprocess.Popen[str]]:
-    """A process that runs `gcs-prefetchd` for each line of arguments, and says with which status it ended."""
+    """A process that runs `gcs-prefetchd` for each line of arguments, and prints the exit status."""
     command = [sys.executable, "-c", NURSERY]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=clean_environment()
@@ -52,7 +52,7 @@ def nursery() -> Iterator[subprocess.Popen[str]]:
 
 
 class Rounds:
-    """One daemon after the other over one cache directory and a bucket that grows and changes, each killed at its work."""
+    """One daemon after the other on one cache directory and a bucket that grows and changes; each is killed while it works."""
 
     def __init__(self, server: ServingGCS, nursery: subprocess.Popen[str], cache_dir: Path, tally: Tally) -> None:
         self._server = server
@@ -61,7 +61,7 @@ class Rounds:
         self._tally = tally
         self._random = random.Random(7)
         self._bytes: dict[str, set[bytes]] = {}  # of each object, those of every generation
-        self._published: dict[str, int] = {}  # the GETs for each object whose file was there when the last daemon died
+        self._published: dict[str, int] = {}  # the GETs for each object whose file existed when the last daemon died
 
     def kill_one(self) -> None:
         """Start a daemon, which must become ready, read through it and kill it in the middle of downloads."""
@@ -96,7 +96,7 @@ class Rounds:
         return int(str(read_daemon_file(self._cache_dir)["pid"]))
 
     def _change_the_bucket(self) -> None:
-        """Some items more, and another generation of an old object."""
+        """Add some items, and another generation of an old object."""
         number = len(self._bytes) // 2
         new = [f"{part}/{item:05}.{kind}" for item in range(number, number + NEW_ITEMS) for part, kind in PARTS]
         old = [self._random.choice(list(self._published)).removeprefix(f"{DATA_ROOT}/")] if self._published else []
@@ -107,7 +107,7 @@ class Rounds:
             self._server.put(BUCKET, f"train/{name}", data)
 
     def _read(self, chance: random.Random, dead: threading.Event) -> None:
-        """Read objects, the new ones first, until the daemon is dead; by their files, and where there is none by a demand."""
+        """Read objects, the new ones first, until the daemon is dead: from their files, or else by a demand."""
         uris = list(self._bytes)
         order = [*uris[-2 * NEW_ITEMS :], *chance.choices(uris, k=10_000)]
         with closing(DaemonClient(self._cache_dir)) as client, contextlib.suppress(DaemonUnavailableError):
@@ -120,20 +120,20 @@ class Rounds:
                     self._check(uri)
 
     def _check(self, uri: str) -> bool:
-        """Whether the object's file is here and whole; counts it where its bytes are wrong."""
+        """Whether the object's file exists and is complete; counts it if its bytes are wrong."""
         data = read_checked(self._cache_dir / "objects", cache_path_of_uri(uri))
         self._tally.wrong_bytes += data is not None and data not in self._bytes[uri]
         return data is not None
 
     def _look_at_what_is_left(self) -> None:
-        """Every file is whole, and what was published before the last start has not been downloaded since."""
+        """Every file is complete, and what was published before the last start was not downloaded since."""
         media = self._server.counts.media
         self._tally.lost_objects += sum(media[uri.removeprefix("gs://")] > gets for uri, gets in self._published.items())
         for uri in self._bytes:
             if (self._cache_dir / "objects" / cache_path_of_uri(uri)).exists():
                 if uri not in self._published:
                     self._tally.wrong_bytes += not self._check(uri)
-                if len(self._bytes[uri]) == 1:  # the others are asked for again, in their new generation
+                if len(self._bytes[uri]) == 1:  # the others are requested again, in their new generation
                     self._published[uri] = media[uri.removeprefix("gs://")]
 
 

@@ -1,4 +1,4 @@
-"""A power cut: what the disk has at some moment, and nothing else, is the next daemon's. No byte of it is read wrong."""
+"""A power cut: the next daemon finds what the disk had at some moment, and nothing else. No wrong byte is read."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ SIZE = 30_000
 
 
 async def publish(disk: Path, publications: int, copy: Callable[[], object]) -> dict[bytes, str]:
-    """Publish objects, some of them in other generations' places, and copy the disk meanwhile; returns where each lies."""
+    """Publish objects, some of which replace other generations, and copy the disk meanwhile; returns their paths."""
     published = {}
     async with opened(disk, LIMIT) as cache:
 
@@ -53,7 +53,7 @@ def write_and_sync(file: Path) -> None:
 
 
 async def look_at(disk: Path, published: dict[bytes, str], tally: Tally) -> int:
-    """Take the directory over as the next daemon does; returns how many files the power cut left empty or damaged."""
+    """Open the directory as the next daemon does; returns how many files the power cut left empty or damaged."""
     files = [path.relative_to(disk / "objects").as_posix() for path in (disk / "objects").rglob("*.jpg")]
     read = {path: read_checked(disk / "objects", path) for path in files}
     whole = {path: data for path, data in read.items() if data is not None}
@@ -81,11 +81,11 @@ async def cut_power(folder: Path, publications: int, tally: Tally) -> int:
 
 
 def check_file_system(image: Path) -> None:
-    """The copy takes a moment in which the disk goes on: what that tears apart, a real power cut leaves whole."""
+    """The disk changes while it is copied: a real power cut does not tear apart what that does."""
     subprocess.run(["e2fsck", "-fy", image], capture_output=True, check=False)
 
 
-async def test_after_a_power_cut_files_are_whole_or_misses_and_the_cache_goes_on(tmp_path: Path) -> None:
+async def test_after_a_power_cut_files_are_complete_or_misses_and_the_cache_works(tmp_path: Path) -> None:
     tally = Tally("power cut")
     damaged = await cut_power(tmp_path / "cut", 200, tally)
     assert damaged < tally.tried
@@ -93,12 +93,12 @@ async def test_after_a_power_cut_files_are_whole_or_misses_and_the_cache_goes_on
 
 
 @pytest.mark.torture
-async def test_after_many_power_cuts_files_are_whole_or_misses(tmp_path: Path, tally: Tally) -> None:
+async def test_after_many_power_cuts_files_are_complete_or_misses(tmp_path: Path, tally: Tally) -> None:
     damaged = 0
     for number in range(20):
         damaged += await cut_power(tmp_path / f"cut{number}", 100 + 10 * number, tally)
     assert (tally.wrong_bytes, tally.lost_objects) == (0, 0)
-    assert damaged > 0  # or it would show nothing
+    assert damaged > 0  # otherwise the test proves nothing
 
 
 async def test_the_empty_files_that_a_power_cut_leaves_are_misses_and_their_bytes_are_not_counted(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ async def test_the_empty_files_that_a_power_cut_leaves_are_misses_and_their_byte
         paths = [await put(cache, f"images/{number}.jpg", content(number, SIZE)) for number in range(10)]
     for path in paths[:5]:
         os.truncate(tmp_path / "cache/objects" / path, 0)
-    for path in paths[:3]:  # where the attributes had not reached the disk, either
+    for path in paths[:3]:  # whose attributes had not reached the disk, either
         os.removexattr(tmp_path / "cache/objects" / path, "user.gcs.object")
     async with opened(tmp_path / "cache", LIMIT) as cache:
         await cache.rescan()

@@ -1,4 +1,4 @@
-"""Every system call by which a daemon makes, names and removes files fails in turn, as SQLite tries it.
+"""Every system call by which a daemon creates, renames and removes files fails in turn, as in SQLite's own tests.
 
 strace makes them fail, in the one thread that makes files or in the one that has the index.
 """
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.skipif(not _may_trace(), reason="needs strace, and to b
 
 @contextmanager
 def traced(which: int, output: Path, *options: str) -> Iterator[Callable[[], str]]:
-    """Trace a thread or, with -f, a process; yields a function that says what was seen up to now."""
+    """Trace a thread or, with -f, a process; yields a function that returns what was seen up to now."""
     output.unlink(missing_ok=True)
     command = ["strace", "-p", str(which), "-o", str(output), *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
@@ -55,7 +55,7 @@ def traced(which: int, output: Path, *options: str) -> Iterator[Callable[[], str
 
 @contextmanager
 def failing(thread: int, call: str, error: str, when: str, output: Path) -> Iterator[Callable[[], bool]]:
-    """Have the thread's call of this number fail, with a + all after it, too; yields a function that says whether one did."""
+    """Make the thread's n-th call fail (with a +, all later ones, too); yields a function that returns whether one failed."""
     with traced(thread, output, f"--trace={call}", f"--inject={call}:error={error}:when={when}") as seen:
         yield lambda: "(INJECTED)" in seen()
 
@@ -80,7 +80,7 @@ def daemon(server: ServingGCS, tmp_path: Path) -> Iterator[DaemonProcess]:
 
 
 def thread_that_makes_files(daemon: DaemonProcess, server: ServingGCS, output: Path) -> int:
-    """The one that renames."""
+    """The id of the thread that renames files."""
     server.put(BUCKET, "train/first.jpg", SMALL)
     with traced(daemon.pid, output, "-f", "--trace=rename") as seen:
         assert daemon.read(f"{DATA_ROOT}/first.jpg") == SMALL
@@ -89,7 +89,7 @@ def thread_that_makes_files(daemon: DaemonProcess, server: ServingGCS, output: P
 
 
 def bring_and_drop(daemon: DaemonProcess, server: ServingGCS, name: str) -> list[bytes | str]:
-    """Have a small and a large object come, in a folder of their own, and others go for them."""
+    """Fetch a small and a large object into a new folder, so that others are evicted for them."""
     reads = []
     for part, data in (("small", SMALL), ("large", LARGE)):
         server.put(BUCKET, f"train/{name}/{part}.jpg", data)
@@ -109,7 +109,7 @@ def count(tally: Tally, daemon: DaemonProcess, name: str, reads: list[bytes | st
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_system_call_that_fails_is_an_error_that_names_the_object_and_the_next_read_is_good(
+def test_a_failing_system_call_is_an_error_that_names_the_object_and_the_next_read_succeeds(
     call: str, daemon: DaemonProcess, server: ServingGCS, tmp_path: Path
 ) -> None:
     tally = Tally(call)
@@ -124,7 +124,7 @@ def test_a_system_call_that_fails_is_an_error_that_names_the_object_and_the_next
 
 
 def test_a_file_that_cannot_be_closed_costs_no_read(daemon: DaemonProcess, server: ServingGCS, tmp_path: Path) -> None:
-    """strace does not close it, either, which the kernel always does: what is left open here is left by the test."""
+    """strace skips the call, though the kernel always closes the file: what is left open here is left by the test."""
     thread = thread_that_makes_files(daemon, server, tmp_path / "trace")
     with failing(thread, "close", "EIO", "1+", tmp_path / "trace") as was_met:
         assert bring_and_drop(daemon, server, "fault") == [SMALL, LARGE]
@@ -134,7 +134,7 @@ def test_a_file_that_cannot_be_closed_costs_no_read(daemon: DaemonProcess, serve
 @pytest.mark.torture
 @pytest.mark.parametrize("from_then_on", ["", "+"])
 @pytest.mark.parametrize("error", ERRORS)
-def test_every_system_call_that_makes_or_removes_files_fails_in_turn(
+def test_every_system_call_that_creates_or_removes_files_fails_in_turn(
     error: str, from_then_on: str, daemon: DaemonProcess, server: ServingGCS, tmp_path: Path, tally: Tally
 ) -> None:
     thread = thread_that_makes_files(daemon, server, tmp_path / "trace")
@@ -182,7 +182,7 @@ OPENINGS = ["pwrite64", "fsync", "fdatasync", "unlink", "ftruncate"]
 
 @contextmanager
 def committer(folder: Path) -> Iterator[tuple[int, Callable[[str], str]]]:
-    """A process with an index; yields its id and a function that has it open, apply or close and returns how that went."""
+    """A process with an index; yields its id and a function that makes it open, apply or close, and returns the outcome."""
     command = [sys.executable, "-c", COMMITTER, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
@@ -201,7 +201,7 @@ def committer(folder: Path) -> Iterator[tuple[int, Callable[[str], str]]]:
 
 
 def paths_in(folder: Path) -> set[str]:
-    """What the index says, to whoever opens it next."""
+    """The records of the index, read by opening it."""
     index = DiskIndex(folder)
     records, after = index.page(0, 100_000)
     assert after is None
@@ -211,7 +211,7 @@ def paths_in(folder: Path) -> set[str]:
 
 @pytest.mark.torture
 @pytest.mark.parametrize("error", ERRORS)
-def test_every_system_call_of_an_index_commit_fails_in_turn_and_a_commit_is_whole_or_not_there(
+def test_every_system_call_of_an_index_commit_fails_in_turn_and_commits_are_atomic(
     error: str, tmp_path: Path, tally: Tally
 ) -> None:
     committed = set()

@@ -1,4 +1,4 @@
-"""What the tests of the cache's modules share: objects put into a cache as the fetcher does, and small file systems."""
+"""Helpers for tests of the cache: objects put into a cache as the fetcher does, and small file systems."""
 
 import contextlib
 import os
@@ -47,14 +47,14 @@ def _in_memory() -> str | None:
     return "/dev/shm"
 
 
-# Where many cache directories are made: each begins with 256 folders, which takes some disks half a second.
+# For tests that create many cache directories: each gets 256 folders, which takes half a second on some disks.
 IN_MEMORY = _in_memory() if Path("/dev/shm").is_dir() else None
 
 needs_mount = pytest.mark.skipif(not _may_mount(), reason="needs to be root and to be allowed to mount")
 
 
 def content(seed: int, size_bytes: int) -> bytes:
-    """Bytes of which no two objects have the same."""
+    """Random bytes, different for each seed."""
     return random.Random(seed).randbytes(size_bytes)
 
 
@@ -69,12 +69,12 @@ def stamp_of(data: bytes, generation: int = 1) -> Stamp:
 
 
 def path_of(name: str) -> str:
-    """Where an object lies in the cache."""
+    """The object's path in the cache."""
     return cache_path(BUCKET, name)
 
 
 async def put(cache: Cache, name: str, data: bytes, generation: int = 1, choose_victims: ChooseVictims | None = None) -> str:
-    """Publish an object, without a GCS to fetch it from; returns its path in the cache."""
+    """Publish an object without downloading it; returns its path in the cache."""
     version = version_of(name, data, generation)
     async with Reservation(cache, version.name, choose_victims).writer() as writer:
         await writer.start(version)
@@ -147,7 +147,7 @@ def file_of(cache: Cache, path: str) -> Path:
 async def opened(
     path: Path, limit_bytes: int = LIMIT, min_free_bytes: int = 0, observer: CacheObserver | None = None
 ) -> AsyncIterator[Cache]:
-    """A cache in this directory, which is not checked at its end."""
+    """An open cache in this directory, which is not checked at the end."""
     directory = CacheDirectory(path)
     directory.claim()
     try:
@@ -171,7 +171,7 @@ def rows(directory: Path) -> Iterator[sqlite3.Connection]:
 
 @contextmanager
 def mounted(point: Path, kind: str, options: str) -> Iterator[Path]:
-    """A file system of its own at `point`."""
+    """Mount a file system at `point`."""
     point.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", kind, "-o", options, "none", point], check=True)
     try:
@@ -181,7 +181,7 @@ def mounted(point: Path, kind: str, options: str) -> Iterator[Path]:
 
 
 def index_elsewhere(directory: Path, folder: Path) -> None:
-    """Have the index of a cache directory that does not exist yet in another folder, so that it takes no room there."""
+    """Put the index of a new cache directory into another folder, so that it takes no space on the directory's disk."""
     folder.mkdir()
     directory.mkdir(exist_ok=True)
     (directory / "CACHEDIR.TAG").touch()
@@ -189,7 +189,7 @@ def index_elsewhere(directory: Path, folder: Path) -> None:
 
 
 def run_script(script: str, *arguments: object, prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    """Run a few lines of Python in a process of their own."""
+    """Run a few lines of Python in another process."""
     return subprocess.run(
         [*prefix, sys.executable, "-W", "error", "-c", script, *map(str, arguments)],
         cwd=TESTS,
@@ -201,7 +201,7 @@ def run_script(script: str, *arguments: object, prefix: Sequence[str] = ()) -> s
 
 
 def open_descriptors() -> set[str]:
-    """What this process has open: the targets of its descriptors, each with its number."""
+    """The descriptors that this process has open: each number with its target."""
     found = set()
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
