@@ -1,4 +1,4 @@
-"""Faults of processes: daemons and readers that are killed, stopped, or starved of what they need. Every promise holds."""
+"""Faults of processes: daemons and readers that are killed, stopped, or out of some resource. Every promise holds."""
 
 import contextlib
 import itertools
@@ -21,12 +21,12 @@ from support.faults import DaemonProcess, data_of, faulted_daemon, promises, wai
 
 SIZE = 60_000
 LARGE = 2_000_000
-FLAGS = ["--set", "deadline_s=3", "--set", "rescan_s=1", "--set", "relist_s=1"]  # compares and lists all the time
+FLAGS = ["--set", "deadline_s=3", "--set", "rescan_s=1", "--set", "relist_s=1"]  # it rescans and lists all the time
 _numbers = itertools.count()
 
 
 def put_new(server: ServingGCS, count: int, size_bytes: int = SIZE) -> list[str]:
-    """Put so many objects that nobody has read yet; returns their URIs."""
+    """Put so many new objects; returns their URIs."""
     names = [f"train/more/{next(_numbers)}" for _ in range(count)]
     for name in names:
         server.put(BUCKET, name, data_of(f"gs://{BUCKET}/{name}", size_bytes))
@@ -34,13 +34,13 @@ def put_new(server: ServingGCS, count: int, size_bytes: int = SIZE) -> list[str]
 
 
 def gets_of(counts: Counts, uris: list[str]) -> int:
-    """How many GETs there were for any of them."""
+    """How many GETs the server got for any of them."""
     return sum(counts.media[uri.removeprefix("gs://")] for uri in uris)
 
 
 @pytest.fixture(scope="module")
 def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
-    """A daemon that lives through it all."""
+    """A daemon that survives every test."""
     with faulted_daemon(tmp_path_factory.mktemp("lives") / "cache", server.url, FLAGS) as daemon:
         for item in range(2):
             assert daemon.client.fetch([f"{DATA_ROOT}/images/{item:05}.jpg"]) == [""]
@@ -49,21 +49,21 @@ def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture
 def mortal(server: ServingGCS, tmp_path: Path) -> Iterator[DaemonProcess]:
-    """A daemon of the test's own, which may end."""
+    """A daemon of the test's own, which may be killed."""
     with faulted_daemon(tmp_path / "cache", server.url, FLAGS) as daemon:
         yield daemon
 
 
 @contextmanager
-def kept(daemon: DaemonProcess, server: ServingGCS) -> Iterator[None]:
+def promises_kept(daemon: DaemonProcess, server: ServingGCS) -> Iterator[None]:
     """The promises hold after the body as before it."""
     [good] = put_new(server, 1)
     with promises(daemon, good, data_of(good, SIZE)):
         yield
 
 
-def read_at_once(daemon: DaemonProcess, uris: list[str]) -> list[str]:
-    """Demand them all together; returns the errors, and asserts that what is no error is the object."""
+def demand_together(daemon: DaemonProcess, uris: list[str]) -> list[str]:
+    """Demand all of them together; returns the errors, and asserts that the other objects are correct."""
     errors = daemon.client.fetch(uris)
     for uri, error in zip(uris, errors, strict=True):
         if not error:
@@ -73,7 +73,7 @@ def read_at_once(daemon: DaemonProcess, uris: list[str]) -> list[str]:
 
 @contextmanager
 def limited(daemon: DaemonProcess, kind: int, limit: int) -> Iterator[None]:
-    """The running daemon has less of something that a process needs."""
+    """Lower a resource limit of the running daemon, for as long as the body runs."""
     before = resource.prlimit(daemon.pid, kind)
     resource.prlimit(daemon.pid, kind, (limit, before[1]))
     try:
@@ -83,24 +83,24 @@ def limited(daemon: DaemonProcess, kind: int, limit: int) -> Iterator[None]:
 
 
 def no_descriptors(daemon: DaemonProcess) -> AbstractContextManager[None]:
-    """Meanwhile the daemon can open nothing: all numbers that it may give are taken."""
+    """The daemon can open nothing while the body runs: all descriptors that it may use are in use."""
     taken = {int(entry.name) for entry in Path(f"/proc/{daemon.pid}/fd").iterdir()}
     return limited(daemon, resource.RLIMIT_NOFILE, min(set(range(len(taken) + 1)) - taken))
 
 
-def test_without_descriptors_left_the_daemon_lives_and_recovers(daemon: DaemonProcess, server: ServingGCS) -> None:
+def test_a_daemon_without_free_descriptors_survives_and_recovers(daemon: DaemonProcess, server: ServingGCS) -> None:
     uris = put_new(server, 150)
-    with kept(daemon, server):
+    with promises_kept(daemon, server):
         with no_descriptors(daemon):
-            errors = read_at_once(daemon, uris)
-        assert read_at_once(daemon, uris) == []
+            errors = demand_together(daemon, uris)
+        assert demand_together(daemon, uris) == []
     assert errors
     assert all("Too many open files" in error for error in errors)
 
 
-def test_what_is_cached_stays_while_there_is_no_descriptor_to_look_at_it(daemon: DaemonProcess, server: ServingGCS) -> None:
+def test_cached_objects_stay_while_no_descriptor_is_free_to_check_them(daemon: DaemonProcess, server: ServingGCS) -> None:
     uris = put_new(server, 2)
-    with kept(daemon, server):
+    with promises_kept(daemon, server):
         assert daemon.client.fetch(uris) == ["", ""]
         with no_descriptors(daemon):
             assert daemon.client.fetch(uris) == ["", ""]
@@ -108,8 +108,8 @@ def test_what_is_cached_stays_while_there_is_no_descriptor_to_look_at_it(daemon:
     assert gets_of(server.counts, uris) == 2
 
 
-def assert_kept(daemon: DaemonProcess, server: ServingGCS, uris: list[str], size_bytes: int = SIZE) -> None:
-    """Assert that the next daemon has the objects that this one left, and that it brings the others."""
+def assert_nothing_lost(daemon: DaemonProcess, server: ServingGCS, uris: list[str], size_bytes: int = SIZE) -> None:
+    """Assert that the next daemon has the objects that this one cached, and that it downloads the others."""
     published = [uri for uri in uris if daemon.cached(uri) is not None]
     before = gets_of(server.counts, published)
     with faulted_daemon(daemon.cache_dir, server.url) as next_one:
@@ -119,10 +119,10 @@ def assert_kept(daemon: DaemonProcess, server: ServingGCS, uris: list[str], size
 
 
 @pytest.mark.parametrize("left_bytes", [0, 2_000_000])
-def test_without_memory_left_reads_fail_and_the_cache_stays_right(
+def test_without_free_memory_reads_fail_and_the_cache_stays_correct(
     mortal: DaemonProcess, server: ServingGCS, left_bytes: int
 ) -> None:
-    """Whether the daemon lives through it, dies or hangs."""
+    """Whether the daemon survives it, dies or hangs."""
     uris = put_new(server, 40, LARGE)
     cached = put_new(server, 2, LARGE)
     assert mortal.client.fetch(cached) == ["", ""]
@@ -130,14 +130,14 @@ def test_without_memory_left_reads_fail_and_the_cache_stays_right(
     with limited(mortal, resource.RLIMIT_AS, limit_bytes), contextlib.suppress(DaemonUnavailableError):
         assert any(mortal.client.fetch(uris))
     mortal.kill()
-    assert_kept(mortal, server, uris + cached, LARGE)
+    assert_nothing_lost(mortal, server, uris + cached, LARGE)
 
 
 # --- Signals
 
 
 def demanding(daemon: DaemonProcess, uris: list[str], readers: int = 4) -> ThreadPoolExecutor:
-    """Readers that demand one object after the other until each has been asked for, or the daemon is gone."""
+    """Readers that demand one object after the other, until each has been demanded or the daemon is gone."""
     left = iter(uris)
 
     def read() -> None:
@@ -157,13 +157,13 @@ def test_a_stop_under_load_is_clean_and_loses_nothing(mortal: DaemonProcess, ser
         server.wait_for(lambda counts: gets_of(counts, uris) > 40)
         mortal.stop()
     assert not any(path.is_file() for path in (mortal.cache_dir / "tmp").rglob("*"))
-    assert_kept(mortal, server, uris)
+    assert_nothing_lost(mortal, server, uris)
 
 
-def test_a_daemon_that_was_suspended_goes_on(daemon: DaemonProcess, server: ServingGCS) -> None:
+def test_a_daemon_that_was_suspended_continues(daemon: DaemonProcess, server: ServingGCS) -> None:
     uris = put_new(server, 150)
     assert daemon.client.fetch(uris[:2]) == ["", ""]
-    with kept(daemon, server), demanding(daemon, uris[:-1]):
+    with promises_kept(daemon, server), demanding(daemon, uris[:-1]):
         server.wait_for(lambda counts: gets_of(counts, uris) > 40)
         with suspended(daemon), closing(DaemonClient(daemon.cache_dir, timeout_s=0.5)) as client:
             for uri in uris[:2]:
@@ -179,7 +179,7 @@ def test_a_daemon_that_was_suspended_goes_on(daemon: DaemonProcess, server: Serv
 
 @contextmanager
 def suspended(daemon: DaemonProcess) -> Iterator[None]:
-    """SIGSTOP, and SIGCONT at the end."""
+    """Suspend the daemon while the body runs."""
     os.kill(daemon.pid, signal.SIGSTOP)
     try:
         yield
@@ -188,12 +188,12 @@ def suspended(daemon: DaemonProcess) -> Iterator[None]:
 
 
 def connections(daemon: DaemonProcess) -> int:
-    """How many there are to its Unix socket, with those that it has not accepted yet."""
+    """How many connections its Unix socket has, including those that it has not accepted yet."""
     return Path("/proc/net/unix").read_text().count(f"{daemon.cache_dir}/daemon.sock\n")
 
 
-def test_reads_that_a_suspended_daemon_was_told_of_are_counted_once(daemon: DaemonProcess, server: ServingGCS) -> None:
-    """The report times out, is sent again, and both arrive when it goes on."""
+def test_reads_that_were_reported_to_a_suspended_daemon_are_counted_once(daemon: DaemonProcess, server: ServingGCS) -> None:
+    """The report times out and is sent again; both arrive when the daemon continues."""
     uris = put_new(server, 3)
     reporter = ReadReporter(daemon.cache_dir, "job")
     before = connections(daemon)
@@ -212,7 +212,7 @@ def test_a_second_daemon_is_refused_in_one_line_and_harms_nothing(daemon: Daemon
     cache_dir = daemon.cache_dir if same == "directory" else daemon.cache_dir.with_name("another")
     extra = ["--http", daemon.http.removeprefix("http://")] if same == "port" else []
     lease = daemon.client.lease("job")
-    with kept(daemon, server):
+    with promises_kept(daemon, server):
         result = run_command("start", *start_arguments(cache_dir, server.url, extra))
         assert (result.returncode, result.stderr.count("\n")) == (1, 1)
         assert (f"pid {daemon.pid}" if same == "directory" else "the port is in use") in result.stderr

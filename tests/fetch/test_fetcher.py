@@ -1,4 +1,4 @@
-"""Bringing objects into the cache: sharing, order, what gives way to what."""
+"""Prefetches and demands: who shares a download, who goes first, and what is evicted for whom."""
 
 import asyncio
 import contextlib
@@ -28,14 +28,14 @@ BUCKET = "pictures"
 
 
 @pytest.fixture
-async def origin(gcs: GCSServer) -> AsyncIterator[GCSClient]:
+async def client(gcs: GCSServer) -> AsyncIterator[GCSClient]:
     async with GCSClient(Access(gcs.url, anonymous=True), deadline_s=20.0) as opened:
         yield opened
 
 
 @pytest.fixture
-async def fetcher(cache: Cache, origin: GCSClient) -> AsyncIterator[Fetcher]:
-    opened = Fetcher(cache, origin, slots_of(4))
+async def fetcher(cache: Cache, client: GCSClient) -> AsyncIterator[Fetcher]:
+    opened = Fetcher(cache, client, slots_of(4))
     yield opened
     await opened.close()
 
@@ -51,7 +51,7 @@ def path_of(version: ObjectVersion) -> str:
 
 
 def cached(cache: Cache, version: ObjectVersion) -> bytes | None:
-    """What a reader finds at the object's place."""
+    """What a reader finds at the object's path."""
     return read_checked(cache.directory.objects, path_of(version))
 
 
@@ -63,10 +63,10 @@ def media_in_order(gcs: GCSServer) -> list[str]:
     return [seen.key.removeprefix(f"{BUCKET}/") for seen in gcs.seen if seen.kind == "media"]
 
 
-async def prefetch(fetcher: Fetcher, version: ObjectVersion, room: ChooseVictims) -> None:
-    """As the prefetcher does: begin what is not here, and have no part in its end."""
+async def prefetch(fetcher: Fetcher, version: ObjectVersion, choose: ChooseVictims) -> None:
+    """Prefetch as the prefetcher does: only what is not cached, and without cancelling it."""
     if not fetcher.is_cached(version):
-        await asyncio.shield(fetcher.prefetch(version, room))
+        await asyncio.shield(fetcher.prefetch(version, choose))
 
 
 # Sharing
@@ -92,22 +92,22 @@ async def test_callers_who_know_no_version_share_one_get(gcs: GCSServer, cache: 
     assert gets(gcs, version) == 1
 
 
-async def test_a_demand_joins_the_prefetch_under_way(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
+async def test_a_demand_joins_a_running_prefetch(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
     version = put(gcs, "a.jpg", b"bytes of a")
     gcs.faults.add(Stall(3))
-    begun = asyncio.create_task(prefetch(fetcher, version, cache.choose_victims))
+    started = asyncio.create_task(prefetch(fetcher, version, cache.choose_victims))
     await gcs.wait_for(lambda counts: counts.open_media == 1)
     demands = [
         asyncio.create_task(fetcher.demand(version.name, version)),
         asyncio.create_task(fetcher.demand(version.name, None)),
     ]
     gcs.release()
-    await asyncio.gather(begun, *demands)
+    await asyncio.gather(started, *demands)
     assert cached(cache, version) == b"bytes of a"
     assert gets(gcs, version) == 1
 
 
-async def test_all_who_share_a_download_get_its_error(gcs: GCSServer, fetcher: Fetcher) -> None:
+async def test_all_callers_of_a_download_get_its_error(gcs: GCSServer, fetcher: Fetcher) -> None:
     gcs.create_bucket(BUCKET)
     name = ObjectName(BUCKET, "missing.jpg")
     demands = (fetcher.demand(name, None) for _ in range(5))
@@ -116,7 +116,9 @@ async def test_all_who_share_a_download_get_its_error(gcs: GCSServer, fetcher: F
     assert gcs.counts.total() == 1
 
 
-async def test_a_caller_that_goes_away_leaves_the_others_their_download(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
+async def test_a_caller_that_is_cancelled_leaves_the_others_their_download(
+    gcs: GCSServer, cache: Cache, fetcher: Fetcher
+) -> None:
     version = put(gcs, "a.jpg", b"bytes of a")
     gcs.faults.add(Stall(3))
     leaving, staying = (asyncio.create_task(fetcher.demand(version.name, version)) for _ in range(2))
@@ -130,8 +132,10 @@ async def test_a_caller_that_goes_away_leaves_the_others_their_download(gcs: GCS
     assert gets(gcs, version) == 1
 
 
-async def test_a_download_that_everybody_left_is_finished_all_the_same(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
-    """Its bytes are paid for."""
+async def test_a_download_that_all_callers_left_is_finished_all_the_same(
+    gcs: GCSServer, cache: Cache, fetcher: Fetcher
+) -> None:
+    """Its bytes have been paid for."""
     version = put(gcs, "a.jpg", b"bytes of a")
     gcs.faults.add(Stall(3))
     leaving = asyncio.create_task(fetcher.demand(version.name, version))
@@ -147,7 +151,7 @@ async def test_a_download_that_everybody_left_is_finished_all_the_same(gcs: GCSS
 # Generations
 
 
-async def test_who_wants_a_newer_generation_than_the_one_under_way_gets_it(
+async def test_a_caller_that_needs_a_newer_generation_than_the_running_download_gets_it(
     gcs: GCSServer, cache: Cache, fetcher: Fetcher
 ) -> None:
     old = put(gcs, "a.jpg", b"old bytes")
@@ -163,7 +167,7 @@ async def test_who_wants_a_newer_generation_than_the_one_under_way_gets_it(
     assert gets(gcs, new) == 2
 
 
-async def test_who_wants_a_newer_generation_does_not_get_the_older_ones_error(
+async def test_a_caller_that_needs_a_newer_generation_does_not_get_the_error_of_the_older_one(
     gcs: GCSServer, cache: Cache, fetcher: Fetcher
 ) -> None:
     old = put(gcs, "a.jpg", b"old bytes")
@@ -190,7 +194,7 @@ async def test_a_stale_generation_in_the_cache_is_replaced(gcs: GCSServer, cache
     assert cache.bytes == len(b"newer bytes")
 
 
-async def test_a_demand_for_a_generation_that_is_gone_brings_the_live_one(
+async def test_a_demand_for_a_replaced_generation_downloads_the_live_one(
     gcs: GCSServer, cache: Cache, fetcher: Fetcher
 ) -> None:
     old = put(gcs, "a.jpg", b"old bytes")
@@ -200,7 +204,7 @@ async def test_a_demand_for_a_generation_that_is_gone_brings_the_live_one(
     assert gets(gcs, new) == 2
 
 
-async def test_a_prefetch_of_a_generation_that_is_gone_fails(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
+async def test_a_prefetch_of_a_replaced_generation_fails(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
     old = put(gcs, "a.jpg", b"old bytes")
     put(gcs, "a.jpg", b"newer bytes")
     with pytest.raises(ObjectChangedError):
@@ -208,7 +212,7 @@ async def test_a_prefetch_of_a_generation_that_is_gone_fails(gcs: GCSServer, cac
     assert len(cache) == 0
 
 
-async def test_a_demand_for_a_deleted_object_says_that_it_is_missing(gcs: GCSServer, fetcher: Fetcher) -> None:
+async def test_a_demand_for_a_deleted_object_raises_that_it_is_missing(gcs: GCSServer, fetcher: Fetcher) -> None:
     version = put(gcs, "a.jpg", b"bytes of a")
     gcs.delete(BUCKET, "a.jpg")
     with pytest.raises(ObjectMissingError, match=r"gs://pictures/a\.jpg"):
@@ -219,7 +223,7 @@ async def test_a_demand_for_a_deleted_object_says_that_it_is_missing(gcs: GCSSer
 
 
 @pytest.mark.parametrize("pinned", [True, False])
-async def test_a_demanded_file_that_is_damaged_is_fetched_again(
+async def test_a_demanded_file_that_is_damaged_is_downloaded_again(
     gcs: GCSServer, cache: Cache, fetcher: Fetcher, *, pinned: bool
 ) -> None:
     version = put(gcs, "a.jpg", b"bytes of a")
@@ -233,7 +237,7 @@ async def test_a_demanded_file_that_is_damaged_is_fetched_again(
 
 
 @pytest.mark.parametrize("pinned", [True, False])
-async def test_a_demanded_file_that_is_fine_costs_no_get(
+async def test_a_demanded_file_that_is_intact_costs_no_get(
     gcs: GCSServer, cache: Cache, fetcher: Fetcher, *, pinned: bool
 ) -> None:
     version = put(gcs, "a.jpg", b"bytes of a")
@@ -245,7 +249,7 @@ async def test_a_demanded_file_that_is_fine_costs_no_get(
     assert fetcher.downloaded.demand == 0
 
 
-async def test_a_demand_for_a_file_that_is_there_counts_as_its_use(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
+async def test_a_demand_for_a_cached_file_counts_as_its_use(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
     first, second = put(gcs, "1.jpg", b"1"), put(gcs, "2.jpg", b"2")
     await prefetch(fetcher, first, cache.choose_victims)
     await prefetch(fetcher, second, cache.choose_victims)
@@ -256,49 +260,49 @@ async def test_a_demand_for_a_file_that_is_there_counts_as_its_use(gcs: GCSServe
 # Order and number
 
 
-async def test_never_more_downloads_at_a_time_than_the_setting(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
+async def test_no_more_downloads_run_at_a_time_than_the_setting_allows(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
     versions = [put(gcs, f"{i}.jpg", bytes([i])) for i in range(20)]
     gcs.faults.add(Stall(0))
-    asks = [asyncio.create_task(prefetch(fetcher, version, cache.choose_victims)) for version in versions[:10]]
-    asks += [asyncio.create_task(fetcher.demand(version.name, version)) for version in versions[10:]]
+    callers = [asyncio.create_task(prefetch(fetcher, version, cache.choose_victims)) for version in versions[:10]]
+    callers += [asyncio.create_task(fetcher.demand(version.name, version)) for version in versions[10:]]
     for round_of_four in range(1, 6):
         await gcs.wait_for(lambda counts, n=round_of_four: counts.total() == 4 * n)  # type: ignore[misc]
         gcs.release()
-    await asyncio.gather(*asks)
+    await asyncio.gather(*callers)
     assert gcs.counts.peak_open_media == 4
 
 
-async def test_a_demand_goes_before_the_prefetches_that_wait(gcs: GCSServer, cache: Cache, origin: GCSClient) -> None:
-    fetcher = Fetcher(cache, origin, slots_of(1))
+async def test_a_demand_starts_before_the_prefetches_that_wait(gcs: GCSServer, cache: Cache, client: GCSClient) -> None:
+    fetcher = Fetcher(cache, client, slots_of(1))
     versions = [put(gcs, f"{i}.jpg", bytes([i])) for i in range(5)]
     gcs.faults.add(Stall(0), f"{BUCKET}/0.jpg")
-    asks = [asyncio.create_task(prefetch(fetcher, version, cache.choose_victims)) for version in versions[:4]]
+    callers = [asyncio.create_task(prefetch(fetcher, version, cache.choose_victims)) for version in versions[:4]]
     await gcs.wait_for(lambda counts: counts.open_media == 1)
-    asks.append(asyncio.create_task(fetcher.demand(versions[4].name, versions[4])))
+    callers.append(asyncio.create_task(fetcher.demand(versions[4].name, versions[4])))
     asyncio.get_running_loop().call_soon(gcs.release)
-    await asyncio.gather(*asks)
+    await asyncio.gather(*callers)
     assert media_in_order(gcs) == ["0.jpg", "4.jpg", "1.jpg", "2.jpg", "3.jpg"]
     assert fetcher.downloaded.demand == 1
 
 
-async def test_a_demand_for_an_object_whose_prefetch_waits_brings_it_to_the_front(
-    gcs: GCSServer, cache: Cache, origin: GCSClient
+async def test_a_demand_for_an_object_whose_prefetch_waits_moves_it_to_the_front(
+    gcs: GCSServer, cache: Cache, client: GCSClient
 ) -> None:
-    fetcher = Fetcher(cache, origin, slots_of(1))
+    fetcher = Fetcher(cache, client, slots_of(1))
     versions = [put(gcs, f"{i}.jpg", bytes([i])) for i in range(5)]
     gcs.faults.add(Stall(0), f"{BUCKET}/0.jpg")
-    asks = [asyncio.create_task(prefetch(fetcher, version, cache.choose_victims)) for version in versions]
+    callers = [asyncio.create_task(prefetch(fetcher, version, cache.choose_victims)) for version in versions]
     await gcs.wait_for(lambda counts: counts.open_media == 1)
-    asks.append(asyncio.create_task(fetcher.demand(versions[4].name, versions[4])))
+    callers.append(asyncio.create_task(fetcher.demand(versions[4].name, versions[4])))
     asyncio.get_running_loop().call_soon(gcs.release)
-    await asyncio.gather(*asks)
+    await asyncio.gather(*callers)
     assert media_in_order(gcs) == ["0.jpg", "4.jpg", "1.jpg", "2.jpg", "3.jpg"]
     assert fetcher.downloaded.demand == 1
     assert fetcher.downloaded.prefetch == 4
 
 
-async def test_failed_and_abandoned_downloads_give_their_slots_back(gcs: GCSServer, cache: Cache, origin: GCSClient) -> None:
-    fetcher = Fetcher(cache, origin, slots_of(1))
+async def test_failed_downloads_release_their_slots(gcs: GCSServer, cache: Cache, client: GCSClient) -> None:
+    fetcher = Fetcher(cache, client, slots_of(1))
     version = put(gcs, "a.jpg", b"bytes of a")
     for _ in range(3):
         with pytest.raises(ObjectMissingError):
@@ -307,10 +311,10 @@ async def test_failed_and_abandoned_downloads_give_their_slots_back(gcs: GCSServ
     assert cached(cache, version) == b"bytes of a"
 
 
-# Room
+# Space
 
 
-async def test_a_demand_gets_room_where_a_prefetch_would_get_none(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
+async def test_a_demand_gets_space_when_a_prefetch_would_get_none(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
     kept = put(gcs, "kept.jpg", bytes(600_000))
     await prefetch(fetcher, kept, cache.choose_victims)
     wanted = put(gcs, "wanted.jpg", bytes(500_000))
@@ -323,7 +327,7 @@ async def test_a_demand_gets_room_where_a_prefetch_would_get_none(gcs: GCSServer
 
 
 class Keeping(LeastRecentlyUsed):
-    """An observer that chooses victims as it is told."""
+    """An observer that chooses the given victims."""
 
     def __init__(self, choose_victims: ChooseVictims) -> None:
         self._choose_victims = choose_victims
@@ -343,19 +347,23 @@ async def test_the_observer_chooses_what_a_demand_evicts(gcs: GCSServer, cache: 
     assert cached(cache, other) is None
 
 
-async def test_who_has_more_room_does_not_share_the_failure_of_who_has_less(
+async def test_a_caller_that_may_evict_more_does_not_share_the_failure_of_one_that_may_evict_less(
     gcs: GCSServer, cache: Cache, fetcher: Fetcher
 ) -> None:
     kept, wanted = put(gcs, "kept.jpg", bytes(600_000)), put(gcs, "wanted.jpg", bytes(500_000))
     await prefetch(fetcher, kept, cache.choose_victims)
-    room = keeping(cache, path_of(kept))
-    asks = (prefetch(fetcher, wanted, room), prefetch(fetcher, wanted, room), prefetch(fetcher, wanted, cache.choose_victims))
-    results = await asyncio.gather(*asks, return_exceptions=True)
+    choose = keeping(cache, path_of(kept))
+    callers = (
+        prefetch(fetcher, wanted, choose),
+        prefetch(fetcher, wanted, choose),
+        prefetch(fetcher, wanted, cache.choose_victims),
+    )
+    results = await asyncio.gather(*callers, return_exceptions=True)
     assert [type(result) for result in results] == [CacheFullError, CacheFullError, type(None)]
     assert cached(cache, wanted) == bytes(500_000)
 
 
-async def test_a_prefetch_without_room_fails_before_gcs_is_asked_and_drops_nothing(
+async def test_a_prefetch_without_space_fails_before_its_request_and_evicts_nothing(
     gcs: GCSServer, cache: Cache, fetcher: Fetcher
 ) -> None:
     kept = put(gcs, "kept.jpg", bytes(600_000))
@@ -367,38 +375,40 @@ async def test_a_prefetch_without_room_fails_before_gcs_is_asked_and_drops_nothi
     assert gets(gcs, wanted) == 0
 
 
-async def test_a_demand_gets_room_although_it_joins_a_prefetch_that_finds_none(
-    gcs: GCSServer, cache: Cache, origin: GCSClient
+async def test_a_demand_gets_space_although_it_joins_a_prefetch_that_finds_none(
+    gcs: GCSServer, cache: Cache, client: GCSClient
 ) -> None:
-    fetcher = Fetcher(cache, origin, slots_of(1))
+    fetcher = Fetcher(cache, client, slots_of(1))
     kept = put(gcs, "kept.jpg", bytes(600_000))
     await prefetch(fetcher, kept, cache.choose_victims)
-    room, wanted = keeping(cache, path_of(kept)), put(gcs, "wanted.jpg", bytes(500_000))
-    begun = asyncio.create_task(prefetch(fetcher, wanted, room))
+    choose, wanted = keeping(cache, path_of(kept)), put(gcs, "wanted.jpg", bytes(500_000))
+    started = asyncio.create_task(prefetch(fetcher, wanted, choose))
     demand = asyncio.create_task(fetcher.demand(wanted.name, wanted))
-    results = await asyncio.gather(begun, demand, return_exceptions=True)
+    results = await asyncio.gather(started, demand, return_exceptions=True)
     assert isinstance(results[0], CacheFullError)
     assert results[1] is None
     assert cached(cache, wanted) == bytes(500_000)
 
 
-async def test_a_demand_gets_room_although_prefetches_that_find_none_keep_coming(
+async def test_a_demand_gets_space_although_prefetches_that_find_none_keep_starting(
     gcs: GCSServer, cache: Cache, fetcher: Fetcher
 ) -> None:
     kept = put(gcs, "kept.jpg", bytes(600_000))
     await prefetch(fetcher, kept, cache.choose_victims)
-    room, wanted = keeping(cache, path_of(kept)), put(gcs, "wanted.jpg", bytes(500_000))
+    choose, wanted = keeping(cache, path_of(kept)), put(gcs, "wanted.jpg", bytes(500_000))
 
     async def insist() -> None:
         for _ in range(3):
             with contextlib.suppress(CacheFullError):
-                await prefetch(fetcher, wanted, room)
+                await prefetch(fetcher, wanted, choose)
 
     await asyncio.gather(insist(), fetcher.demand(wanted.name, wanted))
     assert cached(cache, wanted) == bytes(500_000)
 
 
-async def test_an_object_that_changed_gets_room_too(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
+async def test_a_demand_for_a_replaced_generation_gets_space_for_the_live_one(
+    gcs: GCSServer, cache: Cache, fetcher: Fetcher
+) -> None:
     kept = put(gcs, "kept.jpg", bytes(600_000))
     await prefetch(fetcher, kept, cache.choose_victims)
     old = put(gcs, "wanted.jpg", b"small")
@@ -407,9 +417,7 @@ async def test_an_object_that_changed_gets_room_too(gcs: GCSServer, cache: Cache
     assert cached(cache, new) == bytes(500_000)
 
 
-async def test_an_object_larger_than_the_cache_is_refused_and_drops_nothing(
-    gcs: GCSServer, cache: Cache, fetcher: Fetcher
-) -> None:
+async def test_an_object_larger_than_the_cache_fails_and_evicts_nothing(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
     kept, huge = put(gcs, "kept.jpg", b"kept"), put(gcs, "huge.jpg", bytes(1_000_001))
     await prefetch(fetcher, kept, cache.choose_victims)
     with pytest.raises(CacheFullError):
@@ -418,39 +426,39 @@ async def test_an_object_larger_than_the_cache_is_refused_and_drops_nothing(
     assert gets(gcs, huge) == 0
 
 
-async def test_how_long_downloads_take_is_measured(gcs: GCSServer, cache: Cache, origin: GCSClient) -> None:
-    """Prefetching looks ahead as far as that says."""
+async def test_the_duration_of_downloads_is_measured(gcs: GCSServer, cache: Cache, client: GCSClient) -> None:
+    """The size of the windows depends on it."""
     measured = MovingDuration(assumed_s=1000.0)
-    fetcher = Fetcher(cache, origin, slots_of(4), download_s=measured)
+    fetcher = Fetcher(cache, client, slots_of(4), download_s=measured)
     for i in range(3):
         await prefetch(fetcher, put(gcs, f"{i}.jpg", b"bytes"), cache.choose_victims)
     assert (mean_s := measured.mean_s) == pytest.approx(1000 * 0.98**3, abs=5)
     with pytest.raises(ObjectMissingError):
         await fetcher.demand(ObjectName(BUCKET, "missing.jpg"), None)
-    assert measured.mean_s == mean_s  # a refusal tells nothing of it
+    assert measured.mean_s == mean_s  # a failure says nothing about it
 
 
-# The end
+# Close
 
 
-async def test_close_leaves_nothing_running_and_nothing_unfinished(gcs: GCSServer, cache: Cache, origin: GCSClient) -> None:
-    """Some downloads have bytes on disk, some wait for their turn, some for GCS."""
-    fetcher = Fetcher(cache, origin, slots_of(4))
+async def test_close_leaves_nothing_running_and_nothing_unfinished(gcs: GCSServer, cache: Cache, client: GCSClient) -> None:
+    """Some downloads have bytes on the disk, some wait for a slot, some for GCS."""
+    fetcher = Fetcher(cache, client, slots_of(4))
     large = put(gcs, "large.jpg", bytes(500_000))
     versions = [large, *(put(gcs, f"{i}.jpg", bytes(1000)) for i in range(10))]
     gcs.faults.add(Stall(500))
     before = asyncio.all_tasks()
-    asks = [asyncio.create_task(prefetch(fetcher, version, cache.choose_victims)) for version in versions]
+    callers = [asyncio.create_task(prefetch(fetcher, version, cache.choose_victims)) for version in versions]
     await gcs.wait_for(lambda counts: counts.open_media == 4)
     await fetcher.close()
-    errors = await asyncio.gather(*asks, return_exceptions=True)
+    errors = await asyncio.gather(*callers, return_exceptions=True)
     assert all(isinstance(error, asyncio.CancelledError) for error in errors)
     assert [task for task in asyncio.all_tasks() - before if task.get_name().startswith("fetch")] == []
     assert cache.directory.leftover_files() == []
     assert cache.capacity.reserved_bytes == 0
 
 
-async def test_after_close_nothing_is_begun(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
+async def test_after_close_no_download_starts(gcs: GCSServer, cache: Cache, fetcher: Fetcher) -> None:
     version = put(gcs, "a.jpg", b"bytes of a")
     await fetcher.close()
     with pytest.raises(DaemonUnavailableError, match=r"gs://pictures/a\.jpg: the daemon is stopping"):
@@ -461,7 +469,7 @@ async def test_after_close_nothing_is_begun(gcs: GCSServer, cache: Cache, fetche
 
 
 @pytest.mark.parametrize("size_bytes", [0, 10, 900_000])
-async def test_a_download_that_starts_over_leaves_one_whole_file(
+async def test_a_download_that_starts_again_leaves_one_complete_file(
     gcs: GCSServer, cache: Cache, fetcher: Fetcher, size_bytes: int
 ) -> None:
     version = put(gcs, "a.jpg", bytes(size_bytes))
@@ -473,8 +481,8 @@ async def test_a_download_that_starts_over_leaves_one_whole_file(
 
 
 async def test_an_outage_of_gcs_removes_nothing_from_the_cache(gcs: GCSServer, cache: Cache) -> None:
-    async with GCSClient(Access(gcs.url, anonymous=True), deadline_s=0.2) as origin:
-        fetcher = Fetcher(cache, origin, slots_of(4))
+    async with GCSClient(Access(gcs.url, anonymous=True), deadline_s=0.2) as client:
+        fetcher = Fetcher(cache, client, slots_of(4))
         there, absent = put(gcs, "there.jpg", b"there"), put(gcs, "absent.jpg", b"absent")
         await prefetch(fetcher, there, cache.choose_victims)
         gcs.faults.add(Status(503))

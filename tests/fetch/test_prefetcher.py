@@ -1,4 +1,4 @@
-"""The window ahead of every stream: what is fetched, in which order, and what happens when something goes wrong."""
+"""What is prefetched ahead of every stream, in which order, and what happens if something fails."""
 
 import asyncio
 import logging
@@ -37,7 +37,7 @@ def path_of(version: ObjectVersion) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """The parts of a daemon that prefetch, at work."""
+    """The running parts of a daemon that prefetch."""
 
     manifest: Manifest
     registry: Registry
@@ -46,7 +46,7 @@ class Node:
     prefetcher: Prefetcher
 
     async def read(self, *items: int, job: str = "job") -> None:
-        """A reader reports that it has read the items; returns when the prefetcher has followed."""
+        """Report that a reader has read the items; returns when the prefetcher is settled again."""
         for item in items:
             for version in self.manifest.versions(item):
                 self.cache.touch(path_of(version))
@@ -54,14 +54,14 @@ class Node:
         await self.follow()
 
     async def demand_and_read(self, item: int, job: str = "job") -> None:
-        """As a reader does that looks on the disk first."""
+        """Read an item as a reader does, with demands for what is not cached."""
         for version in self.manifest.versions(item):
             if not self.fetcher.is_cached(version):
                 await self.prefetcher.demand(version.name)
         await self.read(item, job=job)
 
     async def plan(self, items: Sequence[int], *, listed: Manifest | None = None, **changes: object) -> Reader:
-        """A reader says what it will read; returns when the prefetcher has followed."""
+        """Register a reader's plan; returns when the prefetcher is settled again."""
         plan, indices = plan_of(listed or self.manifest, items, **changes)  # type: ignore[arg-type]  # any field
         reader = self.registry.register(self.registry.prepare(plan, indices))
         self.prefetcher.start_epoch()
@@ -69,12 +69,12 @@ class Node:
         return reader
 
     async def follow(self) -> None:
-        """Have the prefetcher do what there is to do."""
+        """Wake the prefetcher; returns when it is settled."""
         self.prefetcher.wake()
         await self.prefetcher.settled()
 
     def items_on_disk(self) -> list[int]:
-        """The items whose every part is in the cache."""
+        """The items of which every part is cached."""
         return [item for item in self.all if all(self.cache.stamp(path_of(one)) for one in self.manifest.versions(item))]
 
     @property
@@ -82,11 +82,11 @@ class Node:
         return range(len(self.manifest))
 
     def seeded(self, epoch: int = 0) -> list[int]:
-        """The order in which the data root is prefetched before any reader has come."""
+        """The order in which the data root is prefetched before any reader has registered."""
         return [int(i) for i in epoch_order(SEED, epoch, indices_of(self.all))]
 
     def keys(self, items: Sequence[int]) -> list[str]:
-        """What the server counts the items' objects under."""
+        """The keys under which the server counts the items' objects."""
         return [f"{BUCKET}/{version.name.name}" for item in items for version in self.manifest.versions(item)]
 
 
@@ -101,13 +101,13 @@ async def prefetching(
     lru: bool = False,
     retry_after_s: float = 0.05,
 ) -> AsyncIterator[Node]:
-    """A node that has listed the data root. It prefetches from its first `wake` on."""
-    async with GCSClient(Access(gcs.url, anonymous=True), deadline_s=deadline_s) as origin:
+    """A node with a listing of the data root. It prefetches after the first `wake`."""
+    async with GCSClient(Access(gcs.url, anonymous=True), deadline_s=deadline_s) as client:
         registry = Registry(SEED, cache.capacity.limit_bytes, window_items=window, lru=lru)
         observer_of(cache).target = observer = PrefetchObserver(registry)
-        fetcher = Fetcher(cache, origin, slots_of(concurrency, observer.slot_freed))
+        fetcher = Fetcher(cache, client, slots_of(concurrency, observer.slot_freed))
         prefetcher = Prefetcher(registry, cache, fetcher, observer, retry_after_s=retry_after_s)
-        manifest = await list_manifest(origin, DataRoot.parse(DATA_ROOT), ItemPatterns())
+        manifest = await list_manifest(client, DataRoot.parse(DATA_ROOT), ItemPatterns())
         registry.set_manifest(registry.catalog.assign_numbers(manifest))
         running = asyncio.create_task(prefetcher.run())
         try:
@@ -119,7 +119,7 @@ async def prefetching(
 
 
 def lost_paths(cache: Cache) -> list[str]:
-    """What leaves the cache from now on."""
+    """The paths that are lost from now on."""
     losses = observer_of(cache).losses
     losses.clear()
     return losses
@@ -129,7 +129,7 @@ def media_in_order(gcs: GCSServer) -> list[str]:
     return [seen.key for seen in gcs.seen if seen.kind == "media"]
 
 
-# Before any reader
+# Before any reader has registered
 
 
 async def test_the_seeded_order_is_fetched_before_any_reader_has_come(gcs: GCSServer, cache: Cache) -> None:
@@ -139,7 +139,7 @@ async def test_the_seeded_order_is_fetched_before_any_reader_has_come(gcs: GCSSe
         assert media_in_order(gcs) == node.keys(node.seeded())
 
 
-async def test_image_and_label_come_together(gcs: GCSServer, cache: Cache) -> None:
+async def test_an_image_and_its_label_are_prefetched_together(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 20)
     async with prefetching(gcs, cache, window=3) as node:
         await node.plan(node.all)
@@ -160,7 +160,7 @@ async def test_every_slot_is_used_and_no_more(gcs: GCSServer, cache: Cache) -> N
     assert gcs.counts.peak_open_media == 6
 
 
-async def test_the_seeded_order_fills_the_room_that_is_free_beyond_its_window(gcs: GCSServer, cache: Cache) -> None:
+async def test_the_seeded_order_fills_the_free_space_beyond_its_window(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 30, size_bytes=50_000)
     async with prefetching(gcs, cache, window=2, concurrency=1) as node:
         await node.follow()
@@ -171,25 +171,25 @@ async def test_the_seeded_order_fills_the_room_that_is_free_beyond_its_window(gc
         assert gcs.counts.media.total() == 20
 
 
-async def test_a_reader_finds_what_lies_beyond_its_window_where_room_is_free(gcs: GCSServer, cache: Cache) -> None:
+async def test_items_beyond_the_window_are_prefetched_if_space_is_free(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 300, size_bytes=2000)
     async with prefetching(gcs, cache, window=None) as node:
         order = list(reversed(node.all))
         await node.plan(order)
         filled = len(node.items_on_disk())
-        assert 240 <= filled <= 250  # what is half here counts as here and as under way
+        assert 240 <= filled <= 250  # a partly cached item counts as cached and as incoming
         assert sorted(node.items_on_disk()) == sorted(order[:filled])
         assert cache.evictions == 0
         for item in order[:20]:
             assert item in node.items_on_disk()
             await node.read(item)
-        # Room comes free by dropping what was read; what lies far ahead is fetched once and stays.
+        # Items that were read are evicted for space; items far ahead are downloaded once and stay.
         await node.read(*order[20:250])
         assert max(gcs.counts.media.values()) == 1
 
 
 @pytest.mark.parametrize("how", [{"window": 5}, {"window": None, "lru": True}])
-async def test_free_room_is_left_free_where_a_setting_says_how_far_to_look_ahead(
+async def test_free_space_is_left_free_if_a_setting_limits_how_far_to_look_ahead(
     how: dict[str, Any], gcs: GCSServer, cache: Cache
 ) -> None:
     put_items(gcs, 400, size_bytes=1000)
@@ -198,7 +198,7 @@ async def test_free_room_is_left_free_where_a_setting_says_how_far_to_look_ahead
         assert len(node.items_on_disk()) == node.registry.window_items(reader) < 400
 
 
-async def test_beyond_its_window_the_seeded_order_drops_nothing_that_a_program_has_read(gcs: GCSServer, cache: Cache) -> None:
+async def test_beyond_its_window_the_seeded_order_evicts_nothing_that_a_program_has_read(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 30, size_bytes=50_000)
     async with prefetching(gcs, cache, window=2) as node:
         order = node.seeded()
@@ -210,7 +210,7 @@ async def test_beyond_its_window_the_seeded_order_drops_nothing_that_a_program_h
         assert cache.evictions == 0
 
 
-async def test_within_its_window_the_seeded_order_drops_what_is_read_last(gcs: GCSServer, cache: Cache) -> None:
+async def test_within_its_window_the_seeded_order_evicts_what_is_needed_last(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 30, size_bytes=50_000)
     async with prefetching(gcs, cache, window=3) as node:
         order = node.seeded()
@@ -225,7 +225,7 @@ async def test_within_its_window_the_seeded_order_drops_what_is_read_last(gcs: G
 # The window
 
 
-async def test_never_more_than_the_window_is_fetched_ahead_of_the_reader(gcs: GCSServer, cache: Cache) -> None:
+async def test_no_more_than_the_window_is_prefetched_ahead_of_the_reader(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 20)
     async with prefetching(gcs, cache, window=4) as node:
         order = node.seeded(epoch=5)
@@ -237,7 +237,9 @@ async def test_never_more_than_the_window_is_fetched_ahead_of_the_reader(gcs: GC
 
 
 @pytest.mark.parametrize("kind", ["shuffled", "endless"])
-async def test_the_next_epochs_head_is_fetched_in_this_ones_tail(gcs: GCSServer, cache: Cache, kind: str) -> None:
+async def test_the_start_of_the_next_epoch_is_prefetched_at_the_end_of_this_one(
+    gcs: GCSServer, cache: Cache, kind: str
+) -> None:
     put_items(gcs, 30, size_bytes=50_000)
     async with prefetching(gcs, cache, window=4) as node:
         reader = await node.plan(node.all, kind=kind, seed=3)
@@ -256,7 +258,7 @@ async def test_the_next_epochs_head_is_fetched_in_this_ones_tail(gcs: GCSServer,
         assert gcs.counts.media.total() == fetched
 
 
-async def test_when_the_seeded_epoch_has_been_read_the_next_one_is_fetched(gcs: GCSServer, cache: Cache) -> None:
+async def test_when_the_seeded_epoch_has_been_read_the_next_one_is_prefetched(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 6)
     async with prefetching(gcs, cache, window=2) as node:
         await node.follow()
@@ -277,7 +279,7 @@ async def test_the_runway_ends_at_the_first_gap(gcs: GCSServer, cache: Cache) ->
         assert reader.runway_items() == 4
 
 
-async def test_reads_out_of_order_bring_in_what_follows_them(gcs: GCSServer, cache: Cache) -> None:
+async def test_after_reads_out_of_order_the_items_that_follow_them_are_prefetched(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 20)
     async with prefetching(gcs, cache, window=4) as node:
         await node.plan(node.all)
@@ -288,7 +290,7 @@ async def test_reads_out_of_order_bring_in_what_follows_them(gcs: GCSServer, cac
         assert gcs.counts.media == dict.fromkeys(node.keys(range(10)), 1)
 
 
-async def test_one_lost_report_holds_up_no_prefetching(gcs: GCSServer, cache: Cache) -> None:
+async def test_a_lost_report_does_not_stop_prefetching(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 60)
     async with prefetching(gcs, cache, window=4) as node:
         reader = await node.plan(node.all)
@@ -299,7 +301,7 @@ async def test_one_lost_report_holds_up_no_prefetching(gcs: GCSServer, cache: Ca
         assert gcs.counts.media == dict.fromkeys(node.keys(node.all), 1)
 
 
-async def test_a_window_that_is_measured_serves_a_reader_whose_report_was_lost(gcs: GCSServer, cache: Cache) -> None:
+async def test_a_measured_window_serves_a_reader_whose_report_was_lost(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 300, size_bytes=100)
     async with prefetching(gcs, cache, window=None, concurrency=32) as node:
         await node.plan(node.all)
@@ -309,7 +311,7 @@ async def test_a_window_that_is_measured_serves_a_reader_whose_report_was_lost(g
         assert gcs.counts.media == dict.fromkeys(node.keys(node.all), 1)
 
 
-# Little room
+# Little space
 
 
 async def test_a_cache_smaller_than_the_window_fills_up_and_waits(gcs: GCSServer, cache: Cache) -> None:
@@ -317,13 +319,13 @@ async def test_a_cache_smaller_than_the_window_fills_up_and_waits(gcs: GCSServer
     async with prefetching(gcs, cache, window=20) as node:
         await node.plan(node.all)
         assert node.items_on_disk() == list(range(10))
-        for _ in range(20):  # reports of readers that read something else
+        for _ in range(20):  # reports by readers of other objects
             await node.follow()
         assert gcs.counts.media == dict.fromkeys(node.keys(range(10)), 1)
         assert cache.evictions == 0
 
 
-async def test_a_cache_smaller_than_the_window_goes_on_as_the_reader_advances(gcs: GCSServer, cache: Cache) -> None:
+async def test_a_cache_smaller_than_the_window_continues_as_the_reader_advances(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 30, size_bytes=50_000)
     async with prefetching(gcs, cache, window=20) as node:
         await node.plan(node.all)
@@ -335,8 +337,8 @@ async def test_a_cache_smaller_than_the_window_goes_on_as_the_reader_advances(gc
 
 
 @pytest.mark.parametrize("window", [1, 3, 8, 40])
-async def test_an_objects_one_get_serves_its_whole_residence(gcs: GCSServer, cache: Cache, window: int) -> None:
-    """Three epochs with a third of the items on disk: what is fetched again had been dropped, and no read waited."""
+async def test_an_object_costs_one_get_for_as_long_as_it_is_cached(gcs: GCSServer, cache: Cache, window: int) -> None:
+    """Three epochs with a third of the items cached: only evicted objects are downloaded again, and no read waits."""
     put_items(gcs, 30, size_bytes=50_000)
     async with prefetching(gcs, cache, window=window) as node:
         lost = lost_paths(cache)
@@ -348,11 +350,11 @@ async def test_an_objects_one_get_serves_its_whole_residence(gcs: GCSServer, cac
                 assert cache.bytes <= 1_000_000
         assert all(count == 1 + lost.count(key) for key, count in gcs.counts.media.items() if cache.stamp(key))
         assert all(count == lost.count(key) for key, count in gcs.counts.media.items() if not cache.stamp(key))
-        ahead = min(window, 10)  # what is fetched in an epoch for the next one
+        ahead = min(window, 10)  # items prefetched in an epoch for the next one
         assert gcs.counts.media.total() // 2 <= 30 + 2 * (30 - 10 + ahead) + ahead
 
 
-async def test_nothing_that_is_read_sooner_is_dropped_for_a_prefetch(gcs: GCSServer, cache: Cache) -> None:
+async def test_nothing_that_is_needed_sooner_is_evicted_for_a_prefetch(gcs: GCSServer, cache: Cache) -> None:
     """Do no harm (Cao et al., 1995)."""
     put_items(gcs, 30, size_bytes=50_000)
     async with prefetching(gcs, cache, window=20) as node:
@@ -368,7 +370,7 @@ async def test_nothing_that_is_read_sooner_is_dropped_for_a_prefetch(gcs: GCSSer
             assert came == set(left[9:10])
 
 
-async def test_a_demand_drops_what_is_read_last(gcs: GCSServer, cache: Cache) -> None:
+async def test_a_demand_evicts_what_is_needed_last(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 30, size_bytes=50_000)
     async with prefetching(gcs, cache, window=10) as node:
         order = node.seeded(epoch=9)
@@ -379,12 +381,12 @@ async def test_a_demand_drops_what_is_read_last(gcs: GCSServer, cache: Cache) ->
         assert lost[:2] == node.keys([order[9]])
         await node.prefetcher.demand(label.name)
         await node.follow()
-        assert sorted(node.items_on_disk()) == sorted(order[:10])  # it is not read soon after all: the window has its room back
+        assert sorted(node.items_on_disk()) == sorted(
+            order[:10]
+        )  # it is not needed soon after all: the window gets its space back
 
 
-async def test_room_that_a_failed_download_gives_back_is_used_without_waiting_for_a_reader(
-    gcs: GCSServer, cache: Cache
-) -> None:
+async def test_space_that_a_failed_download_releases_is_used_without_waiting_for_a_reader(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 2, size_bytes=450_000)
     async with prefetching(gcs, cache) as node:
         for version in node.manifest.versions(0):
@@ -393,7 +395,7 @@ async def test_room_that_a_failed_download_gives_back_is_used_without_waiting_fo
         assert node.items_on_disk() == [1]
 
 
-async def test_an_object_that_a_demand_pushed_out_is_not_fetched_over_and_over(gcs: GCSServer, cache: Cache) -> None:
+async def test_an_object_that_a_demand_evicted_is_not_downloaded_over_and_over(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 10, size_bytes=50_000)
     async with prefetching(gcs, cache) as node:
         await node.plan(node.all)
@@ -411,7 +413,7 @@ async def test_an_object_that_a_demand_pushed_out_is_not_fetched_over_and_over(g
         assert node.items_on_disk() == list(node.all)
 
 
-async def test_an_item_larger_than_the_cache_stops_nothing_and_is_said_once(
+async def test_an_item_larger_than_the_cache_stops_nothing_and_is_logged_once(
     gcs: GCSServer, cache: Cache, caplog: pytest.LogCaptureFixture
 ) -> None:
     put_items(gcs, 10, size_bytes=50_000)
@@ -427,7 +429,7 @@ async def test_an_item_larger_than_the_cache_stops_nothing_and_is_said_once(
         assert line.startswith(f"gs://{BUCKET}/train/images/00004.jpg: with its label 1.0 MB, more than the whole cache")
 
 
-async def test_with_the_policy_lru_the_least_recently_used_goes_whatever_is_planned(gcs: GCSServer, cache: Cache) -> None:
+async def test_with_the_policy_lru_the_least_recently_used_is_evicted_whatever_is_planned(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 30, size_bytes=50_000)
     async with prefetching(gcs, cache, window=1, lru=True) as node:
         await node.plan(node.all)
@@ -435,7 +437,7 @@ async def test_with_the_policy_lru_the_least_recently_used_goes_whatever_is_plan
             await node.read(item)
         assert node.items_on_disk() == list(range(11, 21))
         await node.plan(node.all, epoch=1)
-        for item in range(20):  # in a round, LRU drops each item just before it is read again
+        for item in range(20):  # LRU evicts each item just before it is read again
             await node.read(item)
         assert gcs.counts.media[node.keys([5])[0]] == 2
 
@@ -443,7 +445,7 @@ async def test_with_the_policy_lru_the_least_recently_used_goes_whatever_is_plan
 # Plans
 
 
-async def test_a_readers_plan_takes_the_place_of_the_seeded_order(gcs: GCSServer, cache: Cache) -> None:
+async def test_a_readers_plan_replaces_the_seeded_order(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 20, size_bytes=50_000)
     async with prefetching(gcs, cache, window=5, concurrency=1) as node:
         await node.follow()
@@ -456,14 +458,14 @@ async def test_a_readers_plan_takes_the_place_of_the_seeded_order(gcs: GCSServer
         assert media_in_order(gcs) == node.keys(order[:6])
 
 
-async def test_a_plan_goes_on_from_its_position(gcs: GCSServer, cache: Cache) -> None:
+async def test_a_plan_continues_from_its_position(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 20)
     async with prefetching(gcs, cache, window=5) as node:
         await node.plan(node.all, position=12)
         assert node.items_on_disk() == [12, 13, 14, 15, 16]
 
 
-async def test_an_item_that_a_plan_names_twice_is_fetched_once_and_kept_for_its_second_read(
+async def test_an_item_that_a_plan_names_twice_is_downloaded_once_and_kept_for_its_second_read(
     gcs: GCSServer, cache: Cache
 ) -> None:
     put_items(gcs, 20, size_bytes=50_000)
@@ -487,8 +489,8 @@ async def test_two_streams_on_the_same_data_share_their_downloads(gcs: GCSServer
         assert gcs.counts.media == dict.fromkeys(node.keys(range(15)), 1)
 
 
-async def test_two_readers_in_different_orders_share_what_is_on_disk(gcs: GCSServer, cache: Cache) -> None:
-    """Half of the items fit; LRU would need almost every item for either reader."""
+async def test_two_readers_in_different_orders_share_what_is_cached(gcs: GCSServer, cache: Cache) -> None:
+    """Half of the items fit; under LRU either reader would need almost every item downloaded."""
     put_items(gcs, 20, size_bytes=50_000)
     async with prefetching(gcs, cache, window=3) as node:
         for epoch in range(4):
@@ -504,7 +506,7 @@ async def test_two_readers_in_different_orders_share_what_is_on_disk(gcs: GCSSer
         assert gcs.counts.media.total() / 2 < 0.6 * 3 * 40
 
 
-async def test_a_reader_that_is_gone_is_fetched_for_no_more(gcs: GCSServer, cache: Cache) -> None:
+async def test_nothing_is_prefetched_for_a_reader_that_is_gone(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 30, size_bytes=50_000)
     async with prefetching(gcs, cache, window=5) as node:
         await node.plan(range(15), stream="dead/0")
@@ -538,7 +540,7 @@ async def test_each_wait_is_counted_by_its_reason(gcs: GCSServer, cache: Cache) 
         assert reader.demanded_objects == 2
 
 
-async def test_a_wait_while_every_slot_is_taken_is_a_throttled_one(gcs: GCSServer, cache: Cache) -> None:
+async def test_a_wait_while_every_slot_is_in_use_counts_as_throttled(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 10)
     gcs.faults.add(Stall(0))
     async with prefetching(gcs, cache, concurrency=4) as node:
@@ -553,7 +555,7 @@ async def test_a_wait_while_every_slot_is_taken_is_a_throttled_one(gcs: GCSServe
         assert node.prefetcher.waits == {"throttled": 1}
 
 
-async def test_a_wait_for_what_was_dropped_although_it_was_needed_is_counted_as_that(gcs: GCSServer, cache: Cache) -> None:
+async def test_a_wait_for_an_object_that_was_evicted_while_needed_counts_as_evicted(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 30, size_bytes=50_000)
     async with prefetching(gcs, cache, window=10) as node:
         reader = await node.plan(node.all)
@@ -569,10 +571,10 @@ async def test_a_wait_for_what_was_dropped_although_it_was_needed_is_counted_as_
         assert node.prefetcher.waits == {"not_planned": 1, "evicted": 1}
 
 
-# What goes wrong
+# Failures
 
 
-async def test_an_object_that_is_lost_within_the_window_is_fetched_again(gcs: GCSServer, cache: Cache) -> None:
+async def test_an_object_that_is_lost_within_the_window_is_downloaded_again(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 10)
     async with prefetching(gcs, cache, window=5) as node:
         await node.plan(node.all)
@@ -584,14 +586,16 @@ async def test_an_object_that_is_lost_within_the_window_is_fetched_again(gcs: GC
         assert gcs.counts.media == dict.fromkeys(node.keys(range(5)), 1) | {near: 2}
 
 
-async def test_a_part_that_is_lost_while_the_other_one_is_under_way_is_fetched_again(gcs: GCSServer, cache: Cache) -> None:
+async def test_a_part_that_is_lost_while_the_other_one_is_downloaded_is_downloaded_again(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 1)
     gcs.faults.add(Stall(0), "*.png")
     async with prefetching(gcs, cache) as node:
         image, label = node.keys([0])
         node.prefetcher.wake()
         await gcs.wait_for(lambda counts: counts.media[label] == 1)
-        await node.fetcher.prefetch(node.manifest.version(0, 0), cache.choose_victims)
+        version = node.manifest.version(0, 0)
+        if not node.fetcher.is_cached(version):
+            await node.fetcher.prefetch(version, cache.choose_victims)  # joins the download
         await cache.evict(image)
         gcs.release()
         await node.prefetcher.settled()
@@ -610,7 +614,7 @@ async def test_a_missing_object_does_not_stop_the_rest_and_is_logged_once(
             await node.follow()
             await node.read(*node.seeded(), job="without a plan")
         assert sorted(node.items_on_disk()) == sorted(node.seeded()[1:])
-        assert gcs.counts.media[f"{BUCKET}/{gone.name.name}"] >= 2  # it was planned in the next epoch again
+        assert gcs.counts.media[f"{BUCKET}/{gone.name.name}"] >= 2  # it was planned again in the next epoch
         assert [record.getMessage().count(gone.name.uri) for record in caplog.records] == [1]
 
 
@@ -631,7 +635,7 @@ async def test_after_an_outage_everything_is_planned_again_and_the_outage_is_log
         assert node.items_on_disk() == list(node.all)
 
 
-async def test_a_bucket_that_refuses_everything_is_a_line_with_a_name_and_another_with_how_many_more(
+async def test_a_bucket_that_refuses_everything_is_logged_as_one_object_and_a_number_of_others(
     gcs: GCSServer, cache: Cache, caplog: pytest.LogCaptureFixture
 ) -> None:
     put_items(gcs, 1000)
@@ -642,11 +646,11 @@ async def test_a_bucket_that_refuses_everything_is_a_line_with_a_name_and_anothe
         assert gcs.counts.total("media") == 2000
         (line,) = caplog.messages
         assert re.fullmatch(refusal, line)
-    _, last = caplog.messages  # at the end, for the minute is not over
+    _, last = caplog.messages  # logged by close, before the period ends
     assert re.fullmatch(rf"{refusal}; 1,998 more like it since the line before", last)
 
 
-async def test_what_cannot_be_had_for_one_reason_does_not_hide_another(
+async def test_objects_that_fail_for_one_reason_do_not_hide_another_reason(
     gcs: GCSServer, cache: Cache, caplog: pytest.LogCaptureFixture
 ) -> None:
     put_items(gcs, 20)
@@ -658,7 +662,7 @@ async def test_what_cannot_be_had_for_one_reason_does_not_hide_another(
         assert sorted("GCS returned 403" in line for line in caplog.messages) == [False, True]
 
 
-async def test_an_outage_does_not_look_settled(gcs: GCSServer, cache: Cache) -> None:
+async def test_during_an_outage_the_prefetcher_is_not_settled(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 1)
     gcs.faults.add(Stall(None))
     async with prefetching(gcs, cache, deadline_s=0.1) as node:
@@ -672,7 +676,7 @@ async def test_an_outage_does_not_look_settled(gcs: GCSServer, cache: Cache) -> 
         assert node.items_on_disk() == [0]
 
 
-async def test_leaving_ends_every_prefetch(gcs: GCSServer, cache: Cache) -> None:
+async def test_a_cancelled_run_ends_every_prefetch(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 10)
     gcs.faults.add(Stall(None))
     before = asyncio.all_tasks()

@@ -1,4 +1,4 @@
-"""Limits at work: a cache filled from a server that is slow, refuses or is shared."""
+"""The limits in use: a cache is filled from a server that is slow, throttles or is shared."""
 
 import asyncio
 import time
@@ -26,14 +26,14 @@ async def fetching(
     gcs: GCSServer,
     cache: Cache,
     *,
-    most: int = 128,
+    maximum: int = 128,
     max_requests_per_s: float | None = None,
     max_bytes_per_s: float | None = None,
 ) -> AsyncIterator[tuple[Fetcher, GCSClient]]:
-    slots = DownloadSlots(AdaptiveConcurrency(1, most), RateLimit(max_requests_per_s, max_bytes_per_s, time.monotonic()))
-    async with GCSClient(Access(gcs.url, anonymous=True), connections=512, deadline_s=30.0, before_page=slots.page) as origin:
-        fetcher = Fetcher(cache, origin, slots)
-        yield fetcher, origin
+    slots = DownloadSlots(AdaptiveConcurrency(1, maximum), RateLimit(max_requests_per_s, max_bytes_per_s, time.monotonic()))
+    async with GCSClient(Access(gcs.url, anonymous=True), connections=512, deadline_s=30.0, before_page=slots.page) as client:
+        fetcher = Fetcher(cache, client, slots)
+        yield fetcher, client
         await fetcher.close()
 
 
@@ -47,72 +47,72 @@ def put(gcs: GCSServer, count: int, size_bytes: int = SIZE_BYTES) -> list[Object
 
 
 async def prefetch(fetcher: Fetcher, cache: Cache, versions: list[ObjectVersion]) -> float:
-    """Have them in the cache; returns the seconds that it took."""
-    began_s = time.monotonic()
+    """Prefetch the versions; returns how many seconds that took."""
+    started_s = time.monotonic()
     await asyncio.gather(*(fetcher.prefetch(version, cache.choose_victims) for version in versions))
-    return time.monotonic() - began_s
+    return time.monotonic() - started_s
 
 
-async def test_a_server_that_refuses_what_is_too_much_is_asked_for_less(gcs: GCSServer, cache: Cache) -> None:
+async def test_a_server_that_throttles_gets_fewer_requests(gcs: GCSServer, cache: Cache) -> None:
     gcs.pace = Pace(latency_s=0.05, requests_per_s=200)
     versions = put(gcs, 800)
-    async with fetching(gcs, cache) as (fetcher, origin):
+    async with fetching(gcs, cache) as (fetcher, client):
         await prefetch(fetcher, cache, versions)
         assert fetcher.slots.concurrency.limit <= 40
-        assert origin.counters.errors["503"] < len(versions)
+        assert client.counters.errors["503"] < len(versions)
 
 
-async def test_a_server_that_is_never_busy_is_asked_for_more(gcs: GCSServer, cache: Cache) -> None:
+async def test_a_server_that_is_never_busy_gets_more_requests(gcs: GCSServer, cache: Cache) -> None:
     gcs.pace = Pace(latency_s=0.6)
     versions = put(gcs, 600)
-    async with fetching(gcs, cache, most=256) as (fetcher, _):
+    async with fetching(gcs, cache, maximum=256) as (fetcher, _):
         await prefetch(fetcher, cache, versions)
         assert fetcher.slots.concurrency.limit > 128
     assert gcs.counts.peak_open_media > 128
 
 
-async def test_prefetches_retries_and_pages_together_keep_to_the_requests_a_second(gcs: GCSServer, cache: Cache) -> None:
+async def test_prefetches_retries_and_pages_together_keep_to_the_requests_per_second(gcs: GCSServer, cache: Cache) -> None:
     versions = put(gcs, 60)
     gcs.faults.add(FlippedByte(), requests=1)
-    async with fetching(gcs, cache, max_requests_per_s=50.0) as (fetcher, origin):
-        began_s = time.monotonic()
+    async with fetching(gcs, cache, max_requests_per_s=50.0) as (fetcher, client):
+        started_s = time.monotonic()
         for _ in range(10):
-            assert [page async for page in origin.list(BUCKET, "")]
+            assert [page async for page in client.list(BUCKET, "")]
         await prefetch(fetcher, cache, versions)
         now_s = time.monotonic()
         assert gcs.counts.total() == 130
-        # What went at once at first, and the last one, were not waited for; a debt of the last tries may be left.
-        assert now_s - began_s + fetcher.slots.rate.wait_s(now_s) >= (130 - 4) / 50
+        # The first burst and the last request did not wait; the last attempts may have left a debt.
+        assert now_s - started_s + fetcher.slots.rate.wait_s(now_s) >= (130 - 4) / 50
 
 
-async def test_prefetches_keep_to_the_bytes_a_second(gcs: GCSServer, cache: Cache) -> None:
+async def test_prefetches_keep_to_the_bytes_per_second(gcs: GCSServer, cache: Cache) -> None:
     versions = put(gcs, 20, size_bytes=10_000)
     async with fetching(gcs, cache, max_bytes_per_s=200_000.0) as (fetcher, _):
         assert await prefetch(fetcher, cache, versions) >= 0.8
         assert fetcher.slots.throttled_s > 0.5
 
 
-async def test_a_reader_does_not_wait_where_prefetches_wait_for_the_rate(gcs: GCSServer, cache: Cache) -> None:
+async def test_a_reader_does_not_wait_when_prefetches_wait_for_the_rate(gcs: GCSServer, cache: Cache) -> None:
     versions = put(gcs, 50)
     async with fetching(gcs, cache, max_requests_per_s=1.0) as (fetcher, _):
-        asks = [fetcher.prefetch(version, cache.choose_victims) for version in versions[:20]]
+        prefetches = [fetcher.prefetch(version, cache.choose_victims) for version in versions[:20]]
         await gcs.wait_for(lambda counts: counts.total() == 1)
-        began_s = time.monotonic()
+        started_s = time.monotonic()
         await asyncio.gather(*(fetcher.demand(version.name, version) for version in versions[10:50]))
-        assert time.monotonic() - began_s < 5  # and no 40 s
+        assert time.monotonic() - started_s < 5  # not 40 s, as at the rate
         assert gcs.counts.total() <= 48
         await fetcher.close()
-        await asyncio.gather(*asks, return_exceptions=True)
+        await asyncio.gather(*prefetches, return_exceptions=True)
 
 
-async def test_a_retry_after_is_waited_for_whatever_the_rates_allow(gcs: GCSServer, cache: Cache) -> None:
+async def test_a_retry_after_is_respected_whatever_the_rates_allow(gcs: GCSServer, cache: Cache) -> None:
     (version,) = put(gcs, 1)
     gcs.faults.add(Status(429, retry_after="1"), requests=1)
     async with fetching(gcs, cache) as (fetcher, _):
         assert await prefetch(fetcher, cache, [version]) >= 1
 
 
-async def test_a_change_of_the_rate_frees_the_prefetches_that_wait(gcs: GCSServer, cache: Cache) -> None:
+async def test_a_change_of_the_rate_starts_the_prefetches_that_wait(gcs: GCSServer, cache: Cache) -> None:
     versions = put(gcs, 30)
     async with fetching(gcs, cache, max_requests_per_s=1.0) as (fetcher, _):
         waiting = asyncio.create_task(prefetch(fetcher, cache, versions))
@@ -121,18 +121,18 @@ async def test_a_change_of_the_rate_frees_the_prefetches_that_wait(gcs: GCSServe
         assert await asyncio.wait_for(waiting, 10) < 10
 
 
-@pytest.mark.parametrize("most", [1, 3])
-async def test_fewer_slots_hold_as_soon_as_downloads_end(gcs: GCSServer, cache: Cache, most: int) -> None:
+@pytest.mark.parametrize("maximum", [1, 3])
+async def test_a_lower_number_of_slots_holds_as_soon_as_downloads_end(gcs: GCSServer, cache: Cache, maximum: int) -> None:
     versions = put(gcs, 20)
     gcs.faults.add(Stall(0))
-    async with fetching(gcs, cache, most=8) as (fetcher, _):
+    async with fetching(gcs, cache, maximum=8) as (fetcher, _):
         waiting = asyncio.create_task(prefetch(fetcher, cache, versions))
         await gcs.wait_for(lambda counts: counts.open_media == 8)
-        fetcher.slots.set_limits(1, most, None, None)
+        fetcher.slots.set_limits(1, maximum, None, None)
         gcs.faults.clear()
         gcs.pace = Pace(latency_s=0.005)
         gcs.release()
         await gcs.wait_for(lambda counts: counts.open_media == 0)
         gcs.counts.reset()
         await waiting
-        assert gcs.counts.peak_open_media <= most
+        assert gcs.counts.peak_open_media <= maximum
