@@ -20,11 +20,11 @@ from gcs_dataset import (
     list_items_local,
     worker_init_fn,
 )
-from gcs_dataset.expected_checksums import ExpectedStamps
+from gcs_dataset.expected_stamps import ExpectedStamps
 from gcs_dataset.image_label_pairs import Pairs
 from gcs_dataset.plan_registration import PlanSender
 from gcs_dataset.read_reports import ReadCounts, ReadReporter
-from gcs_prefetchd.shared.checksums import read_checked
+from gcs_prefetchd.shared.checked_read import read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.item_patterns import IMAGE_PATTERN, LABEL_PATTERN
 from gcs_prefetchd.shared.manifest import Ids, Manifest

@@ -27,7 +27,7 @@ from gcs_dataset.cached_loader import CachedLoader
 from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.cache.disk_index import DiskIndex, IndexRecord
 from gcs_prefetchd.service.daemonize import wait_for_exit
-from gcs_prefetchd.shared.checksums import Stamp, crc32c_of, write_stamp
+from gcs_prefetchd.shared.checked_read import Stamp, crc32c_of, write_stamp
 from gcs_prefetchd.shared.daemon_client import DaemonClient, read_daemon_file
 from gcs_prefetchd.shared.epoch_order import order_digest, plan_order
 from gcs_prefetchd.shared.item_patterns import ItemPatterns

@@ -13,10 +13,10 @@ from typing import Any
 from PIL import Image
 
 from gcs_dataset.decode import decode
-from gcs_dataset.expected_checksums import ExpectedStamps
+from gcs_dataset.expected_stamps import ExpectedStamps
 from gcs_dataset.gcs_loader import gcs_pil_loader
 from gcs_dataset.read_reports import ReadCounts, ReadReporter
-from gcs_prefetchd.shared.checksums import Stamp, read_checked
+from gcs_prefetchd.shared.checked_read import Stamp, read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.errors import ItemError, PrefetchdError
 from gcs_prefetchd.shared.manifest import Manifest, load_manifest

@@ -12,7 +12,7 @@ from PIL import Image
 from gcs_dataset.background_call import call_in_background
 from gcs_dataset.decode import decode
 from gcs_dataset.gcs_client import SOCKET_TIMEOUT_S, call_with_retries, storage_client
-from gcs_prefetchd.shared.checksums import crc32c_of
+from gcs_prefetchd.shared.checked_read import crc32c_of
 from gcs_prefetchd.shared.errors import WrongBytesError
 from gcs_prefetchd.shared.objects import ObjectName, parse_object_uri
 

@@ -16,7 +16,7 @@ import pytest
 
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.directory import CacheDirectory
-from gcs_prefetchd.shared.checksums import Stamp, read_checked, read_stamp, write_stamp
+from gcs_prefetchd.shared.checked_read import Stamp, read_checked, read_stamp, write_stamp
 from gcs_prefetchd.shared.errors import CacheFullError
 from support.caches import (
     LIMIT,

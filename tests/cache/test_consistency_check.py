@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gcs_prefetchd.cache.cache import Cache
-from gcs_prefetchd.shared.checksums import Stamp, write_stamp
+from gcs_prefetchd.shared.checked_read import Stamp, write_stamp
 from support.caches import content, file_of, opened, path_of, put, rows, stamp_of
 
 

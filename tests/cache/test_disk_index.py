@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gcs_prefetchd.cache.disk_index import INDEX_ERRORS, DiskIndex, IndexRecord
-from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.checked_read import Stamp
 from gcs_prefetchd.shared.errors import CacheWriteError
 
 A = IndexRecord(Stamp(1, 10, 0xA), 1.0)

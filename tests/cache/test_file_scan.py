@@ -10,7 +10,7 @@ import pytest
 from gcs_prefetchd.cache.file_scan import FoundFile, find_each, find_files, unlink_all
 from gcs_prefetchd.cache.safe_folders import SafeFolders
 from gcs_prefetchd.cache.temp_file import publish_file
-from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.checked_read import Stamp
 from gcs_prefetchd.shared.objects import ObjectName
 from support.caches import content, stamp_of
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from gcs_prefetchd.cache.disk_index import DiskIndex, IndexRecord
 from gcs_prefetchd.cache.index_writer import IndexWriter
-from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.checked_read import Stamp
 
 RECORD, OTHER = IndexRecord(Stamp(1, 10, 0xA), 1.0), IndexRecord(Stamp(2, 20, 0xB), 2.0)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from gcs_prefetchd.cache.lru_table import LARGE, MAX_NAME_BYTES, LRUTable
-from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.checked_read import Stamp
 
 A, B, C = Stamp(1, 10, 0xA), Stamp(2, 20, 0xB), Stamp(3, 30, 0xC)
 

@@ -4,7 +4,7 @@ import pytest
 
 from gcs_prefetchd.cache.disk_index import IndexRecord
 from gcs_prefetchd.cache.memory_index import MemoryIndex
-from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.checked_read import Stamp
 
 SMALL, LARGE = Stamp(1, 10, 0xA), Stamp(2, 1000, 0xB)
 

@@ -10,7 +10,7 @@ from gcs_prefetchd.cache.object_writer import BUFFER_BYTES
 from gcs_prefetchd.cache.reservation import Reservation
 from gcs_prefetchd.gcs.client import GCSClient
 from gcs_prefetchd.gcs.credentials import Access
-from gcs_prefetchd.shared.checksums import read_checked, read_object_name, read_stamp
+from gcs_prefetchd.shared.checked_read import read_checked, read_object_name, read_stamp
 from gcs_prefetchd.shared.errors import CacheFullError, CacheWriteError, ObjectMissingError, OriginUnavailableError
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion, parse_object_uri
 from gcs_prefetchd.testing import Cut, FlippedByte, GCSServer, Reset

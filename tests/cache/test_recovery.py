@@ -17,7 +17,7 @@ from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.cache.file_scan import FoundFile
 from gcs_prefetchd.cache.lru_table import LRUTable
 from gcs_prefetchd.cache.recovery import Comparison
-from gcs_prefetchd.shared.checksums import Stamp, write_stamp
+from gcs_prefetchd.shared.checked_read import Stamp, write_stamp
 from support.caches import LIMIT, RecordingObserver, content, names_in, observer_of, opened, path_of, put, rows, stamp_of
 
 

@@ -12,7 +12,7 @@ import pytest
 from gcs_prefetchd.cache.file_scan import unlink_all
 from gcs_prefetchd.cache.safe_folders import SafeFolders
 from gcs_prefetchd.cache.temp_file import publish_file
-from gcs_prefetchd.shared.checksums import Stamp, read_checked, read_object_name, read_stamp
+from gcs_prefetchd.shared.checked_read import Stamp, read_checked, read_object_name, read_stamp
 from gcs_prefetchd.shared.objects import ObjectName
 from support.caches import content, stamp_of
 

@@ -18,7 +18,7 @@ from gcs_prefetchd.cache.reservation import Reservation
 from gcs_prefetchd.fetch.fetcher import Fetcher
 from gcs_prefetchd.gcs.client import GCSClient
 from gcs_prefetchd.gcs.credentials import Access
-from gcs_prefetchd.shared.checksums import read_checked
+from gcs_prefetchd.shared.checked_read import read_checked
 from gcs_prefetchd.shared.errors import DaemonUnavailableError
 from gcs_prefetchd.shared.objects import ObjectName
 from gcs_prefetchd.testing import ServingGCS, Stall, serving

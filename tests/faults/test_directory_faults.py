@@ -12,7 +12,7 @@ import pytest
 
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.service.manifest_store import load_newest_manifest, remove_old_manifests
-from gcs_prefetchd.shared.checksums import read_checked
+from gcs_prefetchd.shared.checked_read import read_checked
 from gcs_prefetchd.shared.paths import cache_path_of_uri
 from gcs_prefetchd.testing import ServingGCS
 from support.caches import content, opened, put, rows

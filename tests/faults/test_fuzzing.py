@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from gcs_prefetchd.gcs.client import GCSClient
 from gcs_prefetchd.gcs.credentials import Access
 from gcs_prefetchd.service.manifest_store import list_manifest, load_newest_manifest, remove_old_manifests
-from gcs_prefetchd.shared.checksums import ATTRIBUTE, read_checked
+from gcs_prefetchd.shared.checked_read import ATTRIBUTE, read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.epoch_order import order_digest, plan_order
 from gcs_prefetchd.shared.errors import DaemonUnavailableError, ManifestError, PrefetchdError, ProtocolError

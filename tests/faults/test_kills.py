@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from gcs_prefetchd.service.daemonize import wait_for_exit
-from gcs_prefetchd.shared.checksums import read_checked
+from gcs_prefetchd.shared.checked_read import read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient, read_daemon_file
 from gcs_prefetchd.shared.errors import DaemonUnavailableError
 from gcs_prefetchd.shared.paths import cache_path_of_uri

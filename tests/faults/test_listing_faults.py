@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from gcs_prefetchd.service.daemon import Daemon
-from gcs_prefetchd.shared.checksums import crc32c_of
+from gcs_prefetchd.shared.checked_read import crc32c_of
 from gcs_prefetchd.shared.errors import PrefetchdError
 from gcs_prefetchd.testing import Close, Cut, Fault, GCSServer, HtmlPage, Kind, Reset, ServingGCS, Stall, Status, serving
 from support.daemons import BUCKET, DATA_ROOT, make_settings, put_items, running

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gcs_prefetchd.shared.checksums import read_checked
+from gcs_prefetchd.shared.checked_read import read_checked
 from support.caches import content, needs_mount, opened, put
 from support.faults import Tally, ext4_disk
 

@@ -159,7 +159,7 @@ import sys
 from pathlib import Path
 from gcs_prefetchd.shared.errors import CacheWriteError
 from gcs_prefetchd.cache.disk_index import INDEX_ERRORS, DiskIndex, IndexRecord
-from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.checked_read import Stamp
 
 folder, index = Path(sys.argv[1]), None
 for line in sys.stdin:

@@ -10,7 +10,7 @@ from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.observer import ChooseVictims, EvictableFiles, LeastRecentlyUsed
 from gcs_prefetchd.fetch.fetcher import Fetcher
 from gcs_prefetchd.gcs.client import Access, GCSClient
-from gcs_prefetchd.shared.checksums import crc32c_of, read_checked
+from gcs_prefetchd.shared.checked_read import crc32c_of, read_checked
 from gcs_prefetchd.shared.errors import (
     CacheFullError,
     DaemonUnavailableError,

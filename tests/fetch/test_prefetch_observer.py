@@ -7,7 +7,7 @@ import pytest
 from gcs_prefetchd.fetch.prefetch_observer import PrefetchObserver
 from gcs_prefetchd.planning.reader import Reader
 from gcs_prefetchd.planning.registry import Registry
-from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.checked_read import Stamp
 from gcs_prefetchd.shared.objects import ObjectVersion
 from gcs_prefetchd.shared.paths import cache_path
 from support.plans import manifest_of, plan_of

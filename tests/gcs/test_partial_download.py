@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gcs_prefetchd.gcs.client import Access, GCSClient
-from gcs_prefetchd.shared.checksums import crc32c_of
+from gcs_prefetchd.shared.checked_read import crc32c_of
 from gcs_prefetchd.shared.errors import ObjectChangedError
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 from gcs_prefetchd.testing import (

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from gcs_prefetchd.gcs.responses import error_for_status, parse_retry_after, version_from_headers
-from gcs_prefetchd.shared.checksums import crc32c_of
+from gcs_prefetchd.shared.checked_read import crc32c_of
 from gcs_prefetchd.shared.errors import (
     AccessDeniedError,
     CredentialsError,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gcs_prefetchd.service.daemon import Daemon
-from gcs_prefetchd.shared.checksums import read_checked
+from gcs_prefetchd.shared.checked_read import read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient, short_address
 from gcs_prefetchd.shared.errors import DaemonUnavailableError, ProtocolError
 from gcs_prefetchd.shared.item_patterns import ItemPatterns

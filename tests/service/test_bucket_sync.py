@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from gcs_prefetchd.service.manifest_store import list_manifest
-from gcs_prefetchd.shared.checksums import read_checked
+from gcs_prefetchd.shared.checked_read import read_checked
 from gcs_prefetchd.shared.objects import DataRoot, ObjectName, parse_object_uri
 from gcs_prefetchd.shared.paths import cache_path, cache_path_of_uri
 from gcs_prefetchd.testing import GCSServer, Kind, Stall

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gcs_prefetchd.shared.checksums import read_checked
+from gcs_prefetchd.shared.checked_read import read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient, read_daemon_file
 from gcs_prefetchd.shared.errors import ObjectMissingError
 from gcs_prefetchd.testing import GCSServer, Kind, ServingGCS, Stall, Status, serving

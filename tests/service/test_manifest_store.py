@@ -13,7 +13,7 @@ import pytest
 from gcs_prefetchd.gcs.client import GCSClient
 from gcs_prefetchd.gcs.credentials import Access
 from gcs_prefetchd.service.manifest_store import KEPT_PER_DATA_ROOT, list_manifest, load_newest_manifest, remove_old_manifests
-from gcs_prefetchd.shared.checksums import crc32c_of
+from gcs_prefetchd.shared.checked_read import crc32c_of
 from gcs_prefetchd.shared.errors import ItemError, ManifestError, ObjectMissingError, OriginUnavailableError
 from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.manifest import Manifest, build_manifest, load_manifest

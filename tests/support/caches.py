@@ -22,7 +22,7 @@ from gcs_prefetchd.cache.reservation import Reservation
 from gcs_prefetchd.fetch.adaptive_concurrency import AdaptiveConcurrency
 from gcs_prefetchd.fetch.download_slots import DownloadSlots
 from gcs_prefetchd.fetch.rate_limit import RateLimit
-from gcs_prefetchd.shared.checksums import ATTRIBUTE, Stamp, crc32c_of
+from gcs_prefetchd.shared.checked_read import ATTRIBUTE, Stamp, crc32c_of
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 from gcs_prefetchd.shared.paths import cache_path
 

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from gcs_prefetchd.shared.checksums import Stamp, crc32c_of, write_stamp
+from gcs_prefetchd.shared.checked_read import Stamp, crc32c_of, write_stamp
 from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.manifest import Manifest, build_manifest
 from gcs_prefetchd.shared.messages import FetchRequest, Plan, ReadReport, Status

@@ -3,7 +3,7 @@
 import contextlib
 
 from gcs_prefetchd.gcs.client import Access, GCSClient
-from gcs_prefetchd.shared.checksums import crc32c_of
+from gcs_prefetchd.shared.checked_read import crc32c_of
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 from gcs_prefetchd.testing import Fault, GCSServer, Status
 

@@ -13,7 +13,7 @@ from gcs_prefetchd.fetch.download_slots import DownloadSlots
 from gcs_prefetchd.fetch.fetcher import Fetcher
 from gcs_prefetchd.fetch.rate_limit import RateLimit
 from gcs_prefetchd.gcs.client import Access, GCSClient
-from gcs_prefetchd.shared.checksums import crc32c_of
+from gcs_prefetchd.shared.checked_read import crc32c_of
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 from gcs_prefetchd.testing import FlippedByte, GCSServer, Pace, Stall, Status
 

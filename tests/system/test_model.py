@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from gcs_prefetchd.service.daemon import Daemon
-from gcs_prefetchd.shared.checksums import read_checked, read_stamp
+from gcs_prefetchd.shared.checked_read import read_checked, read_stamp
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.epoch_order import order_digest, plan_order
 from gcs_prefetchd.shared.errors import PrefetchdError

@@ -42,7 +42,7 @@ from gcs_prefetchd.server.statistics_summary import summarize
 from gcs_prefetchd.service.daemon import Daemon
 from gcs_prefetchd.settings import ENVIRONMENT_PREFIX, Settings, load_settings
 from gcs_prefetchd.shared import errors, messages
-from gcs_prefetchd.shared.checksums import ATTRIBUTE, NAME_ATTRIBUTE, Stamp, read_stamp, write_stamp
+from gcs_prefetchd.shared.checked_read import ATTRIBUTE, NAME_ATTRIBUTE, Stamp, read_stamp, write_stamp
 from gcs_prefetchd.shared.item_patterns import ItemPatterns
 from gcs_prefetchd.shared.manifest import Manifest, build_manifest
 from gcs_prefetchd.shared.objects import DataRoot, ObjectVersion, parse_object_uri

@@ -19,7 +19,7 @@ from google.cloud import storage
 
 from gcs_prefetchd.gcs.client import Access, GCSClient
 from gcs_prefetchd.service.daemon import Daemon
-from gcs_prefetchd.shared.checksums import read_checked
+from gcs_prefetchd.shared.checked_read import read_checked
 from gcs_prefetchd.shared.daemon_client import DaemonClient
 from gcs_prefetchd.shared.errors import ObjectMissingError
 from gcs_prefetchd.shared.objects import ObjectName, parse_object_uri

@@ -25,7 +25,7 @@ from gcs_prefetchd.cache.path_lifecycle import PathLifecycle
 from gcs_prefetchd.cache.recovery import PAGE_ENTRIES, Recovery, index_pages
 from gcs_prefetchd.cache.safe_folders import SafeFolders
 from gcs_prefetchd.shared.byte_sizes import format_size
-from gcs_prefetchd.shared.checksums import Stamp, is_intact
+from gcs_prefetchd.shared.checked_read import Stamp, is_intact
 from gcs_prefetchd.shared.errors import CacheFullError, CacheWriteError
 
 __all__ = ["Cache"]

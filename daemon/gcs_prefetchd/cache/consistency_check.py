@@ -7,7 +7,7 @@ from typing import Any
 
 from gcs_prefetchd.cache.file_scan import find_files
 from gcs_prefetchd.cache.memory_index import MemoryIndex
-from gcs_prefetchd.shared.checksums import Stamp, read_checked
+from gcs_prefetchd.shared.checked_read import Stamp, read_checked
 
 __all__ = ["find_disagreements"]
 

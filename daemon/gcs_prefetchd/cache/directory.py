@@ -15,7 +15,7 @@ import uuid
 from pathlib import Path
 
 from gcs_prefetchd.cache.safe_folders import make_folder
-from gcs_prefetchd.shared.checksums import read_object_name
+from gcs_prefetchd.shared.checked_read import read_object_name
 from gcs_prefetchd.shared.errors import CacheDirectoryError, CacheHeldError
 from gcs_prefetchd.shared.objects import ObjectName
 from gcs_prefetchd.shared.paths import object_at_path

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import diskcache
 
-from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.checked_read import Stamp
 from gcs_prefetchd.shared.errors import CacheWriteError
 
 __all__ = ["INDEX_ERRORS", "DiskIndex", "IndexRecord"]

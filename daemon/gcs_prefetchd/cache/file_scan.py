@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from gcs_prefetchd.cache.safe_folders import SafeFolders
-from gcs_prefetchd.shared.checksums import Stamp, read_stamp
+from gcs_prefetchd.shared.checked_read import Stamp, read_stamp
 
 __all__ = ["FoundFile", "find_each", "find_files", "unlink_all"]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from gcs_prefetchd.cache.growable_array import GrowableArray
 from gcs_prefetchd.cache.string_arena import StringArena
-from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.checked_read import Stamp
 
 __all__ = ["LRUTable"]
 

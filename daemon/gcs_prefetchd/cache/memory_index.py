@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from gcs_prefetchd.cache.disk_index import IndexRecord
 from gcs_prefetchd.cache.lru_table import LRUTable
-from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.checked_read import Stamp
 
 __all__ = ["MemoryIndex"]
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self
 
 from gcs_prefetchd.cache.batch_thread import BatchThread
 from gcs_prefetchd.cache.temp_file import TempFile
-from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.checked_read import Stamp
 from gcs_prefetchd.shared.objects import ObjectVersion
 
 __all__ = ["BUFFER_BYTES", "ObjectWriter", "Space"]

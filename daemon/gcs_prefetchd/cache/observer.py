@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Protocol
 
-from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.checked_read import Stamp
 
 __all__ = ["CacheObserver", "ChooseVictims", "EvictableFiles", "LeastRecentlyUsed"]
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 
-from gcs_prefetchd.shared.checksums import OPEN_FLAGS
+from gcs_prefetchd.shared.checked_read import OPEN_FLAGS
 
 __all__ = ["ReadAhead"]
 

@@ -11,7 +11,7 @@ from gcs_prefetchd.cache.memory_index import MemoryIndex
 from gcs_prefetchd.cache.observer import CacheObserver
 from gcs_prefetchd.cache.path_states import PathState, PathStates
 from gcs_prefetchd.cache.safe_folders import SafeFolders
-from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.checked_read import Stamp
 
 __all__ = ["PathLifecycle"]
 

@@ -22,7 +22,7 @@ from gcs_prefetchd.cache.memory_index import MemoryIndex
 from gcs_prefetchd.cache.observer import CacheObserver
 from gcs_prefetchd.cache.path_lifecycle import PathLifecycle
 from gcs_prefetchd.cache.safe_folders import SafeFolders
-from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.checked_read import Stamp
 from gcs_prefetchd.shared.malloc import return_freed_memory
 
 __all__ = ["PAGE_ENTRIES", "Comparison", "Differences", "Recovery", "index_pages"]

@@ -4,7 +4,7 @@ from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.object_writer import ObjectWriter
 from gcs_prefetchd.cache.observer import ChooseVictims
 from gcs_prefetchd.cache.temp_file import TempFile
-from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.checked_read import Stamp
 from gcs_prefetchd.shared.errors import CacheFullError, CacheWriteError
 from gcs_prefetchd.shared.objects import ObjectName
 from gcs_prefetchd.shared.paths import cache_path

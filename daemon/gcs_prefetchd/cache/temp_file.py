@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from gcs_prefetchd.cache.directory import CacheDirectory
 from gcs_prefetchd.cache.safe_folders import SafeFolders
-from gcs_prefetchd.shared.checksums import Stamp, write_object_name, write_stamp
+from gcs_prefetchd.shared.checked_read import Stamp, write_object_name, write_stamp
 from gcs_prefetchd.shared.errors import CacheWriteError
 from gcs_prefetchd.shared.objects import ObjectName
 from gcs_prefetchd.shared.paths import object_at_path

@@ -5,7 +5,7 @@ import asyncio
 from gcs_prefetchd.cache.observer import EvictableFiles
 from gcs_prefetchd.planning.item_refs import ItemRef
 from gcs_prefetchd.planning.registry import Registry
-from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.checked_read import Stamp
 from gcs_prefetchd.shared.objects import ObjectVersion
 from gcs_prefetchd.shared.paths import cache_path
 

@@ -51,7 +51,7 @@ from gcs_prefetchd.gcs.counters import RequestCounters
 from gcs_prefetchd.gcs.download import Downloader
 from gcs_prefetchd.gcs.responses import UnusableResponseError
 from gcs_prefetchd.gcs.retry import Outcome
-from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.checked_read import Stamp
 from gcs_prefetchd.shared.errors import CredentialsError, PrefetchdError
 from gcs_prefetchd.shared.malloc import keep_freed_memory
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion

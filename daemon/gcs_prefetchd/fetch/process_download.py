@@ -11,7 +11,7 @@ from gcs_prefetchd.cache.safe_folders import SafeFolders
 from gcs_prefetchd.fetch.process_handle import ProcessDownload, ProcessLostError
 from gcs_prefetchd.fetch.process_pool import FetchProcesses
 from gcs_prefetchd.gcs.retry import RequestObserver
-from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.checked_read import Stamp
 from gcs_prefetchd.shared.objects import ObjectVersion
 
 __all__ = ["download_by_process"]

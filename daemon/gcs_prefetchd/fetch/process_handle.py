@@ -35,7 +35,7 @@ from gcs_prefetchd.gcs.counters import RequestCounters
 from gcs_prefetchd.gcs.responses import UnusableResponseError, one_line
 from gcs_prefetchd.gcs.retry import Outcome, RequestObserver
 from gcs_prefetchd.shared import errors
-from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.checked_read import Stamp
 from gcs_prefetchd.shared.objects import ObjectVersion
 
 __all__ = ["FetchProcess", "ProcessDownload", "ProcessLostError"]

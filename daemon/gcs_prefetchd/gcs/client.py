@@ -3,9 +3,8 @@
 gcloud-aio-storage lists and signs requests; downloads are made by `Downloader`.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from typing import Self
 
@@ -19,19 +18,14 @@ from gcs_prefetchd.gcs.connection_pool import CONNECT_TIMEOUT_S
 from gcs_prefetchd.gcs.counters import RequestCounters
 from gcs_prefetchd.gcs.credentials import Access, create_token, token_from_key_file
 from gcs_prefetchd.gcs.download import READ_TIMEOUT_S, Downloader, Sink
-from gcs_prefetchd.gcs.list_pages import FIELDS, parse_page, without_folder_placeholders
-from gcs_prefetchd.gcs.list_ranges import ListingRanges, PageRequest
-from gcs_prefetchd.gcs.responses import UnusableResponseError
-from gcs_prefetchd.gcs.retry import MAX_ATTEMPT_SHARE, Attempt, AttemptFunction, RequestObserver, Retrier
-from gcs_prefetchd.shared.errors import OriginError
+from gcs_prefetchd.gcs.parallel_listing import ParallelListing
+from gcs_prefetchd.gcs.retry import MAX_ATTEMPT_SHARE, RequestObserver, Retrier
 from gcs_prefetchd.shared.manifest import ObjectColumns
 from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 
 __all__ = ["Access", "GCSClient"]
 
 PUBLIC_ENDPOINT = "https://storage.googleapis.com"
-PAGE_TIMEOUT_S = 60.0
-MAX_PARALLEL_PAGES = 10  # of one listing; with two folders at 30 ms a page, one core has no time for more
 
 
 class GCSClient:
@@ -61,10 +55,9 @@ class GCSClient:
         self._read_timeout_s = min(read_timeout_s, deadline_s * MAX_ATTEMPT_SHARE)
         self._before_page = before_page
         self._exit_stack = AsyncExitStack()
-        self._storage: Storage
         self._authorizer: Authorizer
         self._downloader: Downloader
-        self._page_retrier: Retrier
+        self._listing: ParallelListing
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -83,19 +76,30 @@ class GCSClient:
                 read_timeout_s=self._read_timeout_s,
             )
             stack.push_async_callback(self._downloader.close)
-            errors = (OSError, aiohttp.ClientError)
-            self._page_retrier = Retrier(
-                self._deadline_s, self.counters, renews_token=self.token is not None, transport_errors=errors
-            )
-            self._storage = Storage(
-                session=session,  # type: ignore[arg-type]  # the library's type covers requests and aiohttp alike
-                # Without a token it makes one from the key that the environment names, which may not even exist.
-                token=self.token or _NO_TOKEN,  # type: ignore[arg-type]  # it calls nothing but `get`
-                api_root=self.endpoint,
-                api_is_dev=self.token is None,
+            self._listing = ParallelListing(
+                self._list_api(session),
+                self._authorizer,
+                Retrier(
+                    self._deadline_s,
+                    self.counters,
+                    renews_token=self.token is not None,
+                    transport_errors=(OSError, aiohttp.ClientError),
+                ),
+                connections=self._max_connections,
+                user_project=self._access.user_project,
+                before_page=self._before_page,
             )
             self._exit_stack = stack.pop_all()
         return self
+
+    def _list_api(self, session: aiohttp.ClientSession) -> Storage:
+        return Storage(
+            session=session,  # type: ignore[arg-type]  # the library's type covers requests and aiohttp alike
+            # Without a token it makes one from the key that the environment names, which may not even exist.
+            token=self.token or _NO_TOKEN,  # type: ignore[arg-type]  # it calls nothing but `get`
+            api_root=self.endpoint,
+            api_is_dev=self.token is None,
+        )
 
     def _session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
@@ -119,36 +123,9 @@ class GCSClient:
         Several pages are requested in parallel, in ranges of names that the first pages suggest. Wrap it in
         `contextlib.aclosing` to leave it early: that cancels the requests in flight.
         """
-        what, ranges = f"list gs://{bucket}/{prefix}", ListingRanges(prefix)
-        in_flight: dict[asyncio.Task[tuple[ObjectColumns, str]], PageRequest] = {}
-        try:
-            while True:
-                for request in ranges.next_requests(min(MAX_PARALLEL_PAGES, self._max_connections) - len(in_flight)):
-                    page = self._fetch_page(what, partial(self._attempt_page, bucket, prefix, request))
-                    in_flight[asyncio.create_task(page)] = request
-                if not in_flight:
-                    return
-                done, _ = await asyncio.wait(in_flight, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    yield self._new_objects(what, ranges, in_flight.pop(task), *task.result())
-                    await asyncio.sleep(0)  # pages arrive in bursts, and each takes a millisecond or two
-        finally:
-            for task in in_flight:
-                task.cancel()
-            await asyncio.gather(*in_flight, return_exceptions=True)
-
-    async def _fetch_page(self, what: str, attempt: AttemptFunction[tuple[ObjectColumns, str]]) -> tuple[ObjectColumns, str]:
-        observer = await self._before_page() if self._before_page is not None else None  # this wait has no deadline
-        return await self._page_retrier.run(what, attempt, observer)
-
-    def _new_objects(
-        self, what: str, ranges: ListingRanges, request: PageRequest, objects: ObjectColumns, token: str
-    ) -> ObjectColumns:
-        try:
-            return without_folder_placeholders(objects[ranges.add_page(request, objects.names, token)])
-        except UnusableResponseError as exc:
-            self.counters.errors[exc.kind] += 1
-            raise (exc.final or OriginError)(f"{what}: {exc}") from None
+        async with aclosing(self._listing.list(bucket, prefix)) as pages:
+            async for page in pages:
+                yield page
 
     async def read(self, name: ObjectName, version: ObjectVersion | None = None) -> tuple[ObjectVersion, bytes]:
         """The object's stored bytes and their version, checked; `version` pins one, as in `download`."""
@@ -161,30 +138,6 @@ class GCSClient:
     ) -> ObjectVersion:
         """See `Downloader.download`."""
         return await self._downloader.download(name, version, sink, observer)
-
-    async def _attempt_page(
-        self, bucket: str, prefix: str, request: PageRequest, current: Attempt
-    ) -> tuple[ObjectColumns, str]:
-        payer = {"userProject": self._access.user_project} if self._access.user_project else {}
-        bounds = {"startOffset": request.start, "endOffset": request.end, "pageToken": request.token}
-        params = {"prefix": prefix, "fields": FIELDS} | payer | {key: value for key, value in bounds.items() if value}
-        headers = await self._authorizer.authorize(current)
-        try:
-            page = await self._storage.list_objects(
-                bucket,
-                params=params,
-                timeout=PAGE_TIMEOUT_S,  # type: ignore[arg-type]  # typed int, used as aiohttp's
-            )
-        except aiohttp.ClientResponseError as exc:
-            if exc.status == 400 and "{" not in exc.message:
-                raise  # aiohttp's own status for a response that is not valid HTTP
-            body = exc.message.partition(": ")[2].encode()
-            raise self._authorizer.error_for(exc.status, exc.headers or {}, body, headers, pinned=False) from None
-        except aiohttp.ClientError:
-            raise  # before ValueError, because the error for a refused certificate is one
-        except (ValueError, RecursionError):
-            raise UnusableResponseError("listing", "the page is not JSON") from None
-        return parse_page(page)
 
 
 # Never used: with api_is_dev the library sends no authorization.

@@ -106,7 +106,7 @@ class Downloader:
     async def _resume(self, version: ObjectVersion, sink: Sink, received: PartialDownload, current: Attempt) -> ObjectVersion:
         target = self._media_target(version.name, version.generation)
         headers = await self._authorizer.authorize(current)
-        ranged = headers | {"Range": f"bytes={received.received_bytes}-"}
+        ranged = headers | {"Range": received.range_header}
         async with self._connections.get(target, ranged) as response:
             if response.status == 206 and received.is_continued_by(response.headers):
                 return await self._receive(response, version, sink, received, current)

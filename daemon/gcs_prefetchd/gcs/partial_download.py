@@ -1,4 +1,4 @@
-"""The bytes of an object received over all attempts, so that a download resumes where a connection broke. No I/O."""
+"""A download that broke: what was received of it, and how the next attempt resumes it with a Range request. No I/O."""
 
 from collections.abc import Mapping
 
@@ -56,6 +56,11 @@ class PartialDownload:
         version = self.version
         is_partial = version is not None and version.crc32c is not None and 0 < self.received_bytes < version.size
         return version if is_partial else None
+
+    @property
+    def range_header(self) -> str:
+        """The Range header that requests the missing bytes."""
+        return f"bytes={self.received_bytes}-"
 
     def is_continued_by(self, headers: Mapping[str, str]) -> bool:
         """Whether a 206 response with these headers holds exactly the missing bytes."""

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gcs_prefetchd.shared.checksums import ATTRIBUTE, Stamp, _read_all, crc32c_of, read_checked, read_stamp, write_stamp
+from gcs_prefetchd.shared.checked_read import ATTRIBUTE, Stamp, _read_all, crc32c_of, read_checked, read_stamp, write_stamp
 
 BYTES = random.Random(1).randbytes(5000)
 
@@ -181,7 +181,7 @@ def test_an_unreadable_file_is_a_miss() -> None:
     program = """
 import os, sys, tempfile
 from pathlib import Path
-from gcs_prefetchd.shared.checksums import Stamp, crc32c_of, read_checked, write_stamp
+from gcs_prefetchd.shared.checked_read import Stamp, crc32c_of, read_checked, write_stamp
 with tempfile.TemporaryDirectory(dir="/tmp") as folder:
     path = Path(folder, "file")
     path.write_bytes(b"data")

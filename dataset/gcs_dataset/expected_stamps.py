@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gcs_prefetchd.shared.checksums import Stamp
+from gcs_prefetchd.shared.checked_read import Stamp
 from gcs_prefetchd.shared.manifest import UNKNOWN_CRC32C, Manifest
 from gcs_prefetchd.shared.objects import parse_object_uri
 

@@ -2,7 +2,7 @@
 
 import time
 
-from gcs_dataset.expected_checksums import ExpectedStamps
+from gcs_dataset.expected_stamps import ExpectedStamps
 from support.datasets import manifest_of
 
 
