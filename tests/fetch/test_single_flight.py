@@ -30,7 +30,7 @@ async def settle() -> None:
 
 async def test_callers_share_a_running_task() -> None:
     flights, work = SingleFlight[str](), Work()
-    flight = flights.start("a", "terms of a", work.run(), "fetch a")
+    flight = flights.get_or_start("a", "terms of a", work.run, "fetch a")
     assert flights.get("a") is flight
     assert (flight.terms, flight.task.get_name()) == ("terms of a", "fetch a")
     callers = [asyncio.create_task(flight.join()) for _ in range(5)]
@@ -40,10 +40,19 @@ async def test_callers_share_a_running_task() -> None:
     assert work.runs == 1
 
 
+async def test_a_second_start_of_a_key_gets_the_running_task_with_its_terms() -> None:
+    flights, first, second = SingleFlight[str](), Work(), Work()
+    flight = flights.get_or_start("a", "first", first.run, "a")
+    assert flights.get_or_start("a", "second", second.run, "a") is flight
+    await settle()
+    assert (flight.terms, first.runs, second.runs) == ("first", 1, 0)
+    await flights.close()
+
+
 async def test_tasks_of_different_keys_run_side_by_side() -> None:
     flights, works = SingleFlight[None](), {"a": Work(), "b": Work()}
     for key, work in works.items():
-        flights.start(key, None, work.run(), key)
+        flights.get_or_start(key, None, work.run, key)
     await settle()
     assert [work.runs for work in works.values()] == [1, 1]
     assert set(flights.tasks) == {"a", "b"}
@@ -55,14 +64,14 @@ async def test_a_key_is_free_again_once_its_task_has_ended() -> None:
     for _ in range(2):
         work = Work()
         work.may_end.set()
-        assert await flights.start("a", None, work.run(), "a").join()
+        assert await flights.get_or_start("a", None, work.run, "a").join()
         await settle()
         assert flights.get("a") is None
 
 
 async def test_every_caller_gets_the_error() -> None:
     flights, work = SingleFlight[None](), Work(ValueError("broken"))
-    flight = flights.start("a", None, work.run(), "a")
+    flight = flights.get_or_start("a", None, work.run, "a")
     callers = [asyncio.create_task(flight.join()) for _ in range(3)]
     await settle()
     work.may_end.set()
@@ -74,7 +83,7 @@ async def test_an_error_that_nobody_waits_for_is_not_reported() -> None:
     flights, work = SingleFlight[None](), Work(ValueError("broken"))
     reports: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reports.append(context))
-    task = flights.start("a", None, work.run(), "a").task
+    task = flights.get_or_start("a", None, work.run, "a").task
     work.may_end.set()
     await asyncio.wait([task])
     await settle()
@@ -84,7 +93,7 @@ async def test_an_error_that_nobody_waits_for_is_not_reported() -> None:
 
 async def test_a_caller_that_is_cancelled_leaves_the_task_to_the_others() -> None:
     flights, work = SingleFlight[None](), Work()
-    flight = flights.start("a", None, work.run(), "a")
+    flight = flights.get_or_start("a", None, work.run, "a")
     leaving, staying = (asyncio.create_task(flight.join()) for _ in range(2))
     await settle()
     leaving.cancel()
@@ -96,7 +105,7 @@ async def test_a_caller_that_is_cancelled_leaves_the_task_to_the_others() -> Non
 
 async def test_close_cancels_every_task_and_its_callers_learn_of_it() -> None:
     flights, work = SingleFlight[None](), Work()
-    flight = flights.start("a", None, work.run(), "a")
+    flight = flights.get_or_start("a", None, work.run, "a")
     caller = asyncio.create_task(flight.join())
     await settle()
     await flights.close()
@@ -108,7 +117,7 @@ async def test_close_cancels_every_task_and_its_callers_learn_of_it() -> None:
 
 async def test_a_caller_that_is_cancelled_during_close_is_cancelled() -> None:
     flights, work = SingleFlight[None](), Work()
-    caller = asyncio.create_task(flights.start("a", None, work.run(), "a").join())
+    caller = asyncio.create_task(flights.get_or_start("a", None, work.run, "a").join())
     await settle()
     caller.cancel()
     await flights.close()

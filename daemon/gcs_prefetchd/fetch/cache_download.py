@@ -54,9 +54,9 @@ class CacheDownloader:
         try:
             reservation = Reservation(self._cache, name, choose_victims)
             if version is None or not await self._download_by_process(version, reservation, ticket):
+                if version is not None:
+                    await reservation.reserve(version.size)  # without space for the object, no request is sent
                 async with reservation.writer() as writer:
-                    if version is not None:
-                        await writer.start(version)  # without space for the object, GCS is not requested for it
                     await writer.publish(await self._client.download(name, version, writer, ticket))
         finally:
             self._slots.release(ticket)

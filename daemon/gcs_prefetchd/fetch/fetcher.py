@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 
 from gcs_prefetchd.cache.cache import Cache
 from gcs_prefetchd.cache.observer import ChooseVictims
@@ -76,9 +77,7 @@ class Fetcher:
         All who need the object share the task, so it must not be cancelled; `close` cancels it.
         """
         path = cache_path(version.name.bucket, version.name.name)
-        flight = self._flights.get(path)
-        if flight is None:
-            return self._start(path, version.name, version, choose_victims, is_demand=False).task
+        flight = self._get_or_start(path, version.name, version, choose_victims, is_demand=False)
         if flight.terms.serve(version, choose_victims):
             return flight.task
         return asyncio.create_task(self._fetch(version.name, version, choose_victims, is_demand=False))
@@ -114,19 +113,19 @@ class Fetcher:
             await asyncio.wait([flight.task])
             if self._cache.stamp(path) is not None if version is None else self.is_cached(version):
                 return
-        flight = flight or self._start(path, name, version, choose_victims, is_demand=is_demand)
+        flight = flight or self._get_or_start(path, name, version, choose_victims, is_demand=is_demand)
         if not await flight.join():
             raise _stopping(name)
 
-    def _start(
+    def _get_or_start(
         self, path: str, name: ObjectName, version: ObjectVersion | None, choose_victims: ChooseVictims, *, is_demand: bool
     ) -> Flight[_Terms]:
         if self._flights.is_closed:
             raise _stopping(name)
         ticket = Ticket(self.slots, is_demand, version.size if version is not None else 0)
         terms = _Terms(version, choose_victims, is_demand, ticket)
-        download = self._downloader.download(name, version, choose_victims, ticket)
-        return self._flights.start(path, terms, download, f"fetch {name.uri}")
+        download = partial(self._downloader.download, name, version, choose_victims, ticket)
+        return self._flights.get_or_start(path, terms, download, f"fetch {name.uri}")
 
 
 def _stopping(name: ObjectName) -> DaemonUnavailableError:

@@ -1,7 +1,7 @@
 """One task per key at a time, which any number of callers share, as in groupcache's singleflight."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -51,11 +51,12 @@ class SingleFlight(Generic[Terms]):
         """The running task of this key."""
         return self._flights.get(key)
 
-    def start(self, key: str, terms: Terms, work: Coroutine[Any, Any, None], name: str) -> Flight[Terms]:
-        """Start a task; none of this key may be running, and `close` may not have been called."""
+    def get_or_start(self, key: str, terms: Terms, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> Flight[Terms]:
+        """The running task of this key, or a new one, which then has these `terms`. Not after `close`."""
         assert not self.is_closed
-        assert key not in self._flights
-        task = asyncio.create_task(work, name=name)
+        if (running := self._flights.get(key)) is not None:
+            return running
+        task = asyncio.create_task(work(), name=name)
         flight = self._flights[key] = Flight(terms, task)
         task.add_done_callback(lambda done: self._end(key, done))
         return flight
