@@ -51,7 +51,7 @@ sizes = st.integers(0, LARGEST_BYTES)
 
 
 class Model(RuleBasedStateMachine):
-    """The bucket as it is and was, and with it what each read may give."""
+    """The bucket as it is and was, and what each read may therefore return."""
 
     tally = Tally("model")
     fetch_processes = 0
@@ -61,17 +61,17 @@ class Model(RuleBasedStateMachine):
         self.runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
         self.folder = Path(tempfile.mkdtemp(dir=IN_MEMORY))
         self.numbers = itertools.count(1)
-        self.was: dict[str, dict[int, bytes]] = {name: {} for name in ITEMS + LONERS}  # every generation that there ever was
+        self.was: dict[str, dict[int, bytes]] = {name: {} for name in ITEMS + LONERS}  # every generation that ever existed
         self.live: dict[str, int] = {}
-        self.may_be: dict[str, set[int]] = {name: set() for name in ITEMS + LONERS}  # what a read may give
+        self.may_be: dict[str, set[int]] = {name: set() for name in ITEMS + LONERS}  # what a read may return
         self.failing = False
-        self.here: dict[str, int] = {}  # generations in the cache after the last step
-        self.evicted = 0  # by daemons that have ended, since the last step
+        self.here: dict[str, int] = {}  # cached generations after the last step
+        self.evicted = 0  # by daemons that have stopped, since the last step
         self.evictions = 0  # by the one that runs, until the last step
-        self.may_go: set[str] = set()  # dropped on purpose in this step
+        self.may_go: set[str] = set()  # evicted on purpose in this step
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Let the event loop run until this is done."""
+        """Run the event loop until this is done."""
         return self.runner.run(work)
 
     @initialize()
@@ -83,7 +83,7 @@ class Model(RuleBasedStateMachine):
         self.begin(self.folder / "life-0")
 
     def begin(self, cache_dir: Path) -> None:
-        """A daemon over a directory that is new, or that another one left."""
+        """Start a daemon in a new directory, or in one that another daemon left."""
         options = make_settings(
             cache_dir,
             self.gcs.url,
@@ -104,7 +104,7 @@ class Model(RuleBasedStateMachine):
         self.evicted += self.daemon.cache.evictions - self.evictions
 
     async def ask(self, question: Any, *arguments: Any) -> Any:
-        """The client blocks, and the daemon that answers is in this loop."""
+        """Call the client in a thread: it blocks, and the daemon that responds runs in this loop."""
         return await asyncio.to_thread(question, *arguments)
 
     @rule(name=names, size=sizes)
@@ -135,7 +135,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(wanted=st.lists(names, min_size=1, max_size=3, unique=True))
     def read(self, wanted: list[str]) -> None:
-        """As readers without a manifest do: from the file, else by a demand; all of them at once."""
+        """Read as readers without a manifest do: the file, or after a demand; all of them at once."""
         was_free = not self.under_way()
         for name, data in zip(wanted, self.run(self.read_all(wanted)), strict=True):
             self.tally.tried += 1
@@ -161,7 +161,7 @@ class Model(RuleBasedStateMachine):
         return "no room any more" if data is None else data
 
     def demand(self, name: str) -> str:
-        with closing(DaemonClient(self.client.cache_dir)) as client:  # readers that ask at once are several processes
+        with closing(DaemonClient(self.client.cache_dir)) as client:  # readers that demand at once are several processes
             return client.fetch([f"gs://{BUCKET}/{name}"])[0]
 
     def cached(self, name: str) -> bytes | None:
@@ -230,7 +230,7 @@ class Model(RuleBasedStateMachine):
 
     @rule()
     def kill(self) -> None:
-        """What a SIGKILL leaves is what the disk holds at this moment; the daemon before has no part in the copy."""
+        """A SIGKILL leaves what the disk holds at this moment; the daemon before it does not touch the copy."""
         left, copy = self.client.cache_dir, self.folder / f"life-{next(self.numbers)}"
         copy_as_it_is(left, copy)
         self.end()
@@ -247,13 +247,13 @@ class Model(RuleBasedStateMachine):
         return {task for task in tasks if task.get_name().startswith(("fetch ", "unlink", "recovery"))}
 
     async def quiet(self) -> None:
-        """Wait until nothing is being fetched, nor dropped."""
+        """Wait until nothing is being downloaded or evicted."""
         while tasks := self.under_way():
             await asyncio.wait(tasks)
             await asyncio.sleep(0)
 
     async def problems(self) -> list[str]:
-        """What the cache finds wrong with itself while nothing comes or goes."""
+        """The problems that the cache finds in itself while nothing is downloaded or evicted."""
         while True:
             await self.quiet()
             before = self.changes()
@@ -276,7 +276,9 @@ class Model(RuleBasedStateMachine):
                 if stamp is None:
                     continue  # evicted between the two looks
                 assert self.was[name][stamp.generation] == data
-                if not self.daemon.cache.is_ready or self.daemon.cache.stamp(path) == stamp:  # else it is about to go
+                if (
+                    not self.daemon.cache.is_ready or self.daemon.cache.stamp(path) == stamp
+                ):  # otherwise it is about to be evicted
                     self.here_now[name] = stamp.generation
 
     @invariant()
@@ -294,7 +296,7 @@ class Model(RuleBasedStateMachine):
         self.here, self.evicted, self.evictions, self.may_go = self.here_now, 0, self.daemon.cache.evictions, set()
 
     def is_right(self, name: str, generation: int) -> bool:
-        """Whether it is what is in the bucket, and no listing that is older than it speaks against it."""
+        """Whether it is the generation in the bucket, and no older listing contradicts it."""
         listed = self.daemon.registry.catalog.newest_version(ObjectName(BUCKET, name))
         return self.live.get(name) == generation and (listed is None or listed.generation == generation)
 
@@ -314,7 +316,7 @@ class Model(RuleBasedStateMachine):
 
 
 def copy_as_it_is(folder: Path, copy: Path) -> None:
-    """Copy a directory with its files' stamps, while threads may still be at it."""
+    """Copy a directory with its files' stamps, while threads may still write there."""
     for path in [folder, *folder.rglob("*")]:
         with contextlib.suppress(FileNotFoundError):
             if path.is_dir():
@@ -332,7 +334,7 @@ def test_whatever_happens_in_a_row_reads_give_what_the_model_allows() -> None:
 
 
 class WithFetchProcesses(Model):
-    """They are begun with the first prefetch of each daemon, and killed with any step."""
+    """They start with the first prefetch of each daemon, and may be killed in any step."""
 
     fetch_processes = 2
 
