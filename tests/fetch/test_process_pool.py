@@ -44,7 +44,7 @@ def key_of(uri: str) -> str:
 def fetch_processes(daemon: DaemonProcess) -> list[int]:
     """The daemon's fetch processes."""
     children = map(int, Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split())
-    return [pid for pid in children if b"gcs_prefetchd.fetch.process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in children if b"gcs_prefetchd.fetch.process_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def is_gone(pid: int) -> bool:

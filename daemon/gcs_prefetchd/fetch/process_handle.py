@@ -1,18 +1,14 @@
-"""The daemon's side of one fetch process: starts it, gives it downloads, and notices when it stops."""
+"""The daemon's side of one fetch process: gives it downloads, and receives their results."""
 
 import asyncio
-import contextlib
 import itertools
-import os
-import signal
 import socket
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 
 from gcs_prefetchd.cache.reservation import Reservation
 from gcs_prefetchd.fetch.message_channel import MessageChannel
+from gcs_prefetchd.fetch.process_launcher import LaunchedProcess
 from gcs_prefetchd.fetch.process_messages import (
     AttemptEnded,
     BytesWritten,
@@ -39,8 +35,6 @@ from gcs_prefetchd.shared.checked_read import Stamp
 from gcs_prefetchd.shared.objects import ObjectVersion
 
 __all__ = ["FetchProcess", "ProcessDownload", "ProcessLostError"]
-
-PROGRAM = [sys.executable, "-P", "-m", "gcs_prefetchd.fetch.process"]  # -P: import nothing from the working directory
 
 
 class ProcessLostError(Exception):
@@ -74,10 +68,9 @@ class FetchProcess:
         self.ready: asyncio.Future[None] = loop.create_future()
         self.stopped: asyncio.Future[int] = loop.create_future()
         self._options = options
-        self._lock = lock
         self._token = token
         self._counters = counters
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process = LaunchedProcess(lock, self._exited)
         self._socket: socket.socket
         self._channel = MessageChannel(self._receive, self.kill)
         self._numbers = itertools.count()
@@ -87,7 +80,6 @@ class FetchProcess:
     @property
     def pid(self) -> int:
         """The process id, once it has started."""
-        assert self._process is not None
         return self._process.pid
 
     @property
@@ -108,36 +100,7 @@ class FetchProcess:
 
     def start(self) -> None:
         """Start the process. Raises OSError if the system cannot."""
-        self._socket, theirs = socket.socketpair()
-        with theirs:
-            try:
-                # Not by asyncio, which may use any thread: the process is to be killed when the thread that started it ends.
-                self._process = subprocess.Popen(  # noqa: S603  # our own program
-                    [*PROGRAM, str(theirs.fileno()), str(self._lock), str(os.getpid())],
-                    pass_fds=(theirs.fileno(), self._lock),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    process_group=0,  # a terminal's Ctrl-C is for the daemon
-                )
-                self._watch_exit()
-            except BaseException:
-                self._socket.close()
-                raise
-
-    def _watch_exit(self) -> None:
-        try:
-            pidfd = os.pidfd_open(self.pid)
-            try:
-                asyncio.get_running_loop().add_reader(pidfd, self._reap, pidfd)
-            except BaseException:
-                os.close(pidfd)
-                raise
-        except BaseException:
-            assert self._process is not None
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-            raise
+        self._socket = self._process.start()
 
     async def connect(self) -> None:
         """Send the options; the process reports later that it is ready."""
@@ -146,9 +109,7 @@ class FetchProcess:
 
     def kill(self) -> None:
         """Kill the process, if it is running."""
-        if self._process is not None and not self.stopped.done():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+        self._process.kill()
 
     async def close(self) -> None:
         """Stop the process. It must have no download."""
@@ -241,11 +202,7 @@ class FetchProcess:
             response = TokenUnavailable(f"no access token: {one_line(exc)}", is_final=False)
         self._channel.send(response)
 
-    def _reap(self, pidfd: int) -> None:
-        asyncio.get_running_loop().remove_reader(pidfd)
-        os.close(pidfd)
-        assert self._process is not None
-        status = self._process.wait()
+    def _exited(self, status: int) -> None:
         for task in self._token_requests:
             task.cancel()
         for number in list(self._downloads):

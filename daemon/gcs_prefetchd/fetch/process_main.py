@@ -1,4 +1,4 @@
-"""A fetch process, which downloads for the daemon: `python -m gcs_prefetchd.fetch.process SOCKET LOCK DAEMON_PID`.
+"""A fetch process, which downloads for the daemon: `python -m gcs_prefetchd.fetch.process_main SOCKET LOCK DAEMON_PID`.
 
 It does what needs no knowledge of plans, for many objects at a time: it sends a GET, checks the bytes, writes them, stamps
 the file and renames it. The thread that received a small body also writes it: the bytes go to the disk while the processor's
