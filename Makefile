@@ -30,8 +30,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## Train a small network through a real daemon from a local GCS-speaking server
 	$(BIN)/python examples/demo.py
 
+# Tests wait for daemons, timeouts and disks for most of their time, so more of them run at a time than there are cores.
+TEST_PROCESSES ?= 4
+
 test: $(INSTALLED) ## Run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup
 
 # The second runs also where the first has failed.
 torture: $(INSTALLED) ## Run the long loops over faults and a soak, and print what they came to, for docs/reliability.md

@@ -16,6 +16,7 @@ from gcs_prefetchd import __version__
 from gcs_prefetchd.testing import ServingGCS, serving
 from support.caches import run_script
 from support.daemons import BUCKET, DATA_ROOT, daemon_process, put_items, run_command, start_arguments
+from support.datasets import RecordingDaemon
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,15 @@ def test_status_and_stats_show_a_running_daemon(server: ServingGCS, tmp_path: Pa
         assert max(map(len, shown.splitlines())) <= 100
         assert re.search(r"downloads: \d+ in progress; limit 128 \(8 to 256\), set at the start .* ago\n", status.stdout)
         assert " requests/s (5,000 allowed)" in status.stdout
+
+
+def test_a_running_daemon_of_another_version_is_reported_as_running(tmp_path: Path) -> None:
+    with RecordingDaemon(tmp_path / "cache"):
+        status = run_command("status", "--cache-dir", tmp_path / "cache")
+        stats = run_command("stats", "--cache-dir", tmp_path / "cache")
+    assert (status.returncode, status.stdout.splitlines()[0]) == (0, "running: pid 1, version 0")
+    assert "field 'version' is missing; is the daemon of another version?" in status.stdout
+    assert (stats.returncode, len(stats.stderr.splitlines())) == (1, 1)
 
 
 def test_set_changes_a_running_daemon_and_shows_the_new_values(server: ServingGCS, tmp_path: Path) -> None:

@@ -162,8 +162,7 @@ def status(cache_dir: CacheDir) -> None:
     """
     try:
         with closing(DaemonClient(cache_dir)) as client:
-            daemon = client.status()
-            summary = summarize(from_json(client.stats()))
+            daemon, statistics = client.status(), client.stats()
         daemon_file = read_daemon_file(cache_dir)
     except DaemonUnavailableError as exc:
         print(f"not running: {exc}")
@@ -173,6 +172,11 @@ def status(cache_dir: CacheDir) -> None:
     print(f"running: pid {daemon.pid}, version {daemon.version}")
     print(f"serving: {', '.join(daemon.data_roots)}")
     print(f"statistics: {daemon_file.get('http')}")
+    try:
+        summary = summarize(from_json(statistics))
+    except ProtocolError as exc:  # it runs, but it is of another version, as after an upgrade
+        print(f"cannot show more: {exc}")
+        return
     print(f"downloads: {summary['Downloads']}")
     print(f"rate: {summary['Rate']}")
 

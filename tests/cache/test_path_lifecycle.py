@@ -39,6 +39,18 @@ async def test_a_file_deleted_by_hand_during_its_replacement_is_absent_if_that_i
     assert observer_of(cache).losses == [path]
 
 
+async def test_a_second_claim_keeps_the_eviction_that_waits_for_the_first(cache: Cache) -> None:
+    """As when the clean-up of a cancelled download is still going on as the next one starts."""
+    path = await put(cache, "a.jpg", b"old")
+    await cache.paths.claim(path)
+    await cache.evict(path)
+    await cache.paths.claim(path)
+    cache.paths.abandon(path)
+    await cache.paths.wait_for_unlinks()
+    assert cache.paths.states.state(path) is PathState.ABSENT
+    assert not file_of(cache, path).exists()
+
+
 async def test_a_claim_waits_for_the_older_file_to_be_unlinked(cache: Cache) -> None:
     path = await put(cache, "a.jpg", b"old")
     evicting = asyncio.create_task(cache.evict(path))

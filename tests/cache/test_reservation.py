@@ -46,6 +46,21 @@ async def test_a_refused_reservation_names_its_object_and_reserves_nothing(cache
     assert state_of(cache) is PathState.ABSENT
 
 
+async def test_an_empty_object_needs_no_space(cache: Cache) -> None:
+    kept = await put(cache, "kept.jpg", content(1, LIMIT))
+    reservation = Reservation(cache, NAME, keeping(cache, kept))
+    await reservation.reserve(0)
+    assert state_of(cache) is PathState.PUBLISHING
+    reservation.release()
+
+
+async def test_another_temporary_file_is_used_after_a_process_was_lost(cache: Cache) -> None:
+    reservation = Reservation(cache, NAME)
+    before = reservation.temp_path
+    reservation.use_new_temp_path()
+    assert reservation.temp_path != before
+
+
 async def test_committed_bytes_are_cached_and_no_longer_reserved(cache: Cache) -> None:
     data = content(1, 1000)
     reservation = Reservation(cache, NAME)

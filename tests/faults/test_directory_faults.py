@@ -21,6 +21,8 @@ from support.daemons import BUCKET, run_command, start_arguments
 from support.datasets import manifest_of
 from support.faults import DaemonProcess, faulted_daemon, promises
 
+pytestmark = pytest.mark.xdist_group("directory_faults")  # in one process: they share a costly fixture
+
 DATA = bytes(range(256)) * 400
 # Root may read everything; without these capabilities it is refused like other users.
 AS_ANYBODY = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]

@@ -37,6 +37,8 @@ from support.caches import IN_MEMORY, content, names_in, opened, path_of, put, s
 from support.daemons import BUCKET, DATA_ROOT, jpeg, put_items
 from support.faults import LINE, DaemonProcess, Tally, faulted_daemon
 
+pytestmark = pytest.mark.xdist_group("fuzzing")  # in one process: they share a costly fixture
+
 ITEMS = 4
 RESPONSE_TIMEOUT_S = 10.0  # far more than any response takes; a hang takes forever
 STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})")

@@ -20,6 +20,8 @@ from gcs_prefetchd.testing import Close, Cut, Fault, GCSServer, HtmlPage, Kind, 
 from support.daemons import BUCKET, DATA_ROOT, make_settings, put_items, running
 from support.faults import DATA, DaemonProcess, faulted_daemon, promises
 
+pytestmark = pytest.mark.xdist_group("listing_faults")  # in one process: they share a costly fixture
+
 GOOD = f"gs://{BUCKET}/train/good"
 GENERATION = 7
 MIB = 1 << 20

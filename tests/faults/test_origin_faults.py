@@ -34,6 +34,8 @@ from support.daemons import BUCKET, DATA_ROOT, put_items
 from support.faults import DaemonProcess, Tally, faulted_daemon, promises
 from support.origin_faults import DATA, FIRST, HUGE, PASSING, RETRIED
 
+pytestmark = pytest.mark.xdist_group("origin_faults")  # in one process: they share a costly fixture
+
 DEADLINE_S = 3
 BUFFERED_BYTES = 1 << 20  # received but not yet processed when a connection breaks
 

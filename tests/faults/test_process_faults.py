@@ -19,6 +19,8 @@ from gcs_prefetchd.testing import Counts, ServingGCS
 from support.daemons import BUCKET, DATA_ROOT, run_command, start_arguments
 from support.faults import DaemonProcess, data_of, faulted_daemon, promises, wait_for
 
+pytestmark = pytest.mark.xdist_group("process_faults")  # in one process: they share a costly fixture
+
 SIZE = 60_000
 LARGE = 2_000_000
 FLAGS = ["--set", "deadline_s=3", "--set", "rescan_s=1", "--set", "relist_s=1"]  # it rescans and lists all the time

@@ -16,6 +16,8 @@ from support.daemons import BUCKET, DATA_ROOT, put_items
 from support.faults import DaemonProcess, data_of, faulted_daemon, promises, wait_for
 from support.origin_faults import PASSING
 
+pytestmark = pytest.mark.xdist_group("process_pool")  # in one process: they share a costly fixture
+
 FLAGS = ["--set", "fetch_processes=2", "--set", "deadline_s=3", "--set", "relist_s=1"]
 SIZE = 100_000
 LONG_S = 30.0

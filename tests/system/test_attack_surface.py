@@ -23,6 +23,8 @@ from support.caches import run_script
 from support.daemons import BUCKET, DATA_ROOT, put_items
 from support.faults import DATA, DaemonProcess, cached_items, faulted_daemon, promises
 
+pytestmark = pytest.mark.xdist_group("attack_surface")  # in one process: they share a costly fixture
+
 DEADLINE_S = 15.0
 OVER = ("TCP", "the socket")
 

@@ -42,7 +42,8 @@ class PathLifecycle:
         """Return when a file may be published at the path: when no older one is being unlinked there."""
         while self.states.state(path) is PathState.UNLINKING:
             await asyncio.wait(self._unlinking)
-        self.states.move(path, PathState.PUBLISHING)
+        if not self.states.is_publishing(path):  # else the clean-up of a cancelled download is still going on
+            self.states.move(path, PathState.PUBLISHING)
 
     def commit(self, path: str, stamp: Stamp) -> None:
         """A file was published at the path."""

@@ -42,7 +42,6 @@ ALLOWED: dict[PathState, frozenset[PathState]] = {
         {
             PathState.ABSENT,  # not published
             PathState.CACHED,  # published; or not published, and the older file stays
-            PathState.PUBLISHING,  # the clean-up of a cancelled download may still be going on when the next one is published
             PathState.PUBLISHING_OR_EVICTING,
         }
     ),

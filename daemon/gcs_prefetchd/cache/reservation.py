@@ -37,7 +37,8 @@ class Reservation:
             return
         self.release()
         try:
-            await self._cache.reserve(size_bytes, self._choose_victims)
+            if size_bytes:  # an empty object needs no space: it neither waits for recovery nor evicts anything
+                await self._cache.reserve(size_bytes, self._choose_victims)
         except (CacheFullError, CacheWriteError) as exc:
             raise type(exc)(f"cache {self._name.uri}: {exc}") from exc
         self._reserved_bytes = size_bytes
@@ -47,6 +48,10 @@ class Reservation:
             self.release()
             raise
         self._has_path = True
+
+    def use_new_temp_path(self) -> None:
+        """Write to another temporary file from now on."""
+        self.temp_path = self._cache.directory.new_temp_path()
 
     def set_written(self, size_bytes: int) -> None:
         """Record how many of the reserved bytes are on the disk now."""

@@ -67,4 +67,5 @@ async def _recover(download: ProcessDownload, cache: Cache) -> None:
         if stamp is not None and (stamp.generation, stamp.size) == (version.generation, version.size):
             reservation.commit(stamp)
         else:
+            reservation.use_new_temp_path()  # the process's file may still be there
             reservation.release()

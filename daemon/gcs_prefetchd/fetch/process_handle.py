@@ -172,8 +172,13 @@ class FetchProcess:
     def _complete(self, message: DownloadPublished) -> None:
         download = self._remove(message.number)
         version = download.version
-        download.reservation.commit(Stamp(version.generation, version.size, message.crc32c))
-        download.result.set_result(None)
+        try:
+            download.reservation.commit(Stamp(version.generation, version.size, message.crc32c))
+        except Exception as exc:  # such as no memory for the entry: only this download fails
+            download.reservation.release()
+            download.result.set_exception(exc)
+        else:
+            download.result.set_result(None)
 
     def _fail(self, message: DownloadFailed | DownloadCancelled) -> None:
         download = self._remove(message.number)
@@ -184,8 +189,9 @@ class FetchProcess:
             download.result.set_exception(getattr(errors, message.error, errors.OriginError)(message.text))
 
     def _remove(self, number: int) -> ProcessDownload:
+        download = self._downloads.pop(number)
         self._counters.in_flight -= 1
-        return self._downloads.pop(number)
+        return download
 
     def _request_token(self) -> None:
         task = asyncio.create_task(self._send_token())

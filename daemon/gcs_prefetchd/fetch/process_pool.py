@@ -26,7 +26,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # before a restart
 class FetchProcesses:
     """A fixed number of processes. `run` keeps them running; `close` stops them once there are no downloads.
 
-    They inherit the lock of the cache directory, get the client's access token, and count in its `traffic`.
+    They inherit the lock of the cache directory, get the client's access token, and count in its `counters`.
     """
 
     def __init__(self, count: int, options: ProcessOptions, directory: CacheDirectory, client: GCSClient) -> None:

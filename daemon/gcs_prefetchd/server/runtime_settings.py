@@ -73,7 +73,7 @@ def _parse_changes(body: bytes) -> Mapping[str, object]:
             raise ProtocolError(
                 f"setting {name[:40]!r} cannot be changed while the daemon runs; these can: {', '.join(CHANGEABLE)}"
             )
-        # The configuration file accepts a text or true for a number. In JSON either is a mistake of the client.
+        # The configuration file accepts a text for a number. In JSON that is a mistake of the client.
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number and value is not None and not (name in SIZES and isinstance(value, str)):
             expected = "a number, null or a size such as 500MB" if name in SIZES else "a number or null"

@@ -30,6 +30,8 @@ def _jsonable(value: Any) -> Any:
 
 
 def _built(section: Any, data: Mapping[str, Any]) -> Any:
+    if not isinstance(data, Mapping):
+        raise ProtocolError(f"statistics: {data!r:.40} is not an object; is the daemon of another version?")
     values = {}
     for field in fields(section):
         if field.name not in data:

@@ -52,7 +52,8 @@ def _cache(cache: CacheStatistics) -> str:
 
 
 def _concurrency(limits: LimitStatistics) -> str:
-    change = f"{CHANGE_REASONS[limits.last_change_reason]} {_duration(limits.last_change_age_s)} ago"
+    reason = CHANGE_REASONS.get(limits.last_change_reason, limits.last_change_reason)  # a newer daemon's may be unknown
+    change = f"{reason} {_duration(limits.last_change_age_s)} ago"
     return f"limit {limits.concurrency:,} ({limits.min_concurrency:,} to {limits.max_concurrency:,}), {change}"
 
 
