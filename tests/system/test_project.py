@@ -72,7 +72,7 @@ PACKAGES: Mapping[str, set[str]] = {
 ASYNC_READER = "gcs_dataset.async_download"  # loads aiohttp, so nothing may import it before it is needed
 FOR_THE_ASYNC_READER = {"gcs_prefetchd.gcs.client", "gcs_prefetchd.gcs.credentials"}
 
-MODULE_LINES, FUNCTION_LINES = 400, 40
+MODULE_LINES, FUNCTION_LINES, CLASS_METHODS = 400, 40, 25
 
 
 # --- Layers
@@ -219,6 +219,54 @@ def assigned_attributes(function: ast.FunctionDef) -> Iterator[ast.Attribute]:
     for node in ast.walk(function):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
             yield node
+
+
+# Classes with more methods than that, and why they are one.
+MANY_METHODS = {
+    "LRUTable": "hash table, LRU ring and columns share their hot loops: a call between them would cost as much as a lookup",
+    "GCSServer": "its methods are what users of the fake server call",
+}
+
+
+def test_classes_are_small() -> None:
+    large = {}
+    for path in MODULES.values():
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.ClassDef):
+                methods = sum(isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) for child in node.body)
+                if methods > CLASS_METHODS:
+                    large[node.name] = methods
+    assert set(large) == set(MANY_METHODS), large
+
+
+# Modules without a test file of their name, and the file that tests them.
+TESTED_ELSEWHERE = {
+    "gcs_prefetchd.__main__": "test_cli.py",  # every command that a test runs goes through it
+    "gcs_prefetchd.shared.errors": "system/test_project.py",  # their rules hold for all of them
+    "gcs_prefetchd.planning.item_refs": "planning/test_catalog.py",  # two NamedTuples
+    "gcs_prefetchd.fetch.cache_download": "fetch/test_fetcher.py",  # which downloads for real
+    # They need a daemon, real processes and real signals.
+    "gcs_prefetchd.fetch.process_download": "fetch/test_process_pool.py",
+    "gcs_prefetchd.fetch.process_launcher": "fetch/test_process_pool.py",
+    "gcs_prefetchd.fetch.process_main": "fetch/test_process_pool.py",
+    # Each has one user, whose promises are all that it is for.
+    "gcs_dataset.async_download": "dataset/test_stream_dataset.py",
+    "gcs_dataset.gcs_client": "dataset/test_gcs_loader.py",
+    "gcs_dataset.image_label_pairs": "dataset/test_image_dataset.py",
+    "gcs_dataset.manifest_source": "dataset/test_dataloaders.py",
+}
+
+
+def test_every_module_has_a_test_file_of_its_name_or_one_that_tests_it() -> None:
+    """The fake server is the exception: it is tested over HTTP as a whole, as its clients see it."""
+    missing = set()
+    for module in MODULES:
+        package, _, name = module.removeprefix("gcs_prefetchd.").replace("gcs_dataset", "dataset").rpartition(".")
+        is_init = MODULES[module].name == "__init__.py"
+        if not is_init and not is_testing(module) and not (TESTS / package / f"test_{name}.py").exists():
+            missing.add(module)
+    assert missing == set(TESTED_ELSEWHERE)
+    assert [file for file in TESTED_ELSEWHERE.values() if not (TESTS / file).exists()] == []
 
 
 def test_nothing_is_left_to_do_in_a_comment() -> None:
