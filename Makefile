@@ -1,4 +1,4 @@
-# Everything runs in .venv, which each target sets up by itself.
+# Everything runs in .venv, which each target sets up first if necessary.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +15,7 @@ help: ## Show what can be made
 
 install: $(INSTALLED) ## Make .venv with the daemon, the dataset package and everything to develop them
 
-# The stamp is written last and a failed install takes its .venv away, so that none is left half-made.
+# The stamp is written last, and a failed install removes its .venv, so that no incomplete one is left.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo "$(PYTHON) is older than Python 3.11; name a newer one: make install PYTHON=python3.12" >&2; exit 1; }
@@ -36,8 +36,8 @@ TEST_PROCESSES ?= 4
 test: $(INSTALLED) ## Run every test
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup
 
-# The second runs also where the first has failed.
-torture: $(INSTALLED) ## Run the long loops over faults and a soak, and print what they came to, for docs/reliability.md
+# The second command runs even if the first one has failed.
+torture: $(INSTALLED) ## Run the long loops over faults and a soak, and print their results, for docs/reliability.md
 	$(BIN)/python -m pytest -m torture; \
 	    status=$$?; $(BIN)/python bench/soak.py --minutes 3 && exit $$status
 
@@ -46,9 +46,9 @@ check: $(INSTALLED) ## Check format, lint and types; change nothing
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy $(SOURCES)
 
-# A missed target does not keep the others from being measured. All of it must fit in ten minutes. Whole,
+# A missed target does not keep the others from being measured. All of it must fit in ten minutes. In full,
 # `bench/origin_traffic.py` takes 13 minutes: `--quick` has the same runs over 700 items for 2,000, half of the epochs and one
-# cache for five, in 70 s. `bench/restart.py` takes 5 minutes whole, `bench/listing.py` 2 and `bench/plan.py` 1.
+# cache for five, in 70 s. `bench/restart.py` takes 5 minutes in full, `bench/listing.py` 2 and `bench/plan.py` 1.
 bench: $(INSTALLED) ## Measure: origin traffic, listing, fill, cold and warm epochs, waiting, restart; takes about nine minutes
 	-$(BIN)/python bench/origin_traffic.py --quick
 	-$(BIN)/python bench/listing.py --pairs 250000 --plot docs/listing.png

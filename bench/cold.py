@@ -4,11 +4,11 @@
 
 Items are a 512x512 JPEG of about 100 KB and a PNG label, behind 30 ms of latency (nginx, else our own server), in batches of
 8 with 0, 2 and 8 workers. The timed span is the same for all: from `next(iter(loader))`,
-which starts the workers, to the last item. Each run has its own process; imports, listings and construction of the loader come
-before. Ours starts with a daemon that was started just before over an empty directory. That daemon has already started to
-fill it, in an order that is not the job's: `head start` is the share of items that were there at the start. All items are
-read: the time of a part would say too little about ours, which fetches ahead. "decoded" sends one number per pair of images to
-the main process, so that reading and decoding are timed; "without decode" sends the length of the bytes.
+which starts the workers, to the last item. Each run has its own process; imports, listings and construction of the loader
+happen before. Ours starts with a daemon that was started just before over an empty directory. It has already started to fill
+it, in an order that is not the job's: `head start` is the share of items that were cached at the start. All items are read:
+a part would not be representative of ours, which fetches ahead. "decoded" sends one number per pair of images to the main
+process, so that reading and decoding are timed; "without decode" sends the length of the bytes.
 
 Slow readers read fewer items, as the table shows; their rate does not depend on it. gcsfs and obstore are compared where
 `pip install gcsfs obstore` has been run, an rclone mount where Debian's `rclone fuse3` are installed.

@@ -63,8 +63,8 @@ def file_origin(
 
 def counts(url: str) -> dict[str, int]:
     """Requests and bytes sent by kind (`list_requests`, `media_bytes`, ...) since the start of an nginx origin."""
-    answer: dict[str, Any] = json.loads(_get(f"{url}/_counts"))
-    return answer
+    counts: dict[str, Any] = json.loads(_get(f"{url}/_counts"))
+    return counts
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def _until_done(process: subprocess.Popen[bytes], port: int, path: str) -> Itera
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + START_DEADLINE_S
-        while not _answers(f"{url}{path}"):
+        while not _responds(f"{url}{path}"):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"no origin at {url}")
             time.sleep(0.05)
@@ -107,7 +107,7 @@ def _until_done(process: subprocess.Popen[bytes], port: int, path: str) -> Itera
         process.terminate()
 
 
-def _answers(url: str) -> bool:
+def _responds(url: str) -> bool:
     try:
         _get(url)
     except urllib.error.HTTPError:
@@ -118,8 +118,8 @@ def _answers(url: str) -> bool:
 
 
 def _get(url: str) -> bytes:
-    with urllib.request.urlopen(url) as answer:
-        return bytes(answer.read())
+    with urllib.request.urlopen(url) as response:
+        return bytes(response.read())
 
 
 def _free_port() -> int:

@@ -135,7 +135,7 @@ def main() -> int:
     parser = command_line(__doc__)
     parser.add_argument("--pairs", type=int, default=1_000_000, help="how many (default 1,000,000)")
     parser.add_argument("--latency-ms", type=float, default=30.0, help="of each page (default 30)")
-    parser.add_argument("--runs", type=int, default=3, help="the medians are of so many (default 3)")
+    parser.add_argument("--runs", type=int, default=3, help="number of runs for the medians (default 3)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)

@@ -1,4 +1,4 @@
-"""Exact offline references for caches that know the whole future or a bounded part of it; every item has size one."""
+"""Exact offline references for caches that know the complete future or a bounded part of it; every item has size one."""
 
 import heapq
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ FAR = 1 << 60
 
 
 def belady_hits(reads: Sequence[int], capacity: int) -> int:
-    """Hits of Belady's optimal replacement over the whole sequence, from an empty cache."""
+    """Hits of Belady's optimal replacement over the complete sequence, from an empty cache."""
     return len(reads) - _misses(reads, capacity, FAR, 0)
 
 

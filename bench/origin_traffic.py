@@ -42,8 +42,8 @@ class Scale:
     shares: tuple[float, ...]
 
 
-WHOLE = Scale(2000, 6, 3, (0.10, 0.25, 0.50, 0.75, 0.90))
-# The rates are those of the whole one: a faster reader would measure the processor. With fewer items a tenth of an epoch
+FULL = Scale(2000, 6, 3, (0.10, 0.25, 0.50, 0.75, 0.90))
+# The rates are those of the full run: a faster reader would measure the processor. With fewer items a tenth of an epoch
 # would be too few for its share of the misses to mean anything.
 QUICK = Scale(700, 3, 2, (0.50,))
 
@@ -129,8 +129,8 @@ class Bench:
         rows, epochs = [], self.scale.slow_epochs
         for policy in ("plan", "lru"):
             with self._rig(share, latency_ms=SLOW_LATENCY_MS, concurrency=4, policy=policy) as (endpoint, _, cache_dir):
-                # The first epoch is all misses for a reader that never pauses: that is the origin's speed. It is a job of its
-                # own: the daemon would take the first reports of a second reader of that name for duplicates.
+                # A reader that never pauses misses every item of the first epoch: that is the origin's speed. It is a job of
+                # its own: the daemon would treat the first reports of a second reader of that name as duplicates.
                 cold_s = Reader(cache_dir, "cold", 1, math.inf).read(1)
                 items_per_s = 2 * self.scale.items / cold_s
                 before = media_gets(endpoint)
@@ -181,7 +181,7 @@ def gets_per_residence(endpoint: str, client: DaemonClient) -> float:
 
 def main() -> int:
     parser = command_line(__doc__)
-    quick = f"{QUICK.items} items for {WHOLE.items:,}, {QUICK.epochs} epochs for {WHOLE.epochs}"
+    quick = f"{QUICK.items} items for {FULL.items:,}, {QUICK.epochs} epochs for {FULL.epochs}"
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -189,7 +189,7 @@ def main() -> int:
     )
     parser.add_argument("--only", choices=["shuffled", "endless", "two_jobs", "slow_origin"], help="one kind of run")
     options = parser.parse_args()
-    scale = QUICK if options.quick else WHOLE
+    scale = QUICK if options.quick else FULL
     with tempfile.TemporaryDirectory(prefix="gcs-prefetchd-bench-") as scratch:
         total_bytes = make_objects(Path(scratch, "buckets"), scale.items, SMALLEST_BYTES, LARGEST_BYTES)
         assert Path(scratch, "buckets", BUCKET).is_dir()

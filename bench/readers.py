@@ -93,7 +93,7 @@ class StoredBytes(Dataset[int]):
         self._job = job
         self._pairs = Pairs.below(DATA_ROOT, IMAGE_PATTERN, LABEL_PATTERN)
         self._versions = ExpectedStamps(manifest)
-        self._here: tuple[int, DaemonClient, ReadReporter] | None = None
+        self._opened: tuple[int, DaemonClient, ReadReporter] | None = None
 
     def __len__(self) -> int:
         return len(self._manifest)
@@ -117,9 +117,9 @@ class StoredBytes(Dataset[int]):
 
     def close(self) -> None:
         """Send the last report and close this process's connections."""
-        if self._here is not None:
-            self._here[2].close()
-            self._here[1].close()
+        if self._opened is not None:
+            self._opened[2].close()
+            self._opened[1].close()
 
     def _hits(self, index: int, uris: Sequence[str]) -> list[bytes | None]:
         stamps = self._versions.of(uris, index)
@@ -127,9 +127,9 @@ class StoredBytes(Dataset[int]):
         return [read_checked(objects, cache_path_of_uri(uri), stamp) for uri, stamp in zip(uris, stamps, strict=True)]
 
     def _connections(self) -> tuple[int, DaemonClient, ReadReporter]:
-        if self._here is None or self._here[0] != os.getpid():
-            self._here = (os.getpid(), DaemonClient(self._cache_dir), ReadReporter(self._cache_dir, self._job))
-        return self._here
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = (os.getpid(), DaemonClient(self._cache_dir), ReadReporter(self._cache_dir, self._job))
+        return self._opened
 
 
 def cached(cache_dir: Path, workers: int, batch: int = BATCH) -> PlannedDataLoader:

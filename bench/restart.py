@@ -42,7 +42,7 @@ NOWHERE = "http://127.0.0.1:9"  # nothing listens there
 GENERATION = 1_795_251_185_968_152
 AT_ONCE = 5000
 DEADLINE_S = 240.0
-FIRST_HIT_S, WHOLE_S, RESIDENT_MB = 1.0, 60.0, 200.0
+FIRST_HIT_S, COMPLETE_S, RESIDENT_MB = 1.0, 60.0, 200.0
 
 
 def image_bytes(kind: str, mode: str) -> bytes:
@@ -53,7 +53,7 @@ def image_bytes(kind: str, mode: str) -> bytes:
 
 
 def make_cache(path: Path, pairs: int, digits: int) -> Manifest:
-    """A cache directory that holds so many pairs, as if a daemon had fetched them and been killed."""
+    """A cache directory that holds this many pairs, as if a daemon had fetched them and been killed."""
     directory = CacheDirectory(path)
     directory.claim()
     manifest = _listing(pairs, digits)
@@ -113,9 +113,9 @@ def until_ready(client: DaemonClient, objects: int) -> float:
     """Wait until the daemon knows every object; returns its longest response time meanwhile, in seconds."""
     longest_s, started_s = 0.0, time.perf_counter()
     while True:
-        asked_s = time.perf_counter()
+        requested_s = time.perf_counter()
         cache = client.stats()["cache"]
-        longest_s = max(longest_s, time.perf_counter() - asked_s)
+        longest_s = max(longest_s, time.perf_counter() - requested_s)
         if cache["ready"]:
             assert cache["objects"] == objects, cache
             return longest_s
@@ -176,11 +176,11 @@ def measured(cache_dir: Path, manifest: Manifest) -> list[Figure]:
     rows = [Figure("first hit of a reader, no daemon yet", hit_s(cache_dir, manifest, len(manifest) // 2), "s", FIRST_HIT_S)]
     with killed(cache_dir) as pid, closing(DaemonClient(cache_dir, timeout_s=120.0)) as client:
         rows.append(Figure("start has returned: the daemon is ready", time.perf_counter() - started_s, "s"))
-        answer_s = demand_s(client, manifest, len(manifest) // 3)
+        response_s = demand_s(client, manifest, len(manifest) // 3)
         rows.append(Figure("first demand served by the daemon", time.perf_counter() - started_s, "s", FIRST_HIT_S))
-        rows.append(Figure("of that the daemon took", answer_s, "s"))
+        rows.append(Figure("of that the daemon took", response_s, "s"))
         rows.append(Figure("its longest response during recovery", until_ready(client, objects), "s"))
-        rows.append(Figure("every object known and compared", time.perf_counter() - started_s, "s", WHOLE_S))
+        rows.append(Figure("every object known and compared", time.perf_counter() - started_s, "s", COMPLETE_S))
         rows.append(Figure("RSS with the full index", memory_mb(pid, "VmRSS"), "MB", RESIDENT_MB))
         rows.append(Figure("plan of every item known to be cached", plan_s(client, manifest), "s"))
         rows.append(Figure("RSS with a plan of every item", memory_mb(pid, "VmRSS"), "MB", RESIDENT_MB))

@@ -70,8 +70,8 @@ def daemon(cache_dir: Path, endpoint: str, cache_bytes: int, **settings: object)
 
 def get_json(url: str) -> dict[str, Any]:
     """The JSON response of a URL."""
-    with urllib.request.urlopen(url) as answer:
-        return dict(json.loads(answer.read()))
+    with urllib.request.urlopen(url) as response:
+        return dict(json.loads(response.read()))
 
 
 def media_gets(endpoint: str) -> int:
@@ -81,7 +81,7 @@ def media_gets(endpoint: str) -> int:
 
 @dataclass(slots=True)
 class Reader:
-    """A job that reads whole epochs at a fixed rate, as a training run does: plan, files, demands, reports."""
+    """A job that reads complete epochs at a fixed rate, as a training run does: plan, files, demands, reports."""
 
     cache_dir: Path
     job: str

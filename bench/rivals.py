@@ -32,12 +32,12 @@ class _Decoding:
 
     def __init__(self, open_reader: Callable[[], Reader]) -> None:
         self._open_reader = open_reader
-        self._here: tuple[int, Reader] | None = None
+        self._opened: tuple[int, Reader] | None = None
 
     def __call__(self, uri: str) -> Image.Image:
-        if self._here is None or self._here[0] != os.getpid():
-            self._here = (os.getpid(), self._open_reader())
-        return Image.open(io.BytesIO(self._here[1](parse_object_uri(uri).name))).convert("RGB")
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = (os.getpid(), self._open_reader())
+        return Image.open(io.BytesIO(self._opened[1](parse_object_uri(uri).name))).convert("RGB")
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from figures import Figure, finish
 from gcs_prefetchd.service.daemonize import wait_for_exit
 from gcs_prefetchd.shared.daemon_client import DaemonClient, read_daemon_file
 from rig import DATA_ROOT, PROGRAM, get_json, server
-from soak_load import Bucket, Readers, Trouble
+from soak_load import Bucket, OriginFaults, Readers
 
 ITEMS = 300
 CACHE_SHARE = 3
@@ -37,7 +37,7 @@ PATIENCE_S = 60.0
 KILL_EVERY_S = 10.0  # in the first third
 # Allowed growth of a long-running daemon: allocators and kept connections settle late.
 MORE_MEMORY_BYTES, MORE_OPEN_FILES, MORE_TASKS, MORE_THREADS = 24_000_000, 24, 12, 6
-ANSWER_S = 1.0
+RESPONSE_S = 1.0
 LONGEST_LINE_BYTES = 2048
 
 
@@ -111,7 +111,7 @@ class Watch:
 
     def __init__(self, daemon: Daemon) -> None:
         self.disk_bytes = 0
-        self.answer_s = 0.0
+        self.response_s = 0.0
         self._daemon = daemon
         self._ended = threading.Event()
 
@@ -130,9 +130,9 @@ class Watch:
     def _watch(self) -> None:
         while not self._ended.wait(SAMPLE_EVERY_S):
             self.disk_bytes = max(self.disk_bytes, self._daemon.disk_bytes())
-            asked_s = time.perf_counter()
+            requested_s = time.perf_counter()
             self._daemon.stats()
-            self.answer_s = max(self.answer_s, time.perf_counter() - asked_s)
+            self.response_s = max(self.response_s, time.perf_counter() - requested_s)
 
 
 def bytes_below(folder: Path) -> int:
@@ -177,15 +177,15 @@ def soak(seconds: float, folder: Path, seed: int) -> list[Figure]:
         watch, readers = Watch(daemon), Readers(daemon.cache_dir, ITEMS)
         with readers.reading():
             until(lambda: readers.all_read)
-            with Trouble(endpoint, bucket, seed) as first:
-                live_and_die(daemon, watch, seconds / 3)
+            with OriginFaults(endpoint, bucket, seed) as first:
+                kill_now_and_then(daemon, watch, seconds / 3)
             with readers.paused():
                 before = settled(daemon)
-            with Trouble(endpoint, bucket, seed + 1) as second, watch.watching():
+            with OriginFaults(endpoint, bucket, seed + 1) as second, watch.watching():
                 time.sleep(seconds * 2 / 3)
             with readers.paused():
                 after, are_alive = settled(daemon), readers.all_read
-                lost = lost_over_a_kill(daemon)
+                lost = lost_by_a_kill(daemon)
     reads, wrong, failed = readers.counts
     return [
         Figure("objects read", reads, ""),
@@ -200,13 +200,13 @@ def soak(seconds: float, folder: Path, seed: int) -> list[Figure]:
         Figure("items overwritten", first.overwritten + second.overwritten, ""),
         Figure("starts of the daemon", daemon.lives, ""),
         Figure("bytes on disk at most", watch.disk_bytes / 1e3, "KB", limit_bytes / 1e3),
-        Figure("longest response of /stats", watch.answer_s, "s", ANSWER_S),
+        Figure("longest response of /stats", watch.response_s, "s", RESPONSE_S),
         *growth(before, after),
-        *complaints(daemon.log),
+        *bad_log_lines(daemon.log),
     ]
 
 
-def live_and_die(daemon: Daemon, watch: Watch, seconds: float) -> None:
+def kill_now_and_then(daemon: Daemon, watch: Watch, seconds: float) -> None:
     """Kill and restart the daemon now and then."""
     for _ in range(kills := max(1, int(seconds / KILL_EVERY_S))):
         with watch.watching():
@@ -216,7 +216,7 @@ def live_and_die(daemon: Daemon, watch: Watch, seconds: float) -> None:
         daemon.start()
 
 
-def lost_over_a_kill(daemon: Daemon) -> int:
+def lost_by_a_kill(daemon: Daemon) -> int:
     """Kill and restart the daemon; returns how many objects the next one lacks, though none was evicted for space."""
     had = daemon.objects()
     daemon.kill()
@@ -236,7 +236,7 @@ def growth(before: dict[str, int], after: dict[str, int]) -> list[Figure]:
     ]
 
 
-def complaints(log: Path) -> list[Figure]:
+def bad_log_lines(log: Path) -> list[Figure]:
     """Lines that should not be in the log."""
     lines = log.read_bytes().splitlines()
     return [

@@ -28,7 +28,7 @@ from gcs_dataset import CachedLoader, generate_stream, get_cached_dataloaders
 from gcs_prefetchd.shared.item_patterns import IMAGE_PATTERN, LABEL_PATTERN
 from rig import BUCKET, DATA_ROOT
 
-__all__ = ["Bucket", "Readers", "Trouble"]
+__all__ = ["Bucket", "OriginFaults", "Readers"]
 
 SIDE = 40
 BATCH = 8
@@ -98,7 +98,7 @@ class Bucket:
             self._drawn.replace(self._root / pattern.format(id=f"{number:05}"))
 
 
-class Trouble:
+class OriginFaults:
     """Makes the origin fail, one fault after another, and the bucket change, in a thread while the context is entered."""
 
     def __init__(self, endpoint: str, bucket: Bucket, seed: int) -> None:
@@ -109,7 +109,7 @@ class Trouble:
         self._thread = threading.Thread(target=self._make)
         self.faults = self.overwritten = 0
 
-    def __enter__(self) -> "Trouble":
+    def __enter__(self) -> "OriginFaults":
         self._thread.start()
         return self
 
@@ -124,19 +124,19 @@ class Trouble:
             for fault in self._random.sample(FAULTS, 2):
                 kind = self._random.choice(["media", "media", "list", "metadata"])
                 rule = fault | {"kind": kind, "every": self._random.choice([1, 2, 5]), "together": True}
-                self._ask("POST", "/_faults", json.dumps(rule).encode())
+                self._request("POST", "/_faults", json.dumps(rule).encode())
                 self.faults += 1
             for _ in range(self._random.randrange(3)):
                 self._bucket.overwrite(self._random.randrange(self._bucket.items))
                 self.overwritten += 1
 
     def _clear(self) -> None:
-        self._ask("DELETE", "/_faults")
-        self._ask("POST", "/_release")
+        self._request("DELETE", "/_faults")
+        self._request("POST", "/_release")
 
-    def _ask(self, method: str, path: str, body: bytes = b"") -> None:
-        with urllib.request.urlopen(urllib.request.Request(self._endpoint + path, body, method=method)) as answer:
-            answer.read()
+    def _request(self, method: str, path: str, body: bytes = b"") -> None:
+        with urllib.request.urlopen(urllib.request.Request(self._endpoint + path, body, method=method)) as response:
+            response.read()
 
 
 class Readers:

@@ -65,9 +65,9 @@ def waited_share(loader: Iterable[Any]) -> float:
     started_s, waited_s = time.perf_counter(), 0.0
     for _ in range(BATCHES):
         time.sleep(LARGE_BATCH_S)
-        asked_s = time.perf_counter()
+        requested_s = time.perf_counter()
         next(iterator)
-        waited_s += time.perf_counter() - asked_s
+        waited_s += time.perf_counter() - requested_s
     return waited_s / (time.perf_counter() - started_s)
 
 

@@ -148,7 +148,7 @@ def main() -> int:
         with origin(scratch, scratch / "data", 0) as url:
             with full_daemon(cache_dir, url, watch_opens="true"):
                 watched = list(hot_rows("hot, opens watched", cache_dir, local, runs, targets=False))
-            # Dropped last: files read back from disk lie differently in the page cache than files just written.
+            # Dropped last: files read back from disk are laid out differently in the page cache than files just written.
             with full_daemon(cache_dir, url):
                 rows = [*hot_rows("page cache hot", cache_dir, local, runs), *watched, *dropped_rows(cache_dir, local, runs)]
     how = "drop_caches" if os.access(DROP, os.W_OK) else "posix_fadvise"

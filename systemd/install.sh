@@ -31,7 +31,7 @@ check_paths() {
     for path in "$prefix" ${destdir:+"$destdir"}; do
         [[ $path =~ ^(/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)+$ ]] || fail "$path: not a plain absolute path"
     done
-    # An installation replaces the whole directory, so PREFIX=/usr/local must be refused.
+    # An installation replaces the complete directory, so PREFIX=/usr/local must be refused.
     if [ -e "$venv" ] && { [ ! -f "$venv/pyvenv.cfg" ] || [ ! -e "$venv/bin/gcs-prefetchd" ]; }; then
         rmdir -- "$venv" 2>/dev/null || fail "$venv: is not an installation of gcs-prefetchd; choose another PREFIX"
     fi

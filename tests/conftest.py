@@ -13,7 +13,7 @@ from support.caches import RecordingObserver
 from support.daemons import BUCKET, put_items
 from support.faults import DATA, Tally, table_of
 
-# How long an example takes says more about the machine than about the code.
+# How long an example takes depends more on the machine than on the code.
 settings.register_profile("tests", deadline=None)
 settings.register_profile("torture", deadline=None, max_examples=2000, database=None)
 settings.load_profile("tests")
@@ -21,7 +21,7 @@ settings.load_profile("tests")
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nobody's credentials and emulators but those a test sets itself."""
+    """No credentials and emulators but those that a test sets itself."""
     for name in ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path / "no-gcloud"))

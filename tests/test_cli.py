@@ -241,7 +241,7 @@ def test_an_unusable_key_file_is_named(tmp_path: Path, content: str | None, expe
     assert expected in result.stderr
 
 
-def test_without_credentials_the_error_says_what_to_do(tmp_path: Path) -> None:
+def test_without_credentials_the_error_explains_what_to_do(tmp_path: Path) -> None:
     arguments = [
         "--data-root",
         DATA_ROOT,
@@ -253,9 +253,9 @@ def test_without_credentials_the_error_says_what_to_do(tmp_path: Path) -> None:
         "127.0.0.1:0",
     ]
     with socket.create_server(("127.0.0.1", 0)) as closed:
-        nobody = f"127.0.0.1:{closed.getsockname()[1]}"
+        unused_address = f"127.0.0.1:{closed.getsockname()[1]}"
     result = run_command(
-        "start", *arguments, "--http", "127.0.0.1:0", environment={"GCE_METADATA_HOST": nobody, "HOME": str(tmp_path)}
+        "start", *arguments, "--http", "127.0.0.1:0", environment={"GCE_METADATA_HOST": unused_address, "HOME": str(tmp_path)}
     )
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
     assert "no credentials: " in result.stderr
@@ -288,7 +288,7 @@ def test_the_version_is_printed(command: list[str]) -> None:
     assert (result.stdout, result.stderr) == (f"gcs-prefetchd {__version__}\n", "")
 
 
-def test_help_names_every_command_with_a_whole_sentence() -> None:
+def test_help_names_every_command_with_a_complete_sentence() -> None:
     shown = run_command("--help").stdout
     commands = re.findall(r"^  (\w+) +(\S.*)$", shown.partition("Commands:")[2], re.MULTILINE)
     assert [name for name, _ in commands] == ["start", "stop", "status", "stats", "set"]

@@ -1,4 +1,4 @@
-"""Settings: their sources, which source wins, and what the error says about a bad value."""
+"""Settings: their sources, which source wins, and what the error reports about a bad value."""
 
 import os
 import re
@@ -282,7 +282,7 @@ def test_a_size_is_a_number_and_a_unit_or_a_whole_number_of_bytes(tmp_path: Path
         ("anonymous", "perhaps", "should be a valid boolean"),
     ],
 )
-def test_a_bad_value_is_refused_in_one_line_that_says_what_to_do(name: str, value: object, expected: str) -> None:
+def test_a_bad_value_is_refused_in_one_line_that_explains_what_to_do(name: str, value: object, expected: str) -> None:
     line = refusal(**{name: value})
     assert line.startswith(f"setting {name} on the command line: {repr(value)[:150]}")
     assert expected in line

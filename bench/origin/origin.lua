@@ -67,7 +67,7 @@ local function resource(bucket, object, brief)
     .. '"contentType":"application/octet-stream","timeCreated":"' .. UPDATED .. '","updated":"' .. UPDATED .. '"}'
 end
 
-local function answer(body)
+local function respond(body)
   ngx.header["Content-Type"] = "application/json; charset=UTF-8"
   ngx.header["Content-Length"] = #body
   ngx.print(body)
@@ -75,10 +75,10 @@ end
 
 local function not_found()
   ngx.status = 404
-  answer('{"error":{"code":404,"message":"Not Found"}}')
+  respond('{"error":{"code":404,"message":"Not Found"}}')
 end
 
--- Seconds pass before every answer: `latency_ms`, and what the body takes at `bytes_per_s`.
+-- Seconds pass before every response: `latency_ms`, and what the body takes at `bytes_per_s`.
 function origin.wait(size)
   local wait_s = tonumber(ngx.var.latency_ms) / 1000
   local bytes_per_s = tonumber(ngx.var.bytes_per_s)
@@ -91,11 +91,11 @@ function origin.wait(size)
 end
 
 function origin.list(bucket)
-  local asked = ngx.req.get_uri_args()
-  local prefix, last = asked.prefix or "", asked.endOffset
-  local from = asked.pageToken and ngx.decode_base64(asked.pageToken) or asked.startOffset or ""
+  local query = ngx.req.get_uri_args()
+  local prefix, last = query.prefix or "", query.endOffset
+  local from = query.pageToken and ngx.decode_base64(query.pageToken) or query.startOffset or ""
   local items, place, token = {}, first_from(from > prefix and from or prefix), nil
-  local largest = math.min(tonumber(asked.maxResults) or LARGEST_PAGE, LARGEST_PAGE)
+  local largest = math.min(tonumber(query.maxResults) or LARGEST_PAGE, LARGEST_PAGE)
   while place <= count() do
     local name = name_at(place)
     if name:sub(1, #prefix) ~= prefix or (last and name >= last) then
@@ -104,22 +104,22 @@ function origin.list(bucket)
       token = name
       break
     end
-    items[#items + 1] = resource(bucket, object_at(place), asked.fields ~= nil)
+    items[#items + 1] = resource(bucket, object_at(place), query.fields ~= nil)
     place = place + 1
   end
   local more = token and ',"nextPageToken":"' .. ngx.encode_base64(token) .. '"' or ""
-  answer('{"kind":"storage#objects"' .. more .. ',"items":[' .. table.concat(items, ",") .. "]}")
+  respond('{"kind":"storage#objects"' .. more .. ',"items":[' .. table.concat(items, ",") .. "]}")
 end
 
 function origin.describe_bucket(bucket)
-  answer('{"kind":"storage#bucket","id":"' .. bucket .. '","name":"' .. bucket .. '","metageneration":"1","location":"US",'
+  respond('{"kind":"storage#bucket","id":"' .. bucket .. '","name":"' .. bucket .. '","metageneration":"1","location":"US",'
     .. '"storageClass":"STANDARD","timeCreated":"' .. UPDATED .. '","updated":"' .. UPDATED .. '"}')
 end
 
 function origin.describe(bucket, name)
   local object = of_name[name]
   if object then
-    answer(resource(bucket, object, false))
+    respond(resource(bucket, object, false))
   else
     not_found()
   end
@@ -155,7 +155,7 @@ function origin.counts()
   for _, key in ipairs(ngx.shared.counts:get_keys(0)) do
     lines[#lines + 1] = '"' .. key .. '":' .. ngx.shared.counts:get(key)
   end
-  answer("{" .. table.concat(lines, ",") .. "}")
+  respond("{" .. table.concat(lines, ",") .. "}")
 end
 
 return origin

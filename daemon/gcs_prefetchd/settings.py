@@ -63,11 +63,11 @@ class Settings(BaseModel):
 
     # What to serve
     data_roots: list[str] = Field(
-        min_length=1, description="The data roots to serve, each `gs://bucket/prefix`. None may lie within another."
+        min_length=1, description="The data roots to serve, each `gs://bucket/prefix`. None may be within another."
     )
-    image_pattern: str = Field(IMAGE_PATTERN, description="Where an item's image lies below the data root.")
+    image_pattern: str = Field(IMAGE_PATTERN, description="The location of an item's image below the data root.")
     label_pattern: str = Field(
-        LABEL_PATTERN, description="Where an item's label lies below the data root. Must differ from `image_pattern`."
+        LABEL_PATTERN, description="The location of an item's label below the data root. Must differ from `image_pattern`."
     )
 
     # The cache
@@ -151,7 +151,7 @@ class Settings(BaseModel):
     def fetch_process_count(self) -> int:
         """How many fetch processes to start: one for every four cores, from one to eight.
 
-        More must be asked for: eight fill a link of 20 Gbit/s, and a container may have fewer cores than it sees.
+        More must be set explicitly: eight fill a link of 20 Gbit/s, and a container may have fewer cores than it sees.
         """
         if self.fetch_processes is not None:
             return self.fetch_processes
@@ -159,7 +159,7 @@ class Settings(BaseModel):
 
     @property
     def item_patterns(self) -> ItemPatterns:
-        """Where the parts of an item lie."""
+        """Where the parts of an item are."""
         return ItemPatterns((self.image_pattern, self.label_pattern))
 
     @property

@@ -44,7 +44,7 @@ BATCHES_PER_WORKER = 2  # DataLoader's default prefetch_factor: how many batches
 
 @dataclass(frozen=True, slots=True)
 class _PartSettings:
-    """Where the parts of an item lie and how they are read."""
+    """Where the parts of an item are and how they are read."""
 
     label_mode: LabelMode
     image_pattern: str
@@ -106,7 +106,7 @@ def get_streamed_dataloaders(
 ) -> Loaders:
     """DataLoaders that read each image and label from GCS when it is needed.
 
-    Raises ItemError if no complete item lies below the data root, ObjectMissingError if there is no such bucket.
+    Raises ItemError if no complete item is below the data root, ObjectMissingError if there is no such bucket.
     """
     parts = _PartSettings(label_mode, image_pattern, label_pattern)
     manifest = parts.list_items(gcs_data_root)

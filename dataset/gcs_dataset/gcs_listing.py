@@ -19,7 +19,7 @@ FIELDS = "items(name,generation,size,crc32c),nextPageToken"
 def load_items_gcs(path: str) -> list[str]:
     """The sorted ids of the objects below `gs://bucket/prefix/images`: their names below it without the extension.
 
-    Sub-folders stay in the ids (`images/a/7.jpg` is `a/7`). Raises ItemError if nothing lies there or two objects have
+    Sub-folders stay in the ids (`images/a/7.jpg` is `a/7`). Raises ItemError if nothing is there or two objects have
     the same id, ObjectMissingError if there is no such bucket.
     """
     folder = DataRoot.parse(path)

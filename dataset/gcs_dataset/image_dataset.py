@@ -18,7 +18,7 @@ __all__ = ["ImageDataset"]
 class ImageDataset(Dataset[Any]):
     """Pairs of a PIL image and a PIL label, by index into `items`.
 
-    - `data_root`: a folder, or `gs://bucket/prefix`; an item's parts lie at `image_pattern` and `label_pattern` below it.
+    - `data_root`: a folder, or `gs://bucket/prefix`; an item's parts are at `image_pattern` and `label_pattern` below it.
     - `items`: ids, any sequence of str. Not copied: a manifest's ids stay in the memory that all workers share.
     - `loader`: `loader(path)` is the image in RGB. With `label_mode="index"`, labels are loaded by `loader(path, mode=None)`
       and keep their class indices. A loader with a method `load_many(paths, modes)` loads both parts at once;

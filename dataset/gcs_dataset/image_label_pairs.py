@@ -1,4 +1,4 @@
-"""Where the image and the label of an item lie, and the mode in which labels are read."""
+"""Where the image and the label of an item are, and the mode in which labels are read."""
 
 import os
 from dataclasses import dataclass

@@ -95,7 +95,7 @@ class PlanSender:
         self.manifest, self._share, self._is_rejected = manifest, None, False
 
     def start_plan(self, share: Share, order: Indices, position: int = 0) -> None:
-        """Send the plan of an epoch that starts or goes on at `position`; wait a second at most until the daemon has it."""
+        """Send the plan of an epoch that starts or continues at `position`; wait a second at most until the daemon has it."""
         self._share, self._digest, self._sent_share = share, order_digest(order), None
         self._next_check_s = 0.0
         self.ensure_sent(position)

@@ -14,8 +14,8 @@ __all__ = ["PlannedDataLoader"]
 class PlannedDataLoader(DataLoader[Any]):
     """torch's DataLoader over a PlannedSampler, with a `state_dict` that counts the batches that were returned.
 
-    It does not count what the workers have been given, which is batches more. A state taken while a batch is being used counts
-    that batch as read; one taken after an epoch is that of the next epoch's start. Each rank's state is the same, and any of
+    It does not count what the workers have been given, which is batches more. A state saved while a batch is being used counts
+    that batch as read; one saved after an epoch is that of the next epoch's start. Each rank's state is the same, and any of
     them resumes any number of ranks. `batch_sampler` and `shuffle` are not accepted; everything else is as in DataLoader.
 
     With a `relisting` of its dataset and sampler, each epoch starts with the daemon's newest listing of the data root.
@@ -63,7 +63,7 @@ class PlannedDataLoader(DataLoader[Any]):
         return (checkpoint.at_next_epoch() if self._is_finished else checkpoint).to_state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iteration go on where a state was taken; raises as PlannedSampler's does.
+        """Let the next iteration continue where a state was saved; raises as PlannedSampler's does.
 
         With a `relisting`: if the data root has other items by now, the rest of the epoch is read from the listing that it
         started with, as long as the cache directory still has that listing.

@@ -1,4 +1,4 @@
-"""The sampler whose order is known in advance: by the daemon, which prefetches along it, and by anyone with the seed."""
+"""The sampler whose order is known in advance: by the daemon, which prefetches along it, and by any program with the seed."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -35,7 +35,7 @@ class PlannedSampler(Sampler[int]):
     Each iteration is the next epoch, from 0; `set_epoch` names the next one. `state_dict` and `load_state_dict` resume in the
     middle of an epoch, with the same world or another, which continues the same global order. They count indices that were
     *taken*: exact in torchdata's StatefulDataLoader, which keeps the state of each batch until it returns the batch, and in
-    our PlannedDataLoader; torch's own DataLoader takes batches ahead and does not report how many it has returned.
+    our PlannedDataLoader; torch's own DataLoader requests batches ahead and does not report how many it has returned.
 
     Raises SettingsError for a rank outside the world, a negative or huge seed, invalid indices, and nothing to shuffle.
     """
@@ -71,7 +71,7 @@ class PlannedSampler(Sampler[int]):
         self._taken = 0  # of the share; not a Position, because it changes with every index
 
     def __len__(self) -> int:
-        """The length of a whole epoch's share."""
+        """The length of a complete epoch's share."""
         return self._share_length(0)
 
     @property
@@ -105,7 +105,7 @@ class PlannedSampler(Sampler[int]):
         return self._share_length(self._start.start) - self._taken
 
     def set_epoch(self, epoch: int) -> None:
-        """Make this epoch the next iteration's; if a loaded state is in the middle of it, the iteration goes on from there."""
+        """Make this epoch the next iteration's; if a loaded state is in the middle of it, the iteration continues there."""
         if not 0 <= epoch <= LARGEST_EPOCH:
             raise SettingsError(f"epoch must be between 0 and {LARGEST_EPOCH}, not {epoch}")
         if self.has_started or epoch != self._start.epoch:
@@ -123,7 +123,7 @@ class PlannedSampler(Sampler[int]):
             self._plan_sender.use_manifest(manifest)
 
     def order(self, epoch: int) -> Indices:
-        """The whole order of an epoch for this rank."""
+        """The complete order of an epoch for this rank."""
         return self._share(epoch, 0).order()
 
     def __iter__(self) -> Iterator[int]:
@@ -131,7 +131,7 @@ class PlannedSampler(Sampler[int]):
             self._move_to(Position(self._start.epoch + 1))
         elif self.remaining == 0 and self._state is not EpochState.REQUESTED:
             # A state from an epoch's very end was loaded. The iteration that resumes it yields nothing. But DataLoaders
-            # create iterators that they never use, and a caller who asks for another one wants the next epoch.
+            # create iterators that they never use, and a caller who creates another one wants the next epoch.
             if self._state is EpochState.EXHAUSTED:
                 self._move_to(Position(self._start.epoch + 1))
             if self.remaining == 0:
@@ -163,7 +163,7 @@ class PlannedSampler(Sampler[int]):
         return self.checkpoint(position).to_state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iteration go on where a state was taken, with this rank's share of what was left then.
+        """Let the next iteration continue where a state was saved, with this rank's share of what was left then.
 
         The order depends on the items' ids alone, so a state of an earlier listing with the same ids is as good. A state of
         which nothing has been read yet starts its epoch, whatever the data root holds by now. Raises ManifestError if the

@@ -70,7 +70,7 @@ class Relisting:
         self._use(newest, indices)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the sampler go on where a state was taken, with the state's own listing if only that one has its items.
+        """Let the sampler continue where a state was saved, with the state's own listing if only that one has its items.
 
         Raises what PlannedSampler's `load_state_dict` raises; nothing has changed then.
         """
@@ -112,7 +112,7 @@ class Relisting:
 def _reason_to_reject(current: Indices, newest: Indices, world: int) -> str:
     """Why the items of a newer listing cannot replace the current ones; empty if they can."""
     if world > 1:
-        # Asking each other would hang if only some of the ranks read this side, as for an evaluation.
+        # A collective operation would hang if only some of the ranks read this side, as for an evaluation.
         return f"{world} ranks must agree on them, and may learn of it at different times; a restart reads the new ones"
     if not len(newest):
         return "nothing would be left to read"

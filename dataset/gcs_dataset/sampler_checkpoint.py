@@ -58,7 +58,7 @@ class Checkpoint:
 class Comparison:
     """A field in which a saved checkpoint must equal a sampler's own, unless it does not apply to the two.
 
-    `reason` and `advice` say what is wrong and what to do; in `reason`, `{saved}` and `{own}` are the two checkpoints.
+    `reason` and `advice` explain what is wrong and what to do; in `reason`, `{saved}` and `{own}` are the two checkpoints.
     """
 
     field: str
@@ -140,7 +140,7 @@ def check_comparable(saved: Checkpoint, own: Checkpoint) -> None:
 
 
 def resumed_position(saved: Checkpoint, own: Checkpoint, items: int) -> Position:
-    """Where a sampler of `items` items whose state is `own` goes on from a saved checkpoint.
+    """Where a sampler of `items` items whose state is `own` continues from a saved checkpoint.
 
     Raises SettingsError if the saved numbers contradict each other.
     """

@@ -47,7 +47,7 @@ class AsyncImageDataset(IterableDataset[Any]):
 
     - `passes=None` draws from `items` without end and with replacement; a number reads them in order that many times.
       In both cases each worker reads its own share.
-    - `seed` fixes the draw; None uses torch's seed and draws anew in each iteration.
+    - `seed` fixes the draw; None uses torch's seed, and each iteration draws other items.
     - `transform`, `label_mode` and the patterns are those of ImageDataset.
 
     Uses application default credentials, or none with STORAGE_EMULATOR_HOST. An item that cannot be read raises an error that

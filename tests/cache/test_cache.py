@@ -139,7 +139,7 @@ async def test_an_evicted_file_is_gone_from_the_disk_before_its_space_is_reserve
     cache.capacity.release(500_000)
 
 
-async def test_the_observer_hears_of_every_eviction(cache: Cache) -> None:
+async def test_the_observer_is_notified_of_every_eviction(cache: Cache) -> None:
     path = await put(cache, "a.jpg", content(1, 600_000))
     await put(cache, "b.jpg", content(2, 600_000))
 
@@ -230,10 +230,10 @@ async def test_an_empty_object_evicted_and_fetched_at_the_same_moment_is_cached(
     """It reserves no bytes, so only its path makes it wait for the unlinking of the older file."""
     for _ in range(50):
         path = await put(cache, "empty.jpg", b"")
-        dropping = asyncio.create_task(cache.evict(path))
+        evicting = asyncio.create_task(cache.evict(path))
         await asyncio.sleep(0)
         await put(cache, "empty.jpg", b"")
-        await dropping
+        await evicting
         assert read_checked(cache.directory.objects, path) == b""
 
 

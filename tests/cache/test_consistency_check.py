@@ -90,7 +90,7 @@ async def plant_garbage(cache: Cache) -> None:
         (plant_garbage, "the index cannot be read: a pickled key in the index"),
     ],
 )
-async def test_the_check_reports(plant: Callable[[Cache], object], problem: str, tmp_path: Path) -> None:
+async def test_the_check_reports_every_problem(plant: Callable[[Cache], object], problem: str, tmp_path: Path) -> None:
     async with opened(tmp_path / "cache") as cache:
         await put(cache, "a.jpg", content(1, 5000))
         assert await cache.check() == []

@@ -36,7 +36,7 @@ else:
     sys.stdin.read()
 """
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs to be root, to become somebody else")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs to be root, to become another user")
 
 
 @contextlib.contextmanager
@@ -62,7 +62,7 @@ def claimed_by_another(path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.fixture
-def everybodys_folder() -> Iterator[Path]:
+def shared_folder() -> Iterator[Path]:
     """A folder that other users can enter, unlike pytest's own."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
@@ -163,23 +163,23 @@ def test_an_interrupted_first_start_does_not_stop_the_next(left: list[str], tmp_
 
 
 @needs_root
-def test_a_directory_that_this_user_cannot_write_is_refused(everybodys_folder: Path) -> None:
-    path = everybodys_folder / "cache"
+def test_a_directory_that_this_user_cannot_write_is_refused(shared_folder: Path) -> None:
+    path = shared_folder / "cache"
     path.mkdir(mode=0o755)
     tried = run_script(CLAIM, path, "as-nobody")
     assert tried.stdout == f"cache directory {path}: not writable for this user; change its owner or name another\n", tried
 
 
 @needs_root
-def test_a_directory_that_this_user_cannot_create_is_refused(everybodys_folder: Path) -> None:
-    path = everybodys_folder / "cache"
+def test_a_directory_that_this_user_cannot_create_is_refused(shared_folder: Path) -> None:
+    path = shared_folder / "cache"
     tried = run_script(CLAIM, path, "as-nobody")
     assert tried.stdout == f"cache directory {path}: Permission denied ({path})\n", tried
 
 
 @needs_root
-def test_a_directory_that_this_user_cannot_enter_is_refused(everybodys_folder: Path) -> None:
-    path = everybodys_folder / "closed/cache"
+def test_a_directory_that_this_user_cannot_enter_is_refused(shared_folder: Path) -> None:
+    path = shared_folder / "closed/cache"
     path.parent.mkdir(mode=0o700)
     tried = run_script(CLAIM, path, "as-nobody")
     assert tried.stdout == f"cache directory {path}: Permission denied ({path})\n", tried
@@ -262,14 +262,14 @@ def test_a_second_daemon_leaves_the_downloads_of_the_first_alone(tmp_path: Path)
         assert (first.tmp / "under way").exists()
 
 
-def test_closing_lets_the_next_daemon_in(tmp_path: Path) -> None:
+def test_closing_lets_the_next_daemon_claim_the_directory(tmp_path: Path) -> None:
     with claimed(tmp_path):
         pass
     with claimed_by_another(tmp_path):
         pass
 
 
-def test_a_killed_daemon_lets_the_next_one_in(tmp_path: Path) -> None:
+def test_a_killed_daemon_lets_the_next_one_claim_the_directory(tmp_path: Path) -> None:
     with claimed_by_another(tmp_path) as other:
         other.send_signal(signal.SIGKILL)
         other.wait()

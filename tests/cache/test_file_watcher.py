@@ -62,7 +62,7 @@ async def put_items(cache: Cache, count: int) -> list[str]:
 
 
 def read_by_path(cache: Cache, paths: list[str]) -> None:
-    """Open and read the files as another program does, while the event loop stands still."""
+    """Open and read the files as another program does, while the event loop is blocked."""
     for path in paths:
         file_of(cache, path).read_bytes()
 
@@ -163,7 +163,7 @@ async def test_foreign_files_are_ignored(cache: Cache) -> None:
 async def test_a_burst_of_opens_does_not_block_the_event_loop(cache: Cache) -> None:
     paths = await put_items(cache, 2)
     async with FileWatcher(cache, opens=True) as watch:
-        # Put straight into its queue, so that all of them are there when the loop goes on.
+        # Put straight into its queue, so that all of them are there when the loop continues.
         queue = watch._queue.sync_q
         for number in range(QUEUE_LENGTH):
             queue.put_nowait(FileOpenedEvent(str(file_of(cache, paths[number % 2]))))
@@ -174,7 +174,7 @@ async def test_a_burst_of_opens_does_not_block_the_event_loop(cache: Cache) -> N
     assert turns >= QUEUE_LENGTH // BATCH_EVENTS
 
 
-async def test_a_great_number_of_opens_all_count(cache: Cache) -> None:
+async def test_every_one_of_many_opens_counts(cache: Cache) -> None:
     lost = Lost(cache)
     paths = await put_items(cache, 500)
     order = random.Random(1).sample(paths, len(paths))

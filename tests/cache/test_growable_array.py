@@ -17,7 +17,7 @@ def test_an_array_keeps_its_numbers_when_it_grows(kind: Literal["B", "I", "Q"], 
     assert not any(view[4:])
 
 
-def test_the_view_of_before_is_invalid_after_growing() -> None:
+def test_the_previous_view_is_invalid_after_growing() -> None:
     array = GrowableArray("I", 4)
     before = array.view
     assert array.grow(8) is array.view

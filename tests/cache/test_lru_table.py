@@ -53,7 +53,7 @@ class LikeADict(RuleBasedStateMachine):
         assert self.entries.pop(path) == self.model.pop(path, None)
 
     @rule(chance=st.randoms())
-    def pop_what_is_there(self, chance: object) -> None:
+    def pop_existing(self, chance: object) -> None:
         if self.model:
             self.pop(chance.choice(list(self.model)))  # type: ignore[attr-defined]  # a random.Random
 
@@ -70,7 +70,7 @@ class LikeADict(RuleBasedStateMachine):
         assert self.entries.size(path) == (self.model[path].size if path in self.model else 0)
 
     @invariant()
-    def the_same_is_held_in_the_same_order(self) -> None:
+    def has_the_same_entries_in_the_same_order(self) -> None:
         assert len(self.entries) == len(self.model)
         assert in_order(self.entries) == list(self.model)
         for path, stamp in self.model.items():
@@ -87,9 +87,9 @@ test_entries_are_a_dict_in_order_of_use = LikeADict.TestCase
 @settings(max_examples=10)
 def test_tables_that_grow_and_empty_lose_nothing(steps: list[tuple[bool, int]]) -> None:
     entries, model = LRUTable(), {}
-    for comes, number in steps:
+    for is_added, number in steps:
         path = f"b/{number}.jpg"
-        if comes:
+        if is_added:
             entries.put(path, A)
             model[path] = A
         else:

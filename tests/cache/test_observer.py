@@ -26,7 +26,7 @@ def test_the_oldest_files_are_chosen_and_no_more_than_needed() -> None:
     assert LeastRecentlyUsed().choose_victims(21, files) == ["a", "b", "c"]
 
 
-def test_files_that_free_nothing_are_passed_over() -> None:
+def test_files_that_free_nothing_are_skipped() -> None:
     assert LeastRecentlyUsed().choose_victims(10, Files(replaced=0, a=10)) == ["a"]
 
 

@@ -24,7 +24,7 @@ SIZE_BYTES = 50_000
 
 
 def in_memory(file: Path) -> bool:
-    """Whether the whole file is in the kernel's page cache. Unlike a read, this check does not put it there."""
+    """Whether the complete file is in the kernel's page cache. Unlike a read, this check does not put it there."""
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as mapped:
         pages = (ctypes.c_ubyte * -(-SIZE_BYTES // mmap.PAGESIZE))()
         view = np.frombuffer(mapped, dtype=np.uint8)
@@ -123,7 +123,7 @@ async def test_the_next_files_of_a_plan_are_read_ahead_if_the_setting_is_on(
 
 
 async def test_the_order_of_a_finished_job_is_discarded(gcs: GCSServer, tmp_path: Path) -> None:
-    """Each job's streams have their own names: what is kept for each would be kept for ever."""
+    """Each job's streams have their own names: what is kept for each would be kept forever."""
     put_items(gcs, 20, size_bytes=100)
     async with running(make_settings(tmp_path, gcs.url)) as service:
         await service.prefetcher.settled()

@@ -36,7 +36,7 @@ def test_only_the_allowed_transitions_are_possible(before: PathState, after: Pat
         assert states.is_in_transition("a") == (after not in REST)
 
 
-def test_an_eviction_cannot_wait_for_a_publication_that_nobody_claimed() -> None:
+def test_an_eviction_cannot_wait_for_an_unclaimed_publication() -> None:
     with pytest.raises(AssertionError):
         PathStates(set[str]().__contains__).move("a", PUBLISHING_OR_EVICTING)
 
@@ -46,7 +46,7 @@ def test_every_state_leads_back_to_rest() -> None:
     assert all(allowed & REST for allowed in ALLOWED.values())
 
 
-def test_publishing_and_unlinking_paths_are_told_apart() -> None:
+def test_publishing_and_unlinking_paths_are_distinguished() -> None:
     states = PathStates(set[str]().__contains__)
     states.move("published", PUBLISHING)
     states.move("unwanted", PUBLISHING)

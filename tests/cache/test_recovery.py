@@ -37,7 +37,7 @@ async def recovering(path: Path) -> AsyncIterator[tuple[Cache, threading.Event]]
         directory.close()
 
 
-def forget_the_end(path: Path) -> None:
+def make_incomplete(path: Path) -> None:
     """Leave the index as a crash does."""
     with rows(path) as index:
         index.execute("DELETE FROM Cache WHERE key = 'complete'")
@@ -73,7 +73,7 @@ async def test_a_requested_file_is_found_before_the_cache_is_ready(left: Path) -
 
 
 async def test_no_space_is_reserved_before_the_cache_is_ready(left: Path) -> None:
-    forget_the_end(left)
+    make_incomplete(left)
     unindexed = content(3, 300_000)
     write_stamped(left / "objects" / path_of("c.jpg"), path_of("c.jpg"), unindexed)
     async with recovering(left) as (cache, go_on):
@@ -112,9 +112,9 @@ async def test_a_newer_file_counts_instead_of_its_record_in_the_index(left: Path
         assert await cache.check() == []
 
 
-async def test_the_observer_does_not_hear_of_what_recovery_finds(left: Path) -> None:
+async def test_the_observer_is_not_notified_of_what_recovery_finds(left: Path) -> None:
     """There may be a million of them; callers read the pages when the cache is ready."""
-    forget_the_end(left)
+    make_incomplete(left)
     async with recovering(left) as (cache, go_on):
         go_on.set()
         await cache.wait_until_ready()
@@ -173,7 +173,7 @@ def test_files_that_match_their_entries_have_no_differences() -> None:
     assert unseen(comparison) == []
 
 
-def test_new_damaged_and_unseen_files_are_told_apart() -> None:
+def test_new_damaged_and_unseen_files_are_distinguished() -> None:
     entries = holding("same", "other", "short", "gone", "bare")
     comparison = Comparison(entries, nothing_changes)
     found = [

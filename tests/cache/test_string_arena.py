@@ -27,7 +27,7 @@ def test_a_removed_texts_place_is_used_again_by_a_text_of_as_many_cells() -> Non
     assert arena.add(b"12345678") == first
 
 
-def test_texts_that_come_and_go_take_no_more_space() -> None:
+def test_adding_and_removing_texts_needs_no_more_space() -> None:
     arena, chance = StringArena(255), random.Random(1)
     stored = {arena.add(text): text for text in (chance.randbytes(chance.randrange(1, 256)) for _ in range(200))}
     highest = max(stored)

@@ -137,7 +137,7 @@ def test_without_a_daemon_objects_are_read_from_gcs_with_one_warning(
     assert "reading from GCS" in warning
 
 
-def test_it_warns_again_after_the_daemon_has_recovered(
+def test_a_warning_is_logged_again_after_the_daemon_has_recovered(
     server: ServingGCS, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     loader = CachedLoader(tmp_path)
@@ -150,7 +150,7 @@ def test_it_warns_again_after_the_daemon_has_recovered(
 
 
 @pytest.mark.parametrize("response", [(503, "full"), (200, "nonsense"), (200, "{}"), (200, '{"errors": [""]}'), (400, "what?")])
-def test_a_daemon_that_fails_or_lies_fails_no_read(
+def test_no_read_fails_if_the_daemon_fails_or_misreports(
     server: ServingGCS, tmp_path: Path, loader: CachedLoader, response: tuple[int, str]
 ) -> None:
     with RecordingDaemon(tmp_path) as daemon:

@@ -33,7 +33,7 @@ def test_every_worker_draws_its_own_numbers_and_torchs_seed_repeats_them() -> No
     assert drawn() == first
 
 
-def test_worker_seeds_are_torchs() -> None:
+def test_worker_seeds_equal_torchs() -> None:
     def draw() -> tuple[float, float]:
         torch.manual_seed(2**40 + 7)
         worker_init_fn(0)

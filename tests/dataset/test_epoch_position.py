@@ -71,6 +71,6 @@ def test_every_state_has_a_row_and_none_is_a_dead_end() -> None:
         assert allowed >= {PENDING, REQUESTED}
 
 
-def test_positions_are_values() -> None:
+def test_positions_are_frozen_values() -> None:
     assert Position() == Position(epoch=0, start=0, taken=0)
     assert len({Position(1, 2, 3), Position(1, 2, 3), Position(1, 2, 4)}) == 2

@@ -113,7 +113,7 @@ def test_a_followed_sampler_yields_exactly_the_same_indices(daemon: RecordingDae
 
 @pytest.mark.parametrize(("make", "workers"), [(DataLoader, 0), (DataLoader, 2), (StatefulDataLoader, 0)])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_dataloader_reads_the_same_through_it(
+def test_a_dataloader_reads_the_same_through_a_followed_sampler(
     daemon: RecordingDaemon | None, tmp_path: Path, name: str, make: Callable[..., Any], workers: int
 ) -> None:
     def read(sampler: Any) -> list[Any]:

@@ -63,7 +63,7 @@ def test_a_loader_with_load_many_gets_both_parts_at_once() -> None:
     assert loader.paths == [("gs://bucket/set/images/a/7.jpg", "RGB"), ("gs://bucket/set/labels/a/7.png", None)]
 
 
-def test_patterns_define_where_parts_lie(folder: Path) -> None:
+def test_patterns_define_the_names_of_the_parts(folder: Path) -> None:
     (folder / "images/0001.jpg").rename(folder / "photo-0001.jpeg")
     (folder / "labels/0001.png").rename(folder / "mask-0001.png")
     dataset = ImageDataset(folder, ["0001"], image_pattern="photo-{id}.jpeg", label_pattern="mask-{id}.png")

@@ -25,14 +25,14 @@ def sender_of(cache_dir: Path, manifest: Manifest, check_pause_s: float = 1.0, c
     )
 
 
-def whole_share(count: int = 40) -> Share:
+def complete_share(count: int = 40) -> Share:
     return Share("listed", 0, 5, np.arange(count, dtype=np.uint32))
 
 
 def test_a_new_daemon_gets_the_plan_and_the_position(tmp_path: Path, manifest: Manifest) -> None:
     sender = sender_of(tmp_path, manifest, check_pause_s=0)
     with RecordingDaemon(tmp_path, "first") as first:
-        sender.start_plan(whole_share(), whole_share().order())
+        sender.start_plan(complete_share(), complete_share().order())
         sender.ensure_sent(1)
         assert [plan.position for plan, _ in first.plans] == [0]
     sender.ensure_sent(2)
@@ -46,7 +46,7 @@ def test_a_new_daemon_gets_the_plan_and_the_position(tmp_path: Path, manifest: M
 def test_a_daemon_that_forgot_the_stream_gets_the_plan_again(tmp_path: Path, manifest: Manifest) -> None:
     sender = sender_of(tmp_path, manifest, check_pause_s=0, confirm_pause_s=0)
     with RecordingDaemon(tmp_path) as daemon:
-        sender.start_plan(whole_share(), whole_share().order())
+        sender.start_plan(complete_share(), complete_share().order())
         assert len(daemon.plans) == 1
         daemon.streams.clear()
         wait_until(lambda: sender.ensure_sent(7), lambda: len(daemon.plans) == 2)
@@ -58,7 +58,7 @@ def test_senders_of_one_job_share_a_lease_that_ends_with_the_last_of_them(tmp_pa
     with RecordingDaemon(tmp_path) as daemon:
         first, second = (sender_of(tmp_path, manifest) for _ in range(2))
         for one in (first, second):
-            one.start_plan(whole_share(), whole_share().order())
+            one.start_plan(complete_share(), complete_share().order())
         assert daemon.leases == ["job"]
         lease = weakref.ref(first._lease)
         del first, one
@@ -72,7 +72,7 @@ def test_senders_of_one_job_share_a_lease_that_ends_with_the_last_of_them(tmp_pa
 def test_a_sender_looks_for_a_new_daemon_once_a_second_at_most(tmp_path: Path, manifest: Manifest) -> None:
     sender = sender_of(tmp_path, manifest, check_pause_s=1000)
     with RecordingDaemon(tmp_path, "first"):
-        sender.start_plan(whole_share(), whole_share().order())
+        sender.start_plan(complete_share(), complete_share().order())
     with RecordingDaemon(tmp_path, "second") as second:
         sender.ensure_sent(17)
         assert second.plans == []
@@ -89,7 +89,7 @@ def wait_until(step: Callable[[], object], condition: Callable[[], bool]) -> Non
 def test_ensuring_that_the_plan_was_sent_costs_an_item_microseconds(tmp_path: Path, manifest: Manifest) -> None:
     sender = sender_of(tmp_path, manifest)
     with RecordingDaemon(tmp_path):
-        sender.start_plan(whole_share(), whole_share().order())
+        sender.start_plan(complete_share(), complete_share().order())
         started_s = time.thread_time()
         for position in range(20_000):
             sender.ensure_sent(position)

@@ -53,7 +53,7 @@ def make(request: pytest.FixtureRequest) -> Make:
 )
 @pytest.mark.parametrize("returned", [0, 2, 6])
 def test_exactly_the_batches_that_were_not_returned_are_read(make: Make, settings: dict[str, Any], returned: int) -> None:
-    """Whatever the workers were given ahead. Six batches are the whole epoch, of which nothing is left then."""
+    """However many batches the workers were given ahead. Six batches are the complete epoch: then nothing is left of it."""
     plain = ours(
         PlannedSampler(range(ITEMS), seed=5), batch_size=settings["batch_size"], drop_last=settings.get("drop_last", False)
     )
@@ -81,8 +81,8 @@ def test_a_state_from_after_an_epoch_is_that_of_the_next_epochs_start(make: Make
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loop_that_calls_set_epoch_resumes_where_it_was(make: Make, workers: int) -> None:
     """As training scripts do: the epoch is saved, and set before each iteration."""
-    whole = loader_of(make, batch_size=4, num_workers=workers)
-    expected = items_of(whole) + items_of(whole) + items_of(whole)
+    complete = loader_of(make, batch_size=4, num_workers=workers)
+    expected = items_of(complete) + items_of(complete) + items_of(complete)
     for stop_after in (3, 6, 8):  # the sixth batch is the last of its epoch
         read: list[int] = []
         checkpoint: tuple[int, Any] = (0, None)
@@ -104,7 +104,7 @@ def test_a_loop_that_calls_set_epoch_resumes_where_it_was(make: Make, workers: i
         assert read == expected
 
 
-def test_ours_and_torchs_yield_the_same_batches() -> None:
+def test_our_dataloader_and_torchs_yield_the_same_batches() -> None:
     for settings in ({"batch_size": 4}, {"batch_size": 4, "drop_last": True}, {"batch_size": None}):
         plain: DataLoader[Any] = DataLoader(DATASET, sampler=PlannedSampler(range(ITEMS), seed=5), **settings)
         planned = loader_of(ours, **settings)
@@ -115,21 +115,21 @@ def test_ours_and_torchs_yield_the_same_batches() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_state_of_four_ranks_resumes_three(workers: int) -> None:
     """Each of the four has returned two batches of two; the state of any of them resumes the three."""
-    whole = list(PlannedSampler(range(ITEMS), seed=5))
+    complete = list(PlannedSampler(range(ITEMS), seed=5))
     loaders = [
         ours(PlannedSampler(range(ITEMS), seed=5, rank=rank, world=4), batch_size=2, num_workers=workers) for rank in range(4)
     ]
     read = [items_of(islice(iter(loader), 2)) for loader in loaders]
     states = [loader.state_dict() for loader in loaders]
     assert all(state == states[0] for state in states)
-    assert [item for turn in zip(*read, strict=True) for item in turn] == whole[:16]
+    assert [item for turn in zip(*read, strict=True) for item in turn] == complete[:16]
     resumed = [
         ours(PlannedSampler(range(ITEMS), seed=5, rank=rank, world=3), batch_size=2, num_workers=workers) for rank in range(3)
     ]
     for loader in resumed:
         loader.load_state_dict(states[2])
     rest = [item for turn in zip(*map(items_of, resumed), strict=True) for item in turn]
-    assert rest == [*whole[16:], *whole[16:18]]  # seven items are left for three ranks: two are repeated
+    assert rest == [*complete[16:], *complete[16:18]]  # seven items are left for three ranks: two are repeated
 
 
 def test_a_state_after_a_break_counts_the_last_batch() -> None:

@@ -272,15 +272,15 @@ def test_any_chain_of_worlds_continues_the_same_global_order(
 def test_the_same_world_continues_the_very_same_shares(drop_last: bool) -> None:
     """Including the items that are repeated at their ends."""
     for rank in range(4):
-        whole, first, second, third = (PlannedSampler(range(22), rank=rank, world=4, drop_last=drop_last) for _ in range(4))
+        complete, first, second, third = (PlannedSampler(range(22), rank=rank, world=4, drop_last=drop_last) for _ in range(4))
         iterator = iter(first)
         read = [next(iterator), next(iterator)]
         second.load_state_dict(first.state_dict())
         iterator = iter(second)
         read.append(next(iterator))
         third.load_state_dict(second.state_dict())
-        assert [*read, *third] == list(whole)
-        assert list(third) == whole.order(1).tolist()
+        assert [*read, *third] == list(complete)
+        assert list(third) == complete.order(1).tolist()
 
 
 def test_a_state_from_before_the_first_item_resumes_at_the_epochs_start() -> None:

@@ -227,38 +227,38 @@ def test_a_side_that_would_become_empty_keeps_its_items(node: Node, caplog: pyte
 
 
 @contextmanager
-def troubled(node: Node, trouble: str) -> Iterator[None]:
+def faulty_daemon(node: Node, fault: str) -> Iterator[None]:
     """The daemon has a newer listing, but something is wrong with it or with the daemon."""
     path = f"/v1/manifest?{urlencode({'data_root': ROOT})}"
-    if trouble == "hangs":
+    if fault == "hangs":
         with node.daemon.hanging():
             yield
         return
-    if trouble == "is gone":
+    if fault == "is gone":
         (node.cache_dir / "daemon.json").unlink()
-    elif trouble == "fails":
+    elif fault == "fails":
         node.daemon.refuses[path] = (503, "no")
-    elif trouble == "does not serve the data root":
+    elif fault == "does not serve the data root":
         node.daemon.refuses[path] = (400, "no")
-    elif trouble == "names no manifest":
+    elif fault == "names no manifest":
         node.daemon.manifest_folder = node.cache_dir / "none"
-    elif trouble == "has other patterns":
+    elif fault == "has other patterns":
         other = list_manifest(DataRoot.parse(ROOT), ItemPatterns(("labels/{id}.png", "images/{id}.jpg")))
         node.daemon.manifest_folder = other.save(node.cache_dir / "manifests")
     yield
-    assert node.daemon.refused == (trouble in ("fails", "does not serve the data root"))
+    assert node.daemon.refused == (fault in ("fails", "does not serve the data root"))
 
 
 @pytest.mark.parametrize(
-    "trouble",
+    "fault",
     ["hangs", "is gone", "fails", "does not serve the data root", "names no manifest", "has other patterns"],
 )
-def test_whatever_the_daemon_does_an_epoch_starts_soon_with_the_current_items(node: Node, trouble: str) -> None:
+def test_whatever_the_daemon_does_an_epoch_starts_soon_with_the_current_items(node: Node, fault: str) -> None:
     """And GCS is not listed for it."""
     train = node.train()
     put(node.server, 100, 100)
     node.relist()
-    with troubled(node, trouble):
+    with faulty_daemon(node, fault):
         lists = node.server.counts.total(Kind.LIST)
         started_s = time.monotonic()
         batches = iter(train)
@@ -271,7 +271,7 @@ def test_whatever_the_daemon_does_an_epoch_starts_soon_with_the_current_items(no
 
 
 def interrupted(node: Node) -> tuple[list[int], dict[str, Any]]:
-    """What was read of epoch 1 before its state was taken."""
+    """What was read of epoch 1 before its state was saved."""
     train = node.train()
     train.set_epoch(1)
     read = values(train, 3)
@@ -293,7 +293,7 @@ def test_a_state_of_other_items_uses_their_listing_until_its_epochs_end(node: No
     assert node.daemon.plans[-1][0].manifest == newest.digest
 
 
-def test_a_state_of_the_same_items_goes_on_with_their_new_generations(node: Node) -> None:
+def test_a_state_of_the_same_items_continues_with_their_new_generations(node: Node) -> None:
     read, state = interrupted(node)
     shutil.rmtree(node.cache_dir / "manifests")
     last = order_of(list(range(COUNT)), 1)[-1]
@@ -305,15 +305,15 @@ def test_a_state_of_the_same_items_goes_on_with_their_new_generations(node: Node
     assert node.daemon.plans[-1][0].manifest == newest.digest != state["manifest"]
 
 
-@pytest.mark.parametrize("trouble", ["removed", "damaged", "named by a path", "of another data root"])
-def test_a_state_whose_listing_is_not_available_is_refused_and_changes_nothing(node: Node, trouble: str) -> None:
+@pytest.mark.parametrize("fault", ["removed", "damaged", "named by a path", "of another data root"])
+def test_a_state_whose_listing_is_not_available_is_refused_and_changes_nothing(node: Node, fault: str) -> None:
     _, state = interrupted(node)
     folder = node.cache_dir / "manifests" / state["manifest"]
-    if trouble == "removed":
+    if fault == "removed":
         shutil.rmtree(folder)
-    elif trouble == "damaged":
+    elif fault == "damaged":
         (folder / "ends.npy").write_bytes(b"")
-    elif trouble == "named by a path":
+    elif fault == "named by a path":
         state |= {"manifest": f"../manifests/{state['manifest']}"}
     else:
         put(node.server, 0, 0, "gs://pictures/other")
@@ -391,7 +391,7 @@ class Training:
         self.wait_for(has_all)
 
     def fallbacks(self, reads: int) -> int:
-        """The number of fallbacks, once so many reads have been reported."""
+        """The number of fallbacks, once this many reads have been reported."""
 
         def reported() -> dict[str, int]:
             return self.client.stats()["reads"]  # type: ignore[no-any-return]  # JSON
@@ -412,7 +412,7 @@ EVERY_SECOND = ["--set", "relist_s=1"]
 
 
 @pytest.mark.parametrize("context", [None, "fork", "spawn"])
-def test_changed_objects_are_never_mixed_and_come_from_the_cache_in_the_next_epoch(
+def test_changed_objects_are_never_mixed_and_are_read_from_the_cache_in_the_next_epoch(
     server: ServingGCS, cache_dir: Path, context: str | None
 ) -> None:
     """Neither an item that the running epoch has read already, nor one that it has not."""

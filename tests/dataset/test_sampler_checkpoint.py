@@ -1,4 +1,4 @@
-"""What a checkpoint must have in common with the sampler that loads it, and where the sampler goes on."""
+"""What a checkpoint must have in common with the sampler that loads it, and where the sampler continues."""
 
 from dataclasses import fields, replace
 from typing import Any

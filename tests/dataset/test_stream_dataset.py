@@ -49,14 +49,14 @@ def download_threads() -> list[threading.Thread]:
 @given(st.integers(1, 50), st.integers(0, 2**64), st.integers(1, 5))
 def test_the_workers_shares_together_are_the_stream_of_one_worker(count: int, seed: int, workers: int) -> None:
     items = [str(number) for number in range(count)]
-    whole = list(islice(generate_stream(items, seed), 60))
+    complete = list(islice(generate_stream(items, seed), 60))
     shares = [generate_stream(items, seed, worker, workers) for worker in range(workers)]
-    assert [next(shares[position % workers]) for position in range(60)] == whole
+    assert [next(shares[position % workers]) for position in range(60)] == complete
 
 
 def test_a_long_share_continues_past_one_chunk() -> None:
-    whole = list(islice(generate_stream(IDS, 7), 9000))
-    assert list(islice(generate_stream(IDS, 7, 1, 3), 3000)) == whole[1::3]
+    complete = list(islice(generate_stream(IDS, 7), 9000))
+    assert list(islice(generate_stream(IDS, 7, 1, 3), 3000)) == complete[1::3]
 
 
 def test_all_items_are_drawn_about_equally_often() -> None:

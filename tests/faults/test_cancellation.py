@@ -70,7 +70,7 @@ async def cancelled_at(work: Coroutine[Any, Any, None], *waits: int) -> bool:
 
 
 async def tasks_ended(before: set[asyncio.Task[Any]]) -> None:
-    """Wait for all tasks that were started since to end by themselves."""
+    """Wait until all tasks that were started since have ended."""
     async with asyncio.timeout(TIMEOUT_S):
         while others := asyncio.all_tasks() - before:
             await asyncio.wait(others)
@@ -80,14 +80,14 @@ def descriptors_in(directory: Path) -> set[str]:
     return {one for one in open_descriptors() if str(directory) in one}
 
 
-async def disk_threads_rest(cache: Cache) -> None:
+async def wait_for_disk_threads(cache: Cache) -> None:
     """A thread cannot be cancelled: it finishes what it was reading for a cancelled caller."""
     barrier = threading.Barrier(READ_THREADS)
     await asyncio.gather(*(cache.io.run(barrier.wait) for _ in range(READ_THREADS)))
 
 
 async def assert_nothing_left(cache: Cache, descriptors: set[str]) -> None:
-    await disk_threads_rest(cache)
+    await wait_for_disk_threads(cache)
     assert cache.capacity.reserved_bytes == 0
     assert cache.directory.leftover_files() == []
     assert descriptors_in(cache.directory.path) == descriptors
@@ -115,7 +115,7 @@ async def test_a_cancelled_reservation_reserves_nothing(cache: Cache) -> None:
 async def test_a_download_cancelled_at_any_moment_is_published_or_leaves_nothing(
     size_bytes: int, again: tuple[int, ...], gcs: ServingGCS, tmp_path: Path
 ) -> None:
-    """It is cancelled once, or again and again while it cleans up."""
+    """It is cancelled once, or repeatedly while it cleans up."""
     data = content(1, size_bytes)
     gcs.put(BUCKET, NAME.name, data)
     async with (

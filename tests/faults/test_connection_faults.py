@@ -296,7 +296,7 @@ def test_a_replaced_key_is_used_without_a_restart(server: ServingGCS, tmp_path: 
             issuer.require_token("old")
         with faulted_daemon(tmp_path / "cache", server.url, [*QUICK, *credential_arguments(key_file)]) as daemon:
             with promises(daemon, good, DATA):
-                key_file.write_text('{"type": "serv')  # someone is writing it in place
+                key_file.write_text('{"type": "serv')  # another program is writing it in place
                 for issuer in (old, server):
                     issuer.require_token("renewed")
                 assert daemon.read(BAD) == DATA
@@ -323,7 +323,7 @@ def test_a_refused_key_and_an_unreadable_one_are_both_named(
         (tmp_path / "key.json").write_text(key)
         server.faults.clear()
         requested = server.counts.total(Kind.TOKEN)
-        server.wait_for(lambda counts: counts.total(Kind.TOKEN) > requested)  # a refused key is tried again after 5 s
+        server.wait_for(lambda counts: counts.total(Kind.TOKEN) > requested)  # a refused key is sent again after 5 s
 
 
 def test_while_credentials_are_refused_prefetching_pauses_with_one_line_and_continues_afterwards(

@@ -228,7 +228,7 @@ def without_its_objects_for_a_while(cache_dir: Path) -> Iterator[None]:
     cache_dir.with_name("elsewhere").rename(cache_dir / "objects")
 
 
-TAKEN = [
+REMOVALS = [
     renamed,
     replaced_by_an_empty_one,
     replaced_by_a_link,
@@ -237,23 +237,23 @@ TAKEN = [
 ]
 
 
-@pytest.mark.parametrize("taken_away", TAKEN)
+@pytest.mark.parametrize("removed", REMOVALS)
 def test_a_directory_that_is_moved_away_and_back_loses_nothing_and_works_again(
-    daemon: DaemonProcess, objects: tuple[str, str], taken_away: Callable[[Path], ExitStack]
+    daemon: DaemonProcess, objects: tuple[str, str], removed: Callable[[Path], ExitStack]
 ) -> None:
-    """Its socket is deleted, too, so that no reader reaches it; prefetching and rescans go on."""
+    """Its socket is deleted, too, so that no reader reaches it; prefetching and rescans continue."""
     bad, good = objects
     daemon.client.fetch([f"gs://{BUCKET}/train/images/00000.jpg"])
     with promises(daemon, good, DATA):
         daemon.client.status()  # open a connection before the socket's path is gone
-        with taken_away(daemon.cache_dir):
+        with removed(daemon.cache_dir):
             (error,) = daemon.client.fetch([bad])
             assert bad in error
             assert str(daemon.cache_dir) in error
         assert daemon.read(bad) == DATA
 
 
-def test_a_daemon_whose_directory_was_deleted_goes_on_and_leaves_the_next_daemon_alone(
+def test_a_daemon_whose_directory_was_deleted_continues_and_leaves_the_next_daemon_alone(
     server: ServingGCS, tmp_path: Path, objects: tuple[str, str]
 ) -> None:
     cache_dir = tmp_path / "cache"

@@ -180,7 +180,7 @@ def over_https(handler: type[BaseHTTPRequestHandler], certificate: Path) -> Iter
 
 
 def write_certificate(path: Path) -> None:
-    """A key and a certificate of 127.0.0.1, signed by itself."""
+    """A key and a self-signed certificate of 127.0.0.1."""
     key, name, now = ec.generate_private_key(ec.SECP256R1()), x509.Name([]), datetime.now(UTC)
     builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
     builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))

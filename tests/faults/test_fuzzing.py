@@ -40,7 +40,7 @@ from support.faults import LINE, DaemonProcess, Tally, faulted_daemon
 pytestmark = pytest.mark.xdist_group("fuzzing")  # in one process: they share a costly fixture
 
 ITEMS = 4
-RESPONSE_TIMEOUT_S = 10.0  # far more than any response takes; a hang takes forever
+RESPONSE_TIMEOUT_S = 10.0  # far more than any response needs; a hang never ends
 STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})")
 QUICK = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 THOROUGH = settings(settings.get_profile("torture"), suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -203,13 +203,13 @@ def test_thousands_of_invalid_requests_do_not_disturb_a_server(daemon: DaemonPro
     @THOROUGH
     @given(listeners, complete_requests())
     def complete(listener: str, request: bytes) -> None:
-        tally.tried += 1
+        tally.repetitions += 1
         check_complete_request(daemon, listener, request)
 
     @THOROUGH
     @given(listeners, st.binary(max_size=200) | damaged(REQUEST) | complete_requests().flatmap(damaged))
     def broken(listener: str, sent: bytes) -> None:
-        tally.tried += 1
+        tally.repetitions += 1
         check_broken_request(daemon, listener, sent)
 
     complete()
@@ -306,7 +306,7 @@ def test_an_index_damaged_anywhere_loses_no_object_and_returns_no_wrong_byte(lef
     @settings(THOROUGH, max_examples=400)
     @given(edits)
     def check(changes: list[Edit]) -> None:
-        tally.tried += 1
+        tally.repetitions += 1
         asyncio.run(check_with_index(left_cache, changes))
 
     check()

@@ -27,7 +27,7 @@ from support.faults import Tally
 READERS = 4
 NEW_ITEMS = 8  # a round, so that there is always something to download
 # Imports everything once: a start by exec spends nine tenths of its time on imports, where a kill proves nothing.
-NURSERY = """
+LAUNCHER = """
 import json, os, sys
 import uvloop, gcs_prefetchd.service.daemon
 from gcs_prefetchd.cli import main
@@ -41,9 +41,9 @@ for line in sys.stdin:
 
 
 @pytest.fixture
-def nursery() -> Iterator[subprocess.Popen[str]]:
+def launcher() -> Iterator[subprocess.Popen[str]]:
     """A process that runs `gcs-prefetchd` for each line of arguments, and prints the exit status."""
-    command = [sys.executable, "-c", NURSERY]
+    command = [sys.executable, "-c", LAUNCHER]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=clean_environment()
     ) as process:
@@ -54,9 +54,9 @@ def nursery() -> Iterator[subprocess.Popen[str]]:
 class Rounds:
     """One daemon after the other on one cache directory and a bucket that grows and changes; each is killed while it works."""
 
-    def __init__(self, server: ServingGCS, nursery: subprocess.Popen[str], cache_dir: Path, tally: Tally) -> None:
+    def __init__(self, server: ServingGCS, launcher: subprocess.Popen[str], cache_dir: Path, tally: Tally) -> None:
         self._server = server
-        self._nursery = nursery
+        self._launcher = launcher
         self._cache_dir = cache_dir
         self._tally = tally
         self._random = random.Random(7)
@@ -80,19 +80,19 @@ class Rounds:
                     assert ended()
         for reader in reading:
             reader.result()
-        self._tally.tried += 1
-        self._look_at_what_is_left()
+        self._tally.repetitions += 1
+        self._check_files()
 
     def _start(self) -> int:
-        assert self._nursery.stdin is not None
-        assert self._nursery.stdout is not None
-        self._nursery.stdin.write(json.dumps(["start", *start_arguments(self._cache_dir, self._server.url)]) + "\n")
-        self._nursery.stdin.flush()
-        said: list[str] = []
-        while not said or not said[-1].startswith("ended"):
-            said.append(self._nursery.stdout.readline())
-            assert said[-1], "the nursery has ended"
-        assert said[-1] == "ended 0\n", said
+        assert self._launcher.stdin is not None
+        assert self._launcher.stdout is not None
+        self._launcher.stdin.write(json.dumps(["start", *start_arguments(self._cache_dir, self._server.url)]) + "\n")
+        self._launcher.stdin.flush()
+        output: list[str] = []
+        while not output or not output[-1].startswith("ended"):
+            output.append(self._launcher.stdout.readline())
+            assert output[-1], "the launcher has ended"
+        assert output[-1] == "ended 0\n", output
         return int(str(read_daemon_file(self._cache_dir)["pid"]))
 
     def _change_the_bucket(self) -> None:
@@ -125,7 +125,7 @@ class Rounds:
         self._tally.wrong_bytes += data is not None and data not in self._bytes[uri]
         return data is not None
 
-    def _look_at_what_is_left(self) -> None:
+    def _check_files(self) -> None:
         """Every file is complete, and what was published before the last start was not downloaded since."""
         media = self._server.counts.media
         self._tally.lost_objects += sum(media[uri.removeprefix("gs://")] > gets for uri, gets in self._published.items())
@@ -140,19 +140,19 @@ class Rounds:
 PARTS = (("images", "jpg"), ("labels", "png"))
 
 
-async def _kill(times: int, nursery: subprocess.Popen[str], cache_dir: Path, tally: Tally) -> None:
+async def _kill(times: int, launcher: subprocess.Popen[str], cache_dir: Path, tally: Tally) -> None:
     with serving(latency_s=0.003, latency_sigma=1.0) as server:
-        rounds = Rounds(server, nursery, cache_dir, tally)
+        rounds = Rounds(server, launcher, cache_dir, tally)
         for _ in range(times):
             rounds.kill_one()
         await check_left_behind(make_settings(cache_dir, server.url))
-    assert (tally.tried, tally.wrong_bytes, tally.lost_objects, tally.failed_reads) == (times, 0, 0, 0)
+    assert (tally.repetitions, tally.wrong_bytes, tally.lost_objects, tally.failed_reads) == (times, 0, 0, 0)
 
 
-async def test_a_daemon_killed_at_any_moment_loses_nothing(nursery: subprocess.Popen[str], tmp_path: Path) -> None:
-    await _kill(3, nursery, tmp_path / "cache", Tally("kills"))
+async def test_a_daemon_killed_at_any_moment_loses_nothing(launcher: subprocess.Popen[str], tmp_path: Path) -> None:
+    await _kill(3, launcher, tmp_path / "cache", Tally("kills"))
 
 
 @pytest.mark.torture
-async def test_a_daemon_killed_200_times_loses_nothing(nursery: subprocess.Popen[str], tmp_path: Path, tally: Tally) -> None:
-    await _kill(200, nursery, tmp_path / "cache", tally)
+async def test_a_daemon_killed_200_times_loses_nothing(launcher: subprocess.Popen[str], tmp_path: Path, tally: Tally) -> None:
+    await _kill(200, launcher, tmp_path / "cache", tally)

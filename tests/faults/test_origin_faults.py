@@ -258,5 +258,5 @@ def test_bytes_damaged_repeatedly_in_any_way_never_reach_a_reader(bench: Bench, 
             tally.wrong_bytes += sum(
                 bench.daemon.cached(uri) not in (data, None) for uri, data in zip(uris, bodies, strict=True)
             )
-            tally.tried += len(uris)
+            tally.repetitions += len(uris)
     assert (tally.wrong_bytes, tally.failed_reads) == (0, 0)

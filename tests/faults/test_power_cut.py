@@ -52,23 +52,23 @@ def write_and_sync(file: Path) -> None:
         os.fsync(stream.fileno())
 
 
-async def look_at(disk: Path, published: dict[bytes, str], tally: Tally) -> int:
+async def open_after_power_cut(disk: Path, published: dict[bytes, str], tally: Tally) -> int:
     """Open the directory as the next daemon does; returns how many files the power cut left empty or damaged."""
     files = [path.relative_to(disk / "objects").as_posix() for path in (disk / "objects").rglob("*.jpg")]
     read = {path: read_checked(disk / "objects", path) for path in files}
-    whole = {path: data for path, data in read.items() if data is not None}
-    tally.tried += len(files)
-    tally.wrong_bytes += sum(published.get(data) != path for path, data in whole.items())
+    complete = {path: data for path, data in read.items() if data is not None}
+    tally.repetitions += len(files)
+    tally.wrong_bytes += sum(published.get(data) != path for path, data in complete.items())
     async with opened(disk, LIMIT) as cache:
         await cache.rescan()
-        tally.lost_objects += sum(cache.stamp(path) is None for path in whole)
+        tally.lost_objects += sum(cache.stamp(path) is None for path in complete)
         for path in files:
-            if path not in whole:
+            if path not in complete:
                 assert not await cache.verify(path)
                 await put(cache, path.partition("/")[2], b"again", generation=10**6)
         assert await cache.check() == []
         assert cache.directory.leftover_files() == []
-    return len(files) - len(whole)
+    return len(files) - len(complete)
 
 
 async def cut_power(folder: Path, publications: int, tally: Tally) -> int:
@@ -77,7 +77,7 @@ async def cut_power(folder: Path, publications: int, tally: Tally) -> int:
         published = await publish(disk, publications, lambda: shutil.copyfile(image, copy))
     await asyncio.to_thread(check_file_system, copy)
     with ext4_disk(folder.with_suffix(".after"), image=copy) as disk:
-        return await look_at(disk, published, tally)
+        return await open_after_power_cut(disk, published, tally)
 
 
 def check_file_system(image: Path) -> None:
@@ -88,7 +88,7 @@ def check_file_system(image: Path) -> None:
 async def test_after_a_power_cut_files_are_complete_or_misses_and_the_cache_works(tmp_path: Path) -> None:
     tally = Tally("power cut")
     damaged = await cut_power(tmp_path / "cut", 200, tally)
-    assert damaged < tally.tried
+    assert damaged < tally.repetitions
     assert (tally.wrong_bytes, tally.lost_objects) == (0, 0)
 
 

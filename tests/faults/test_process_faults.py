@@ -28,7 +28,7 @@ _numbers = itertools.count()
 
 
 def put_new(server: ServingGCS, count: int, size_bytes: int = SIZE) -> list[str]:
-    """Put so many new objects; returns their URIs."""
+    """Put this many new objects; returns their URIs."""
     names = [f"train/more/{next(_numbers)}" for _ in range(count)]
     for name in names:
         server.put(BUCKET, name, data_of(f"gs://{BUCKET}/{name}", size_bytes))
@@ -50,7 +50,7 @@ def daemon(server: ServingGCS, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture
-def mortal(server: ServingGCS, tmp_path: Path) -> Iterator[DaemonProcess]:
+def own_daemon(server: ServingGCS, tmp_path: Path) -> Iterator[DaemonProcess]:
     """A daemon of the test's own, which may be killed."""
     with faulted_daemon(tmp_path / "cache", server.url, FLAGS) as daemon:
         yield daemon
@@ -86,8 +86,8 @@ def limited(daemon: DaemonProcess, kind: int, limit: int) -> Iterator[None]:
 
 def no_descriptors(daemon: DaemonProcess) -> AbstractContextManager[None]:
     """The daemon can open nothing while the body runs: all descriptors that it may use are in use."""
-    taken = {int(entry.name) for entry in Path(f"/proc/{daemon.pid}/fd").iterdir()}
-    return limited(daemon, resource.RLIMIT_NOFILE, min(set(range(len(taken) + 1)) - taken))
+    in_use = {int(entry.name) for entry in Path(f"/proc/{daemon.pid}/fd").iterdir()}
+    return limited(daemon, resource.RLIMIT_NOFILE, min(set(range(len(in_use) + 1)) - in_use))
 
 
 def test_a_daemon_without_free_descriptors_survives_and_recovers(daemon: DaemonProcess, server: ServingGCS) -> None:
@@ -122,17 +122,17 @@ def assert_nothing_lost(daemon: DaemonProcess, server: ServingGCS, uris: list[st
 
 @pytest.mark.parametrize("left_bytes", [0, 2_000_000])
 def test_without_free_memory_reads_fail_and_the_cache_stays_correct(
-    mortal: DaemonProcess, server: ServingGCS, left_bytes: int
+    own_daemon: DaemonProcess, server: ServingGCS, left_bytes: int
 ) -> None:
     """Whether the daemon survives it, dies or hangs."""
     uris = put_new(server, 40, LARGE)
     cached = put_new(server, 2, LARGE)
-    assert mortal.client.fetch(cached) == ["", ""]
-    limit_bytes = int(Path(f"/proc/{mortal.pid}/statm").read_text().split()[0]) * resource.getpagesize() + left_bytes
-    with limited(mortal, resource.RLIMIT_AS, limit_bytes), contextlib.suppress(DaemonUnavailableError):
-        assert any(mortal.client.fetch(uris))
-    mortal.kill()
-    assert_nothing_lost(mortal, server, uris + cached, LARGE)
+    assert own_daemon.client.fetch(cached) == ["", ""]
+    limit_bytes = int(Path(f"/proc/{own_daemon.pid}/statm").read_text().split()[0]) * resource.getpagesize() + left_bytes
+    with limited(own_daemon, resource.RLIMIT_AS, limit_bytes), contextlib.suppress(DaemonUnavailableError):
+        assert any(own_daemon.client.fetch(uris))
+    own_daemon.kill()
+    assert_nothing_lost(own_daemon, server, uris + cached, LARGE)
 
 
 # --- Signals
@@ -153,13 +153,13 @@ def demanding(daemon: DaemonProcess, uris: list[str], readers: int = 4) -> Threa
     return pool
 
 
-def test_a_stop_under_load_is_clean_and_loses_nothing(mortal: DaemonProcess, server: ServingGCS) -> None:
+def test_a_stop_under_load_is_clean_and_loses_nothing(own_daemon: DaemonProcess, server: ServingGCS) -> None:
     uris = put_new(server, 150)
-    with demanding(mortal, uris):
+    with demanding(own_daemon, uris):
         server.wait_for(lambda counts: gets_of(counts, uris) > 40)
-        mortal.stop()
-    assert not any(path.is_file() for path in (mortal.cache_dir / "tmp").rglob("*"))
-    assert_nothing_lost(mortal, server, uris)
+        own_daemon.stop()
+    assert not any(path.is_file() for path in (own_daemon.cache_dir / "tmp").rglob("*"))
+    assert_nothing_lost(own_daemon, server, uris)
 
 
 def test_a_daemon_that_was_suspended_continues(daemon: DaemonProcess, server: ServingGCS) -> None:

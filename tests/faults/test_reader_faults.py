@@ -81,7 +81,7 @@ WRONG: dict[str, Responder] = {
     "headers a byte at a time": drip(OK + b"a: b\r\n" * DRIPPED_BYTES),
     "garbage": once(b"\x16\x03\x01\x02\x00garbage\r\n\r\n"),
     "half a response": once(OK + b'Content-Length: 100\r\n\r\n{"errors": [""'),
-    "a lie": once(OK + b'Content-Length: 16\r\n\r\n{"errors": [""]}'),
+    "a false report": once(OK + b'Content-Length: 16\r\n\r\n{"errors": [""]}'),
     "a hangup": once(b""),
     **ENDLESS,
 }

@@ -79,7 +79,7 @@ def daemon(server: ServingGCS, tmp_path: Path) -> Iterator[DaemonProcess]:
     assert list((tmp_path / "cache/tmp").rglob("*/*")) == []
 
 
-def thread_that_makes_files(daemon: DaemonProcess, server: ServingGCS, output: Path) -> int:
+def file_thread(daemon: DaemonProcess, server: ServingGCS, output: Path) -> int:
     """The id of the thread that renames files."""
     server.put(BUCKET, "train/first.jpg", SMALL)
     with traced(daemon.pid, output, "-f", "--trace=rename") as seen:
@@ -88,7 +88,7 @@ def thread_that_makes_files(daemon: DaemonProcess, server: ServingGCS, output: P
         return int(seen().split()[0])
 
 
-def bring_and_drop(daemon: DaemonProcess, server: ServingGCS, name: str) -> list[bytes | str]:
+def fetch_and_evict(daemon: DaemonProcess, server: ServingGCS, name: str) -> list[bytes | str]:
     """Fetch a small and a large object into a new folder, so that others are evicted for them."""
     reads = []
     for part, data in (("small", SMALL), ("large", LARGE)):
@@ -98,7 +98,7 @@ def bring_and_drop(daemon: DaemonProcess, server: ServingGCS, name: str) -> list
 
 
 def count(tally: Tally, daemon: DaemonProcess, name: str, reads: list[bytes | str]) -> None:
-    tally.tried += 1
+    tally.repetitions += 1
     for part, data, read in zip(("small", "large"), (SMALL, LARGE), reads, strict=True):
         if isinstance(read, str):
             tally.failed_reads += 1
@@ -113,22 +113,22 @@ def test_a_failing_system_call_is_an_error_that_names_the_object_and_the_next_re
     call: str, daemon: DaemonProcess, server: ServingGCS, tmp_path: Path
 ) -> None:
     tally = Tally(call)
-    thread = thread_that_makes_files(daemon, server, tmp_path / "trace")
+    thread = file_thread(daemon, server, tmp_path / "trace")
     with promises(daemon, GOOD, SMALL, entries_stay=False):
-        bring_and_drop(daemon, server, "before")
-        with failing(thread, call, "EIO", "1", tmp_path / "trace") as was_met:
-            count(tally, daemon, "fault", bring_and_drop(daemon, server, "fault"))
-            assert was_met()
-        assert bring_and_drop(daemon, server, "fault") == [SMALL, LARGE]
+        fetch_and_evict(daemon, server, "before")
+        with failing(thread, call, "EIO", "1", tmp_path / "trace") as has_failed:
+            count(tally, daemon, "fault", fetch_and_evict(daemon, server, "fault"))
+            assert has_failed()
+        assert fetch_and_evict(daemon, server, "fault") == [SMALL, LARGE]
     assert (tally.wrong_bytes, tally.lost_objects) == (0, 0)
 
 
 def test_a_file_that_cannot_be_closed_costs_no_read(daemon: DaemonProcess, server: ServingGCS, tmp_path: Path) -> None:
     """strace skips the call, though the kernel always closes the file: what is left open here is left by the test."""
-    thread = thread_that_makes_files(daemon, server, tmp_path / "trace")
-    with failing(thread, "close", "EIO", "1+", tmp_path / "trace") as was_met:
-        assert bring_and_drop(daemon, server, "fault") == [SMALL, LARGE]
-        assert was_met()
+    thread = file_thread(daemon, server, tmp_path / "trace")
+    with failing(thread, "close", "EIO", "1+", tmp_path / "trace") as has_failed:
+        assert fetch_and_evict(daemon, server, "fault") == [SMALL, LARGE]
+        assert has_failed()
 
 
 @pytest.mark.torture
@@ -137,17 +137,17 @@ def test_a_file_that_cannot_be_closed_costs_no_read(daemon: DaemonProcess, serve
 def test_every_system_call_that_creates_or_removes_files_fails_in_turn(
     error: str, from_then_on: str, daemon: DaemonProcess, server: ServingGCS, tmp_path: Path, tally: Tally
 ) -> None:
-    thread = thread_that_makes_files(daemon, server, tmp_path / "trace")
+    thread = file_thread(daemon, server, tmp_path / "trace")
     with promises(daemon, GOOD, SMALL, entries_stay=False):
-        bring_and_drop(daemon, server, "before")
+        fetch_and_evict(daemon, server, "before")
         for call in CALLS:
             for number in itertools.count(1):
                 name = f"{call}-{number}"
-                with failing(thread, call, error, f"{number}{from_then_on}", tmp_path / "trace") as was_met:
-                    count(tally, daemon, name, bring_and_drop(daemon, server, name))
-                    if not was_met():
+                with failing(thread, call, error, f"{number}{from_then_on}", tmp_path / "trace") as has_failed:
+                    count(tally, daemon, name, fetch_and_evict(daemon, server, name))
+                    if not has_failed():
                         break
-                assert bring_and_drop(daemon, server, name) == [SMALL, LARGE]
+                assert fetch_and_evict(daemon, server, name) == [SMALL, LARGE]
             assert number > 1, call
     assert (tally.wrong_bytes, tally.lost_objects) == (0, 0)
 
@@ -189,13 +189,13 @@ def committer(folder: Path) -> Iterator[tuple[int, Callable[[str], str]]]:
         assert process.stdout is not None
         stdin, stdout = process.stdin, process.stdout
 
-        def have(line: str) -> str:
+        def send(line: str) -> str:
             stdin.write(line + "\n")
             stdin.flush()
             return stdout.readline().strip()
 
         try:
-            yield process.pid, have
+            yield process.pid, send
         finally:
             process.kill()
 
@@ -215,25 +215,25 @@ def test_every_system_call_of_an_index_commit_fails_in_turn_and_commits_are_atom
     error: str, tmp_path: Path, tally: Tally
 ) -> None:
     committed = set()
-    with committer(tmp_path / "index") as (pid, have):
-        assert have("open") == "done"
+    with committer(tmp_path / "index") as (pid, send):
+        assert send("open") == "done"
         for call in COMMITS:
             for number in itertools.count(1):
                 path = f"{call}/{number}"
-                with failing(pid, call, error, str(number), tmp_path / "trace") as was_met:
-                    answer = have(f"apply {path}")
-                    if not was_met():
+                with failing(pid, call, error, str(number), tmp_path / "trace") as has_failed:
+                    outcome = send(f"apply {path}")
+                    if not has_failed():
                         break
-                tally.tried += 1
-                tally.failed_reads += answer != "done"
-                if answer != "done":
-                    assert have(f"apply {path}/again") == "done"
+                tally.repetitions += 1
+                tally.failed_reads += outcome != "done"
+                if outcome != "done":
+                    assert send(f"apply {path}/again") == "done"
                     committed.add(f"{path}/again")
                 else:
                     committed.add(path)
-            if answer == "done":
+            if outcome == "done":
                 committed.add(path)
-        assert have("close") == "done"
+        assert send("close") == "done"
     found = paths_in(tmp_path / "index")
     tally.lost_objects += len(committed - found)
     assert found == committed | {"last"}
@@ -242,14 +242,14 @@ def test_every_system_call_of_an_index_commit_fails_in_turn_and_commits_are_atom
 @pytest.mark.torture
 @pytest.mark.parametrize("error", ERRORS)
 def test_every_system_call_of_opening_and_closing_an_index_fails_in_turn(error: str, tmp_path: Path, tally: Tally) -> None:
-    with committer(tmp_path / "index") as (pid, have):
+    with committer(tmp_path / "index") as (pid, send):
         for call in OPENINGS:
             for number in itertools.count(1):
-                with failing(pid, call, error, str(number), tmp_path / "trace") as was_met:
-                    answers = [have("open"), have("close")]
-                    if not was_met():
+                with failing(pid, call, error, str(number), tmp_path / "trace") as has_failed:
+                    outcomes = [send("open"), send("close")]
+                    if not has_failed():
                         break
-                tally.tried += 1
-                tally.failed_reads += answers[0] != "done"
-                assert [have("open"), have("apply a/b"), have("close")] == ["done"] * 3
+                tally.repetitions += 1
+                tally.failed_reads += outcomes[0] != "done"
+                assert [send("open"), send("apply a/b"), send("close")] == ["done"] * 3
     assert paths_in(tmp_path / "index") == {"a/b", "last"}

@@ -43,14 +43,12 @@ def after_first_round(minimum: int, maximum: int) -> AdaptiveConcurrency:
 
 
 @pytest.mark.parametrize(("minimum", "maximum", "initial"), [(1, 256, INITIAL_LIMIT), (1, 64, 64), (200, 256, 200), (7, 7, 7)])
-def test_it_starts_at_a_limit_that_fills_a_cold_cache_fast_but_within_its_bounds(
-    minimum: int, maximum: int, initial: int
-) -> None:
+def test_the_first_limit_fills_a_cold_cache_fast_and_is_within_its_bounds(minimum: int, maximum: int, initial: int) -> None:
     concurrency = AdaptiveConcurrency(minimum, maximum)
     assert (concurrency.limit, concurrency.last_change_reason) == (initial, "initial")
 
 
-def test_it_increases_by_a_few_per_round_while_responses_are_fast_and_every_slot_is_in_use() -> None:
+def test_the_limit_increases_by_a_few_per_round_while_responses_are_fast_and_every_slot_is_in_use() -> None:
     concurrency = after_first_round(1, 256)
     record(concurrency, round_of(concurrency, good(RTT_S)))
     assert (concurrency.limit, concurrency.last_change_reason) == (INITIAL_LIMIT + 4, "increased")
@@ -59,7 +57,7 @@ def test_it_increases_by_a_few_per_round_while_responses_are_fast_and_every_slot
     assert concurrency.limit == 256
 
 
-def test_it_stays_while_slots_are_free_however_fast_or_slow_responses_are() -> None:
+def test_the_limit_stays_while_slots_are_free_however_fast_or_slow_responses_are() -> None:
     concurrency = after_first_round(1, 256)
     for seconds in (RTT_S, RTT_S, 10 * RTT_S):
         record(concurrency, round_of(concurrency, good(seconds)), in_use=INITIAL_LIMIT - 1)
@@ -67,7 +65,7 @@ def test_it_stays_while_slots_are_free_however_fast_or_slow_responses_are() -> N
 
 
 @pytest.mark.parametrize(("throttled_in_8", "expected"), [(1, 112), (4, 64), (7, 64), (8, 64)])
-def test_the_more_is_throttled_the_further_it_decreases_but_never_below_half(throttled_in_8: int, expected: int) -> None:
+def test_the_more_is_throttled_the_further_the_limit_decreases_but_never_below_half(throttled_in_8: int, expected: int) -> None:
     concurrency = after_first_round(1, 256)
     outcomes = [THROTTLED] * throttled_in_8 + [good(RTT_S)] * (8 - throttled_in_8)
     record(concurrency, outcomes * (INITIAL_LIMIT // 8))
@@ -81,7 +79,7 @@ def test_requests_sent_before_a_decrease_are_ignored() -> None:
     assert concurrency.limit == 64
 
 
-def test_after_throttling_it_holds_before_it_increases() -> None:
+def test_after_throttling_the_limit_stays_before_it_increases() -> None:
     concurrency = after_first_round(1, 64)
     record(concurrency, round_of(concurrency, THROTTLED))
     record(concurrency, [good(RTT_S)] * 64)
@@ -92,13 +90,13 @@ def test_after_throttling_it_holds_before_it_increases() -> None:
     assert levels == [32] * 19 + [36, 40, 44, 48, 52, 56]
 
 
-def test_it_decreases_if_responses_are_slower_because_they_queue() -> None:
+def test_the_limit_decreases_if_responses_are_slower_because_they_queue() -> None:
     concurrency = after_first_round(1, 128)
     record(concurrency, round_of(concurrency, good(4 * RTT_S)))
     assert (concurrency.limit, concurrency.last_change_reason) == (64, "queueing")
 
 
-def test_it_is_restored_if_a_decrease_made_responses_no_faster() -> None:
+def test_the_limit_is_restored_if_a_decrease_made_responses_no_faster() -> None:
     """The path to GCS became longer, which no limit shortens."""
     concurrency = after_first_round(1, 128)
     record(concurrency, round_of(concurrency, good(4 * RTT_S)))
@@ -111,14 +109,14 @@ def test_it_is_restored_if_a_decrease_made_responses_no_faster() -> None:
     assert concurrency.limit == 128
 
 
-def test_other_failures_do_not_change_it() -> None:
+def test_other_failures_do_not_change_the_limit() -> None:
     concurrency = after_first_round(1, 256)
     for _ in range(5):
         record(concurrency, round_of(concurrency, FAILED))
     assert (concurrency.limit, concurrency.last_change_reason) == (INITIAL_LIMIT, "initial")
 
 
-def test_it_stays_within_its_bounds_and_within_new_ones_at_once() -> None:
+def test_the_limit_stays_within_its_bounds_and_within_new_ones_at_once() -> None:
     concurrency = after_first_round(16, 256)
     for _ in range(20):
         record(concurrency, round_of(concurrency, THROTTLED))
@@ -157,7 +155,7 @@ class Simulation:
     in_use: int = 0
 
     def run(self, seconds: float) -> float:
-        """Continue for so many seconds; returns the requests served per second meanwhile."""
+        """Continue for this many seconds; returns the requests served per second meanwhile."""
         end_s, before = self.now_s + seconds, len(self.done)
         while True:
             while self.in_use < self.concurrency.limit:
@@ -196,7 +194,7 @@ def lognormal(sigma: float) -> Callable[[float], float]:
 
 
 def queueing(at_once: int, latency: Callable[[float], float]) -> Callable[[float], float]:
-    """A server that serves so many requests at a time; the others queue."""
+    """A server that serves this many requests at a time; the others queue."""
     free_s = [0.0] * at_once
 
     def serve(now_s: float) -> float:
@@ -249,7 +247,9 @@ def best_fixed(server: Callable[[], Callable[[float], float | None]], seconds: f
 
 @pytest.mark.parametrize("sigma", [0.0, 0.3, 0.6])
 @pytest.mark.parametrize("at_once", [2, 8, 40, 100])
-def test_it_adapts_in_seconds_to_a_server_that_serves_few_at_a_time_and_keeps_it_busy(at_once: int, sigma: float) -> None:
+def test_the_limit_adapts_in_seconds_to_a_server_that_serves_few_at_a_time_and_keeps_it_busy(
+    at_once: int, sigma: float
+) -> None:
     def server() -> Callable[[float], float]:
         return queueing(at_once, lognormal(sigma))
 
@@ -261,7 +261,7 @@ def test_it_adapts_in_seconds_to_a_server_that_serves_few_at_a_time_and_keeps_it
 
 
 @pytest.mark.parametrize("per_s", [300.0, 2000.0])
-def test_it_adapts_to_a_shared_link_even_if_no_response_was_ever_fast(per_s: float) -> None:
+def test_the_limit_adapts_to_a_shared_link_even_if_no_response_was_ever_fast(per_s: float) -> None:
     simulation = Simulation(shared_link(per_s), AdaptiveConcurrency(1, 256))
     simulation.run(60.0)
     assert simulation.concurrency.limit <= 3 * per_s * RTT_S
@@ -270,7 +270,7 @@ def test_it_adapts_to_a_shared_link_even_if_no_response_was_ever_fast(per_s: flo
 
 @pytest.mark.parametrize("sigma", [0.0, 0.5])
 @pytest.mark.parametrize("per_s", [200.0, 1000.0, 3000.0])
-def test_it_adapts_in_seconds_to_a_server_that_throttles_and_uses_its_rate(per_s: float, sigma: float) -> None:
+def test_the_limit_adapts_in_seconds_to_a_server_that_throttles_and_uses_its_rate(per_s: float, sigma: float) -> None:
     def server() -> Callable[[float], float | None]:
         return throttling(per_s, lognormal(sigma))
 
@@ -283,7 +283,7 @@ def test_it_adapts_in_seconds_to_a_server_that_throttles_and_uses_its_rate(per_s
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.3, 0.6])
-def test_it_uses_its_maximum_with_a_server_that_is_never_busy(sigma: float) -> None:
+def test_the_limit_reaches_its_maximum_with_a_server_that_is_never_busy(sigma: float) -> None:
     fixed = Simulation(lognormal(sigma), AdaptiveConcurrency(256, 256)).run(20.0)
     simulation = Simulation(lognormal(sigma), AdaptiveConcurrency(1, 256))
     simulation.run(5.0)
@@ -295,7 +295,7 @@ def test_a_cold_fill_is_as_fast_from_its_first_request_on_as_with_a_limit_of_128
     assert Simulation(lognormal(0.5), AdaptiveConcurrency(1, 256)).run(1.0) >= fixed
 
 
-def test_it_recovers_after_an_outage() -> None:
+def test_the_limit_recovers_after_an_outage() -> None:
     latency = lognormal(0.5)
     simulation = Simulation(lambda now_s: None if 5 <= now_s < 15 else latency(now_s), AdaptiveConcurrency(4, 256))
     before = simulation.run(5.0)

@@ -155,7 +155,7 @@ async def test_a_waiter_that_is_cancelled_as_its_slot_is_granted_passes_it_on() 
     assert slots.free == 1
 
 
-async def test_a_waiter_that_is_cancelled_as_its_slot_is_granted_frees_it_if_nobody_waits() -> None:
+async def test_a_waiter_that_is_cancelled_as_its_slot_is_granted_frees_it_if_no_other_waits() -> None:
     slots = slots_of(1)
     await slots.acquire(first := Ticket(slots, is_demand=True))
     cancelled = asyncio.create_task(slots.acquire(Ticket(slots, is_demand=False)))
@@ -208,7 +208,7 @@ def test_no_sequence_of_steps_loses_a_slot_or_grants_one_twice(count: int, steps
 
 
 class Clock:
-    """A clock that stands still until a test moves it."""
+    """A clock that stops until a test moves it."""
 
     def __init__(self) -> None:
         self.now_s = 100.0
@@ -228,7 +228,7 @@ def throttled_slots(
     return slots, clock
 
 
-async def test_a_prefetch_waits_for_the_rate_and_starts_by_itself_when_it_may() -> None:
+async def test_a_prefetch_waits_for_the_rate_and_starts_as_soon_as_it_allows() -> None:
     slots = DownloadSlots(AdaptiveConcurrency(4, 4), RateLimit(100.0, None, time.monotonic()))
     started_s = time.monotonic()
     for _ in range(15):

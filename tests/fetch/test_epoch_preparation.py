@@ -80,7 +80,7 @@ async def test_a_listed_plan_has_no_next_epoch_to_prepare(registry: Registry) ->
 
 
 async def test_an_epoch_that_was_prepared_too_late_is_discarded(registry: Registry) -> None:
-    """The reader has started another epoch by itself meanwhile."""
+    """The reader has started another epoch meanwhile."""
     plan, indices = plan_of(MANIFEST, range(10), kind="shuffled", seed=3)
     reader = registry.register(registry.prepare(plan, indices))
     epochs, calls = preparation(registry)

@@ -397,12 +397,12 @@ async def test_a_demand_gets_space_although_prefetches_that_find_none_keep_start
     await prefetch(fetcher, kept, cache.choose_victims)
     choose, wanted = keeping(cache, path_of(kept)), put(gcs, "wanted.jpg", bytes(500_000))
 
-    async def insist() -> None:
+    async def prefetch_repeatedly() -> None:
         for _ in range(3):
             with contextlib.suppress(CacheFullError):
                 await prefetch(fetcher, wanted, choose)
 
-    await asyncio.gather(insist(), fetcher.demand(wanted.name, wanted))
+    await asyncio.gather(prefetch_repeatedly(), fetcher.demand(wanted.name, wanted))
     assert cached(cache, wanted) == bytes(500_000)
 
 
@@ -435,7 +435,7 @@ async def test_the_duration_of_downloads_is_measured(gcs: GCSServer, cache: Cach
     assert (mean_s := measured.mean_s) == pytest.approx(1000 * 0.98**3, abs=5)
     with pytest.raises(ObjectMissingError):
         await fetcher.demand(ObjectName(BUCKET, "missing.jpg"), None)
-    assert measured.mean_s == mean_s  # a failure says nothing about it
+    assert measured.mean_s == mean_s  # a failure does not count
 
 
 # Close

@@ -36,7 +36,7 @@ async def connected() -> AsyncIterator[tuple[Peer, socket.socket]]:
 
 
 async def receive_lines(end: socket.socket, lines: int) -> bytes:
-    """Read until so many lines have arrived."""
+    """Read until this many lines have arrived."""
     data = b""
     while data.count(b"\n") < lines:
         data += await asyncio.get_running_loop().sock_recv(end, 1 << 16)

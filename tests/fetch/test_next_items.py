@@ -13,7 +13,7 @@ from support.plans import ROOT, manifest_of, manifest_of_many, plan_of
 
 
 class Clock:
-    """A clock that stands still until a test moves it."""
+    """A clock that stops until a test moves it."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0

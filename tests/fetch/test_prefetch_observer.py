@@ -95,7 +95,7 @@ async def test_an_item_that_lost_a_file_is_planned_again(registry: Registry, rea
     assert not reader.is_item_ready(1)
 
 
-async def test_a_lost_file_that_no_item_has_wakes_nobody(registry: Registry) -> None:
+async def test_a_lost_file_that_belongs_to_no_item_does_not_wake_the_prefetcher(registry: Registry) -> None:
     observer = PrefetchObserver(registry)
     observer.lost("pictures/other.txt")
     assert not observer.woken.is_set()

@@ -132,7 +132,7 @@ def media_in_order(gcs: GCSServer) -> list[str]:
 # Before any reader has registered
 
 
-async def test_the_seeded_order_is_fetched_before_any_reader_has_come(gcs: GCSServer, cache: Cache) -> None:
+async def test_the_seeded_order_is_fetched_before_any_reader_has_registered(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 20)
     async with prefetching(gcs, cache, concurrency=1) as node:
         await node.follow()
@@ -363,11 +363,11 @@ async def test_nothing_that_is_needed_sooner_is_evicted_for_a_prefetch(gcs: GCSS
         for position, item in enumerate(order):
             before = set(node.items_on_disk())
             await node.read(item)
-            came = set(node.items_on_disk()) - before
-            dropped = before - set(node.items_on_disk())
+            arrived = set(node.items_on_disk()) - before
+            evicted = before - set(node.items_on_disk())
             left = order[position + 1 :]
-            assert not dropped & set(left)
-            assert came == set(left[9:10])
+            assert not evicted & set(left)
+            assert arrived == set(left[9:10])
 
 
 async def test_a_demand_evicts_what_is_needed_last(gcs: GCSServer, cache: Cache) -> None:
@@ -404,7 +404,7 @@ async def test_an_object_that_a_demand_evicted_is_not_downloaded_over_and_over(g
         await node.prefetcher.demand(ObjectName(BUCKET, "train/other.bin"))
         for _ in range(5):
             await node.follow()
-        # What nobody is known to read gives way to what was pushed out for it.
+        # What no reader is known to read is evicted for what was evicted for it.
         assert gcs.counts.media == {
             **dict.fromkeys(node.keys(range(9)), 1),
             **dict.fromkeys(node.keys([9]), 2),
@@ -625,7 +625,7 @@ async def test_after_an_outage_everything_is_planned_again_and_the_outage_is_log
     gcs.faults.add(Stall(None))
     async with prefetching(gcs, cache, deadline_s=1.5, concurrency=20, retry_after_s=1.5) as node:
         node.prefetcher.wake()
-        # Two tries fit into the deadline; the third is that of another plan.
+        # Two attempts fit into the deadline; the third is that of another plan.
         await gcs.wait_for(lambda counts: len(counts.media) == 20 and min(counts.media.values()) == 3)
         assert "planned again in 1.5 s" in caplog.text
         assert len(caplog.records) == 1
@@ -676,7 +676,7 @@ async def test_during_an_outage_the_prefetcher_is_not_settled(gcs: GCSServer, ca
         assert node.items_on_disk() == [0]
 
 
-async def test_a_cancelled_run_ends_every_prefetch(gcs: GCSServer, cache: Cache) -> None:
+async def test_a_cancelled_run_cancels_every_prefetch(gcs: GCSServer, cache: Cache) -> None:
     put_items(gcs, 10)
     gcs.faults.add(Stall(None))
     before = asyncio.all_tasks()

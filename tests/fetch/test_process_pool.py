@@ -27,7 +27,7 @@ _numbers = itertools.count(100)
 def put_new(
     server: ServingGCS, items: int, size_bytes: int = SIZE, faults: Sequence[Fault] = (), *, always: bool = False
 ) -> dict[str, bytes]:
-    """Put so many more items; returns the bytes of their objects by URI. One of the faults applies to the first GET of each
+    """Put this many more items; returns the bytes of their objects by URI. One of the faults applies to the first GET of each
     object, or to every GET."""
     names = [
         f"train/{part}" for i in itertools.islice(_numbers, items) for part in (f"images/{i:05}.jpg", f"labels/{i:05}.png")
@@ -117,7 +117,9 @@ def two_ready(request: pytest.FixtureRequest, server: ServingGCS) -> Iterator[No
 # Without faults
 
 
-def test_prefetched_objects_are_downloaded_by_them_once_and_counted(daemon: DaemonProcess, server: ServingGCS) -> None:
+def test_prefetched_objects_are_downloaded_by_fetch_processes_once_and_counted(
+    daemon: DaemonProcess, server: ServingGCS
+) -> None:
     before, written = daemon.stats()["origin"], sum(map(written_bytes, fetch_processes(daemon)))
     gets = server.counts.total(Kind.MEDIA)
     with promises_kept(daemon, server):
@@ -131,7 +133,7 @@ def test_prefetched_objects_are_downloaded_by_them_once_and_counted(daemon: Daem
         assert now["errors"] == before["errors"]
 
 
-def test_large_objects_are_downloaded_by_them_in_chunks(daemon: DaemonProcess, server: ServingGCS) -> None:
+def test_large_objects_are_downloaded_by_fetch_processes_in_chunks(daemon: DaemonProcess, server: ServingGCS) -> None:
     with promises_kept(daemon, server):
         objects = put_new(server, 2, 20_000_000)
         wait_for(lambda: are_cached(daemon, objects), LONG_S)
@@ -168,7 +170,7 @@ def test_after_transient_faults_every_object_is_cached_and_correct(daemon: Daemo
     assert all(server.counts.media[key_of(uri)] >= 2 for uri in objects)
 
 
-def test_an_object_that_cannot_be_downloaded_is_named_in_one_line_and_cached_once_it_can(
+def test_an_object_that_cannot_be_downloaded_is_named_in_one_line_and_cached_after_the_fault(
     daemon: DaemonProcess, server: ServingGCS
 ) -> None:
     with promises_kept(daemon, server):
@@ -237,7 +239,7 @@ def test_a_process_that_hangs_is_killed_and_its_downloads_are_made(daemon: Daemo
         daemon.wait_for_line(f"hangs .pid {pid}")
 
 
-def test_they_stop_with_a_daemon_that_is_killed_and_the_next_one_starts_at_once(server: ServingGCS, tmp_path: Path) -> None:
+def test_fetch_processes_stop_with_a_killed_daemon_and_the_next_one_starts_at_once(server: ServingGCS, tmp_path: Path) -> None:
     with daemon_with_processes(server, tmp_path / "cache") as daemon:
         objects, pids = stall_new(server, 10), fetch_processes(daemon)
         os.kill(daemon.pid, signal.SIGKILL)
@@ -247,7 +249,7 @@ def test_they_stop_with_a_daemon_that_is_killed_and_the_next_one_starts_at_once(
                 wait_for(lambda: are_cached(next_daemon, objects), LONG_S)
 
 
-def test_a_stop_during_their_downloads_is_clean(server: ServingGCS, tmp_path: Path) -> None:
+def test_a_stop_during_downloads_of_fetch_processes_is_clean(server: ServingGCS, tmp_path: Path) -> None:
     with daemon_with_processes(server, tmp_path / "cache", ["--set", "deadline_s=60"]) as daemon:
         stall_new(server, 10)
         pids = fetch_processes(daemon)
@@ -270,7 +272,7 @@ def test_a_stop_does_not_wait_for_a_process_that_hangs(server: ServingGCS, tmp_p
         assert [path for path in (tmp_path / "cache/tmp").rglob("*") if path.is_file()] == []
 
 
-def test_they_import_nothing_from_the_working_directory(server: ServingGCS, tmp_path: Path) -> None:
+def test_fetch_processes_import_nothing_from_the_working_directory(server: ServingGCS, tmp_path: Path) -> None:
     """Training code may have modules of the same names as Python's own."""
     with contextlib.chdir(tmp_path), daemon_with_processes(server, tmp_path / "cache") as daemon:
         (tmp_path / "queue.py").write_text("raise SystemExit('not this one')")

@@ -20,7 +20,7 @@ from gcs_prefetchd.fetch.rate_limit import (
 
 
 def prefetches_in(rate: RateLimit, seconds: float, size_bytes: int = 0, from_s: float = 0.0) -> int:
-    """How many prefetches start within so many seconds if there are always more."""
+    """How many prefetches start within this many seconds if there are always more."""
     now_s, count = from_s, 0
     while True:
         now_s += rate.wait_s(now_s)
@@ -93,7 +93,7 @@ def test_a_cold_start_is_allowed_5000_per_second() -> None:
 
 
 def used(ramp: RampRule, share: float, from_s: float, seconds: float) -> float:
-    """Use this share of the allowed rate for so many seconds; returns the rate that is allowed then."""
+    """Use this share of the allowed rate for this many seconds; returns the rate that is allowed then."""
     for step in range(int(seconds) + 1):
         ramp.update(share * ramp.allowed_per_s, from_s + step)
     return ramp.allowed_per_s

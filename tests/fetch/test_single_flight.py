@@ -8,7 +8,7 @@ from gcs_prefetchd.fetch.single_flight import SingleFlight
 
 
 class Work:
-    """Work that ends when a test says so; `runs` counts how often it was started."""
+    """Work that ends when a test sets an event; `runs` counts how often it was started."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.runs = 0
@@ -79,7 +79,7 @@ async def test_every_caller_gets_the_error() -> None:
     assert [str(error) for error in errors] == ["broken"] * 3
 
 
-async def test_an_error_that_nobody_waits_for_is_not_reported() -> None:
+async def test_an_error_without_a_waiting_caller_is_not_reported() -> None:
     flights, work = SingleFlight[None](), Work(ValueError("broken"))
     reports: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reports.append(context))
@@ -103,7 +103,7 @@ async def test_a_caller_that_is_cancelled_leaves_the_task_to_the_others() -> Non
     assert await staying
 
 
-async def test_close_cancels_every_task_and_its_callers_learn_of_it() -> None:
+async def test_close_cancels_every_task_and_its_callers_are_informed() -> None:
     flights, work = SingleFlight[None](), Work()
     flight = flights.get_or_start("a", None, work.run, "a")
     caller = asyncio.create_task(flight.join())

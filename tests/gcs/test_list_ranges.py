@@ -135,7 +135,7 @@ def test_a_short_listing_takes_few_extra_requests(shape: str, pages: int) -> Non
 
 
 @given(st.lists(texts, min_size=3, max_size=3, unique=True), st.sets(texts, max_size=5), st.booleans(), st.booleans())
-def test_a_split_point_lies_between_the_last_name_and_the_end(
+def test_a_split_point_is_between_the_last_name_and_the_end(
     three: list[str], others: set[str], is_dense: bool, is_open: bool
 ) -> None:
     known_from, last, end = sorted(three)
@@ -150,10 +150,10 @@ def test_a_split_point_lies_between_the_last_name_and_the_end(
         ("0000", "0010", "1000", True, "05"),  # half way through a dense range
         ("0000", "0010", "", False, "03"),  # it is unknown how far the names continue
         ("0", "5", "", True, "7"),
-        ("a", "b", "b0", True, None),  # no name with these characters lies between
+        ("a", "b", "b0", True, None),  # no name with these characters is between
     ],
 )
-def test_where_a_range_is_split(known_from: str, last: str, end: str, is_dense: bool, expected: str | None) -> None:
+def test_a_range_is_split_by_its_density(known_from: str, last: str, end: str, is_dense: bool, expected: str | None) -> None:
     assert split_point(known_from, last, end, "0123456789", is_dense=is_dense) == expected
 
 

@@ -32,7 +32,7 @@ def test_the_delay_doubles_up_to_a_bound(attempt: int, jitter: float, delay_s: f
 
 @given(st.integers(1, 10**6))
 @example(1024)
-def test_the_delay_is_spread_over_the_whole_range(attempt: int) -> None:
+def test_the_delay_is_spread_over_the_full_range(attempt: int) -> None:
     """Full jitter: readers that failed together do not retry together."""
     delays_s = [backoff_delay_s(attempt) for _ in range(200)]
     longest_s = min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** min(attempt, 30))

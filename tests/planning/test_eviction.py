@@ -367,11 +367,11 @@ def test_an_item_is_needed_again_when_its_next_use_becomes_known() -> None:
 
 def test_itemless_objects_are_evicted_by_their_last_use() -> None:
     node = Node(10, 10)
-    for item, stranger in ((1, "a"), (2, "b"), (3, "c")):
+    for item, path in ((1, "a"), (2, "b"), (3, "c")):
         node.now_s += 1
         node.fetch(item)
         node.now_s += 1
-        node.policy.itemless[stranger] = node.now_s
+        node.policy.itemless[path] = node.now_s
     assert node.victims(3) == [(KEY, 1), "a", (KEY, 2)]
     assert list(node.policy.itemless) == ["b", "c"]
 
@@ -556,7 +556,7 @@ def test_a_read_costs_microseconds_among_a_million_items(orders_of_many: list[In
     node, streams = large_node(orders_of_many, jobs)
     costs_us = []
     for _ in range(5):
-        began_s = time.thread_time()
+        started_s = time.thread_time()
         for _ in range(2000):
             for stream in streams:
                 node.read(stream, stream.item_at(stream.first_unread))
@@ -565,17 +565,17 @@ def test_a_read_costs_microseconds_among_a_million_items(orders_of_many: list[In
                 if stream.position % 16 == 0:
                     stream.rate.add(16, node.now_s)
                     node.policy.extend_known(KEY, stream, 100, node.now_s)
-        costs_us.append((time.thread_time() - began_s) / (2000 * jobs) * 1e6)
+        costs_us.append((time.thread_time() - started_s) / (2000 * jobs) * 1e6)
     assert min(costs_us) < 25  # the simulated cache's own work is in it
 
 
 def took_s(work: Callable[[], object]) -> float:
-    began_s = time.thread_time()
+    started_s = time.thread_time()
     work()
-    return time.thread_time() - began_s
+    return time.thread_time() - started_s
 
 
-def test_no_step_holds_up_the_event_loop_among_a_million_items(orders_of_many: list[Indices]) -> None:
+def test_no_step_blocks_the_event_loop_among_a_million_items(orders_of_many: list[Indices]) -> None:
     """20 ms are promised for each step. Half of the items are queued as unneeded, then all are needed, then half again."""
     node, (stream, other) = large_node(orders_of_many, 2)
     node.remove(other)

@@ -50,30 +50,30 @@ def test_items_that_are_put_back_are_the_oldest_again_with_their_last_use() -> N
     queue = LRUQueue(10)
     for now_s, item in enumerate([0, 1, 0, 2, 3, 2, 4]):
         queue.use(item, float(now_s))
-    taken = taken_from(queue, 3)
-    assert taken == [(1, 1.0), (0, 2.0), (3, 4.0)]
-    queue.put_back(taken)
-    assert drained(queue) == [*taken, (2, 5.0), (4, 6.0)]
+    removed = remove_oldest(queue, 3)
+    assert removed == [(1, 1.0), (0, 2.0), (3, 4.0)]
+    queue.put_back(removed)
+    assert drained(queue) == [*removed, (2, 5.0), (4, 6.0)]
 
 
 def test_all_items_of_a_queue_may_be_removed_and_put_back() -> None:
     queue = LRUQueue(3)
     for item in range(3):
         queue.use(item, 1.0)
-    taken = taken_from(queue, 3)
+    removed = remove_oldest(queue, 3)
     assert queue.oldest() is None
-    queue.put_back(taken)
-    assert drained(queue) == taken
+    queue.put_back(removed)
+    assert drained(queue) == removed
 
 
-def taken_from(queue: LRUQueue, count: int) -> list[tuple[int, float]]:
-    taken = []
+def remove_oldest(queue: LRUQueue, count: int) -> list[tuple[int, float]]:
+    removed = []
     for _ in range(count):
         oldest = queue.oldest()
         assert oldest is not None
         queue.remove(oldest[0])
-        taken.append(oldest)
-    return taken
+        removed.append(oldest)
+    return removed
 
 
 def test_items_that_enter_with_set_members_count_as_used_before_all_others() -> None:
@@ -96,7 +96,7 @@ steps = st.lists(
     st.one_of(
         st.tuples(st.just("use"), st.integers(0, 9)),
         st.tuples(st.just("remove"), st.integers(0, 9)),
-        st.tuples(st.just("take and put back"), st.integers(0, 9)),
+        st.tuples(st.just("remove and put back"), st.integers(0, 9)),
         st.tuples(st.just("hold to"), st.integers(0, 1023)),
         st.tuples(st.just("hold some to"), st.integers(0, 1023)),
         st.tuples(st.just("use all, many times"), st.integers(1, 130)),
@@ -124,23 +124,23 @@ def test_the_queue_agrees_with_a_dictionary_in_order_of_use(steps: list[tuple[st
             case "remove":
                 queue.remove(number)
                 model.pop(number, None)
-            case "take and put back":
-                taken = list(itertools.islice(model.items(), number))
-                for item, _ in taken:
+            case "remove and put back":
+                removed = list(itertools.islice(model.items(), number))
+                for item, _ in removed:
                     assert queue.oldest() is not None
                     queue.remove(item)
-                queue.put_back(taken)
+                queue.put_back(removed)
             case "hold to":
                 wanted = [item < 10 and bool(number >> item & 1) for item in range(items)]
                 queue.set_members(np.array(wanted))
-                came = {item: 0.0 for item in range(items) if wanted[item] and item not in model}
-                model = came | {item: when for item, when in model.items() if wanted[item]}
+                entered = {item: 0.0 for item in range(items) if wanted[item] and item not in model}
+                model = entered | {item: when for item, when in model.items() if wanted[item]}
             case "hold some to":
                 first, wanted = number % 7, [bool(number >> bit & 1) for bit in range(3)]
                 queue.set_members(np.array(wanted), first)
                 some = {first + offset: one for offset, one in enumerate(wanted)}
-                came = {item: 0.0 for item, one in some.items() if one and item not in model}
-                model = came | {item: when for item, when in model.items() if some.get(item, True)}
+                entered = {item: 0.0 for item, one in some.items() if one and item not in model}
+                model = entered | {item: when for item, when in model.items() if some.get(item, True)}
             case "use all, many times":
                 for item in itertools.islice(itertools.cycle(range(items)), number * 10):
                     use(item)
@@ -174,10 +174,10 @@ def cost_of_putting_back_s(items: int) -> float:
     queue = LRUQueue(items)
     for item in range(1000):
         queue.use(item, 1.0)
-    began_s = time.thread_time()
+    started_s = time.thread_time()
     for _ in range(100):
-        queue.put_back(taken_from(queue, 3))
-    return time.thread_time() - began_s
+        queue.put_back(remove_oldest(queue, 3))
+    return time.thread_time() - started_s
 
 
 def test_an_item_takes_few_bytes() -> None:
@@ -194,7 +194,7 @@ def test_an_item_takes_few_bytes() -> None:
 def cost_s(items: int) -> float:
     queue = LRUQueue(items)
     chosen = np.random.default_rng(0).integers(items, size=20_000).tolist()
-    began_s = time.thread_time()
+    started_s = time.thread_time()
     for item in chosen:
         queue.use(item, 1.0)
-    return time.thread_time() - began_s
+    return time.thread_time() - started_s

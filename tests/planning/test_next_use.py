@@ -77,7 +77,7 @@ def test_under_lru_all_cached_items_are_unneeded() -> None:
     assert cached.unneeded.oldest() == (2, 0.0)
 
 
-def test_cached_items_are_pop_all() -> None:
+def test_cached_items_are_found_from_the_far_end() -> None:
     assert pop_all(cached_items(stream_of([1, 2, 3, 4, 5]), holding=[1, 3, 4, 9])) == [
         ("s", 3),
         ("s", 2),

@@ -303,10 +303,10 @@ def cost_of_reads_s(items: int) -> float:
     order = epoch_order(0, 0, np.arange(items, dtype=np.uint32))
     stream = Stream("s", "job", Epoch.from_order(0, order, items))
     read = order[:2000].tolist()
-    began_s = time.thread_time()
+    started_s = time.thread_time()
     for item in read:
         stream.mark_read(item)
-    return time.thread_time() - began_s
+    return time.thread_time() - started_s
 
 
 @pytest.mark.parametrize("endless", [False, True])

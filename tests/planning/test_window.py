@@ -41,7 +41,7 @@ def test_a_lost_report_does_not_lengthen_the_window(clock: FakeClock) -> None:
     assert registry.window_items(reader) == pytest.approx(early, rel=0.2)
 
 
-def test_a_small_cache_spares_fewer_items(clock: FakeClock) -> None:
+def test_a_small_cache_has_fewer_spare_items(clock: FakeClock) -> None:
     manifest = manifest_of_items(5000)
     item_bytes = int(manifest.size.sum()) / len(manifest)
     windows = []

@@ -38,14 +38,14 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
-def test_every_element_is_closed_where_it_should_be() -> None:
+def test_every_element_is_closed_in_the_right_order() -> None:
     page = Page(render_page(STATISTICS))
     assert page.open == []
     assert page.tags.count("html") == page.tags.count("body") == page.tags.count("h1") == 1
     assert render_page(STATISTICS).startswith("<!doctype html>")
 
 
-def test_the_page_shows_the_whole_summary() -> None:
+def test_the_page_shows_the_complete_summary() -> None:
     texts = Page(render_page(STATISTICS)).texts
     for summary in (summarize(STATISTICS), summarize_stream(STREAM)):
         assert {*summary, *summary.values()} <= set(texts)
@@ -77,7 +77,7 @@ def test_a_daemon_without_streams_and_errors_has_a_page() -> None:
     ],
     ids=["version", "stream", "data root", "error"],
 )
-def test_text_from_outside_stays_text(statistics: Statistics) -> None:
+def test_text_from_outside_is_escaped(statistics: Statistics) -> None:
     page = Page(render_page(statistics))
     assert page.tags == Page(render_page(STATISTICS)).tags
     assert page.open == []

@@ -38,7 +38,7 @@ def test_the_name_of_a_field_carries_its_unit(one: Field) -> None:
 
 
 @pytest.mark.parametrize("one", CLASSES)
-def test_statistics_are_values(one: type) -> None:
+def test_statistics_are_frozen_values(one: type) -> None:
     """Frozen and slotted: what is rendered cannot change while it is rendered."""
     assert one.__dataclass_params__.frozen  # type: ignore[attr-defined]
     assert "__slots__" in vars(one)

@@ -44,7 +44,7 @@ def test_every_field_is_in_the_json_under_its_name() -> None:
 
 
 @pytest.mark.parametrize("streams", [(), (STREAM,), (STREAM, replace(STREAM, id="job/1"))])
-def test_statistics_survive_the_way_over_the_socket(streams: tuple[StreamStatistics, ...]) -> None:
+def test_statistics_parse_back_unchanged(streams: tuple[StreamStatistics, ...]) -> None:
     statistics = replace(STATISTICS, streams=streams)
     assert from_json(json.loads(json.dumps(to_json(statistics), allow_nan=False))) == statistics
 

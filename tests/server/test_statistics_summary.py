@@ -38,12 +38,12 @@ def test_the_allowed_byte_rate_is_shown_beside_the_byte_rate() -> None:
     )
 
 
-def test_a_cache_that_is_not_loaded_yet_says_so() -> None:
+def test_a_cache_that_is_still_loading_is_shown_as_such() -> None:
     cache = replace(STATISTICS.cache, ready=0)
     assert summarize(replace(STATISTICS, cache=cache))["Cache"].endswith(" objects so far (still loading the index)")
 
 
-def test_one_is_singular() -> None:
+def test_a_count_of_one_is_singular() -> None:
     process = replace(STATISTICS.process, fetch_processes=1)
     cache = replace(STATISTICS.cache, objects=1)
     summary = summarize(replace(STATISTICS, process=process, cache=cache))
@@ -71,7 +71,7 @@ def test_a_stream_shows_its_position_how_long_its_runway_lasts_and_why_its_reade
     }
 
 
-def test_a_stream_that_nobody_has_read_yet_has_no_rate_and_no_seconds() -> None:
+def test_a_stream_without_reads_has_no_rate_and_no_seconds() -> None:
     summary = summarize_stream(replace(STREAM, position=0, waits=NO_WAITS))
     assert summary["Read"] == "0 of 50,000 items"
     assert summary["Runway"] == "512 items; window 600 items"

@@ -25,7 +25,7 @@ async def test_leaving_the_context_cancels_the_tasks_and_waits_for_their_cleanup
     assert (cleaned_up, failures) == ([True], [])
 
 
-async def test_a_failure_is_logged_and_reported_while_the_others_run_on(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failure_is_logged_and_reported_while_the_other_tasks_keep_running(caplog: pytest.LogCaptureFixture) -> None:
     failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
     is_cancelled = asyncio.Event()
 

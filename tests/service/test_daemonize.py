@@ -35,7 +35,7 @@ def reported(report: bytes) -> dict[str, object]:
     try:
         return ForkedDaemon(pid, read_end).wait_until_ready()
     finally:
-        if report:  # without a report it reads the exit status by itself
+        if report:  # without a report it reads the exit status itself
             os.waitpid(pid, 0)
 
 

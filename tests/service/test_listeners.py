@@ -23,7 +23,7 @@ def make_app() -> web.Application:
 
 
 @pytest.mark.parametrize(("host", "prefix"), [("127.0.0.1", "http://127.0.0.1:"), ("::1", "http://[::1]:")])
-async def test_a_free_port_is_picked_and_the_url_leads_there(host: str, prefix: str) -> None:
+async def test_a_free_port_is_chosen_and_the_url_names_it(host: str, prefix: str) -> None:
     async with AsyncExitStack() as stack:
         url = await listen_for_statistics(stack, make_app(), (host, 0))
         assert url.startswith(prefix)

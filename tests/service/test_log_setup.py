@@ -54,7 +54,7 @@ def test_of_other_libraries_only_warnings_are_logged() -> None:
 
 @pytest.mark.parametrize("length", [1, 1900, 2001, 30_000_000])
 def test_a_long_line_is_cut(length: int) -> None:
-    """An error's text may contain the whole response of a server."""
+    """An error's text may contain the complete response of a server."""
     done = run("setup_logging(None, 'info'); log.info('x' * int(sys.argv[1]))", str(length))
     ((_, message),) = messages(done.stderr)
     if length < 1950:
@@ -65,7 +65,7 @@ def test_a_long_line_is_cut(length: int) -> None:
 
 
 def test_a_message_is_one_line_whatever_it_contains() -> None:
-    """So nobody can forge a log line."""
+    """So no client can forge a log line."""
     forged = "a\\n2026-01-01 00:00:00,000 ERROR forged\\r\\x1b[31m\\u2028b\\x85c\\x00"
     done = run(f"setup_logging(None, 'info'); log.info('%s', '{forged}')")
     assert messages(done.stderr) == [("INFO", r"a\n2026-01-01 00:00:00,000 ERROR forged\r\x1b[31m\u2028b\x85c\x00")]
@@ -99,7 +99,7 @@ def test_a_log_file_replaces_stdout_and_stderr(tmp_path: Path) -> None:
     assert others == ["printed", "failed"]
 
 
-def test_a_new_log_file_is_not_readable_by_everybody(tmp_path: Path) -> None:
+def test_a_new_log_file_is_not_readable_by_other_users(tmp_path: Path) -> None:
     run("setup_logging(Path(sys.argv[1]), 'info')", tmp_path / "daemon.log")
     assert (tmp_path / "daemon.log").stat().st_mode & 0o777 & ~0o640 == 0
 

@@ -163,7 +163,7 @@ async def test_when_one_folder_fails_no_more_requests_are_sent_for_the_other(gcs
 
     for task in asyncio.all_tasks() - before:
         assert "collect" not in repr(task.get_coro())
-        assert "_asked_page" not in repr(task.get_coro())
+        assert "_fetch_page" not in repr(task.get_coro())
     gcs.release()
     assert gcs.counts.list[BUCKET] == 2
 

@@ -1,4 +1,4 @@
-"""Signals of a real process: the first one asks for a stop, the second one ends it."""
+"""Signals of a real process: the first one requests a stop, the second one ends it."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-async def test_the_first_signal_asks_for_a_stop_and_the_handlers_are_removed_afterwards(signum: signal.Signals) -> None:
+async def test_the_first_signal_requests_a_stop_and_the_handlers_are_removed_afterwards(signum: signal.Signals) -> None:
     before = signal.getsignal(signum)
     stopping = asyncio.Event()
     try:

@@ -64,7 +64,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         super().process_request(request, client_address)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hung up is none."""
+        """A client that hung up is not an error."""
 
 
 class Connection(socketserver.StreamRequestHandler):

@@ -269,7 +269,7 @@ def test_a_run_resumed_with_another_world_continues_the_same_global_order(
 
 @given(splits(), st.integers(1, 9), st.integers(0, 100))
 def test_a_share_is_a_copy_or_the_indices_themselves(plan: tuple[str, int, int, Indices], world: int, start: int) -> None:
-    """A view would keep the whole order in memory."""
+    """A view would keep the complete order in memory."""
     kind, seed, epoch, items = plan
     before = items.copy()
     for rank in range(world):

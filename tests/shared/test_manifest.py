@@ -159,7 +159,7 @@ def test_a_manifest_loaded_without_verification_must_still_have_its_form(tmp_pat
 
 
 @pytest.mark.parametrize("form", ["id_", "{:07}", "{:x}-and-a-tail-that-is-the-same"])
-def test_many_items_are_built_like_few(form: str) -> None:
+def test_thousands_of_items_are_built_whatever_the_order_of_the_listing(form: str) -> None:
     names = [form.format(i) if "{" in form else f"{form}{i}" for i in range(3000)]
     objects = items(*names)
     random.Random(1).shuffle(objects)

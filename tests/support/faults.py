@@ -25,18 +25,18 @@ from support.daemons import COMMAND, DATA_ROOT, clean_environment, start_argumen
 
 DATA = bytes(range(256)) * 100
 LONGEST_LINE_BYTES = 2048
-ANSWER_S = 1.0  # within which /stats answers, whatever goes on
+RESPONSE_S = 1.0  # within which /stats responds, whatever else happens
 START_S = 60.0
-SETTLE_S = 10.0  # within which what a fault took is given back
+SETTLE_S = 10.0  # within which the resources that a fault used are released
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR) .+")
 
 
 @dataclass(slots=True)
 class Tally:
-    """What a loop over a fault came to. A failed read is one that the daemon answered with an error: training reads on."""
+    """The results of a loop over a fault. For a failed read the daemon returned an error: training then reads from GCS."""
 
     case: str
-    tried: int = 0
+    repetitions: int = 0
     wrong_bytes: int = 0
     lost_objects: int = 0
     failed_reads: int = 0
@@ -44,7 +44,7 @@ class Tally:
 
 def table_of(rows: Sequence[Tally]) -> str:
     """The rows as a table in Markdown, for `docs/reliability.md`."""
-    heads = ["case", "times tried", "wrong bytes", "lost objects", "failed reads"]
+    heads = ["case", "repetitions", "wrong bytes", "lost objects", "failed reads"]
     cells = [[str(value) for value in astuple(row)] for row in rows]
     lines = [heads, ["---", *["---:"] * 4], *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -63,9 +63,9 @@ class DaemonProcess:
         self.client = DaemonClient(cache_dir)
 
     def stats(self) -> dict[str, Any]:
-        """`/stats` over TCP; raises TimeoutError where it takes longer than is promised."""
-        with urllib.request.urlopen(f"{self.http}/stats", timeout=ANSWER_S) as answer:
-            return dict(json.load(answer))
+        """`/stats` over TCP; raises TimeoutError if it takes longer than is promised."""
+        with urllib.request.urlopen(f"{self.http}/stats", timeout=RESPONSE_S) as response:
+            return dict(json.load(response))
 
     def read(self, uri: str) -> bytes | str:
         """The object's bytes, checked, as a reader of `gcs_dataset` gets them: from its file or by a demand; or why not."""
@@ -75,13 +75,12 @@ class DaemonProcess:
             if error:
                 return error
             data = self.cached(uri)
-        return "it was fetched, and is not here" if data is None else data
+        return "fetched, but not in the cache" if data is None else data
 
     def cached(self, uri: str) -> bytes | None:
-        """The bytes of the object's file in the cache, where they are whole."""
+        """The bytes of the object's file in the cache; None if it is missing or damaged."""
         name = parse_object_uri(uri)
-        where = cache_path(name.bucket, name.name)
-        return read_checked(self.cache_dir / "objects", where)
+        return read_checked(self.cache_dir / "objects", cache_path(name.bucket, name.name))
 
     def lines(self) -> list[str]:
         """Its log."""
@@ -92,7 +91,7 @@ class DaemonProcess:
         return [line for line in self.lines() if uri in line and re.search(" (WARNING|ERROR) ", line)]
 
     def wait_for_line(self, pattern: str, timeout_s: float = 30.0) -> str:
-        """The first line of its log that the pattern is found in, as soon as it is there; fails where none comes."""
+        """The first line of its log that contains the pattern, as soon as it is logged; fails if none is."""
         with subprocess.Popen(["tail", "-n", "+1", "-f", self.log], stdout=subprocess.PIPE, text=True) as following:
             timer = threading.Timer(timeout_s, following.kill)
             timer.start()
@@ -102,17 +101,17 @@ class DaemonProcess:
             finally:
                 timer.cancel()
                 following.kill()
-        assert found is not None, f"no line has {pattern}: {self.log.read_text()}"
+        assert found is not None, f"no line contains {pattern}: {self.log.read_text()}"
         return found.rstrip("\n")
 
     def kill(self) -> None:
-        """SIGKILL, and wait for the end."""
-        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+        """SIGKILL, and wait for the exit."""
+        with contextlib.suppress(ProcessLookupError):  # it has exited already
             os.kill(self.pid, signal.SIGKILL)
         self.process.wait()
 
     def stop(self) -> None:
-        """SIGTERM, and wait for the end, which must be a clean one."""
+        """SIGTERM, and wait for the exit, which must be clean."""
         os.kill(self.pid, signal.SIGTERM)
         assert self.process.wait(30) == 0, self.log.read_text()
 
@@ -159,7 +158,7 @@ def faulted_daemon(
 
 
 def cached_items(daemon: DaemonProcess) -> list[str]:
-    """Have the two items of the fixture `server` in the cache; returns the URIs of their parts."""
+    """Cache the two items of the fixture `server`; returns the URIs of their parts."""
     parts = [f"{DATA_ROOT}/{part}" for i in range(2) for part in (f"images/{i:05}.jpg", f"labels/{i:05}.png")]
     assert set(daemon.client.fetch(parts)) == {""}
     return parts
@@ -170,34 +169,34 @@ def data_of(name: str, size_bytes: int) -> bytes:
     return (name.encode() * (size_bytes // len(name) + 1))[:size_bytes]
 
 
-def wait_for(what: Callable[[], object], within_s: float = SETTLE_S) -> None:
-    """Ask again and again until it is so."""
+def wait_for(condition: Callable[[], object], within_s: float = SETTLE_S) -> None:
+    """Check the condition repeatedly until it holds."""
     until_s = time.monotonic() + within_s
-    while not what():
-        assert time.monotonic() < until_s, f"not so after {within_s:g} s"
+    while not condition():
+        assert time.monotonic() < until_s, f"the condition does not hold after {within_s:g} s"
 
 
 @contextmanager
 def _readiness() -> Iterator[tuple[str, Callable[[subprocess.Popen[bytes]], None]]]:
-    """What systemd is to a daemon: an address to be told READY=1, and a function that waits for it, or for an early end."""
+    """What systemd is to a daemon: an address that receives READY=1, and a function that waits for it, or for an early exit."""
     name = f"gcs-prefetchd-{os.getpid()}-{time.monotonic_ns()}"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
-        told.bind(f"\0{name}")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(f"\0{name}")
 
         def wait(process: subprocess.Popen[bytes]) -> None:
-            ended = os.pidfd_open(process.pid)
+            exited = os.pidfd_open(process.pid)
             try:
-                readable, _, _ = select.select([told.fileno(), ended], [], [], START_S)
-                assert told.fileno() in readable, "the daemon ended before it was ready, or never was"
+                readable, _, _ = select.select([notified.fileno(), exited], [], [], START_S)
+                assert notified.fileno() in readable, "the daemon exited before it was ready, or never was"
             finally:
-                os.close(ended)
+                os.close(exited)
 
         yield f"@{name}", wait
 
 
 @contextmanager
 def ext4_disk(point: Path, size_bytes: int = 32 << 20, image: Path | None = None) -> Iterator[Path]:
-    """A small ext4 disk of its own at `point`, in a file beside it, or the one that an `image` holds; needs_mount."""
+    """A small ext4 disk of its own at `point`, in a file beside it, or the one in the file `image`; needs_mount."""
     point.mkdir()
     if image is None:
         image = point.with_name(point.name + ".img")
@@ -213,13 +212,13 @@ def ext4_disk(point: Path, size_bytes: int = 32 << 20, image: Path | None = None
 
 @contextmanager
 def promises(daemon: DaemonProcess, good: str, data: bytes, *, entries_stay: bool = True) -> Iterator[None]:
-    """Assert that the promises hold after the body as before it, and the bound all the while.
+    """Assert that the promises hold after the body as before it, and the bound throughout.
 
     `good` is the URI of an object that no fault touches and that is not in the cache yet, `data` its bytes. `entries_stay`:
-    nothing of what was cached before may be gone.
+    everything that was cached before must still be cached.
     """
-    entries = set(daemon.client.cached_objects())  # first, for it connects, and the connection stays
-    wait_for(lambda: "anon_inode:inotify" in _links(daemon))  # it begins to watch its files just after it is ready
+    entries = set(daemon.client.cached_objects())  # first, because it connects, and the connection stays
+    wait_for(lambda: "anon_inode:inotify" in _links(daemon))  # it starts to watch its files just after it is ready
     before = _usage(daemon)
     with _bound_kept(daemon):
         yield
@@ -228,14 +227,14 @@ def promises(daemon: DaemonProcess, good: str, data: bytes, *, entries_stay: boo
     assert daemon.read(good) == data
     if entries_stay:
         assert entries <= set(daemon.client.cached_objects())
-    _wait_until_given_back(daemon, before)
+    _wait_until_released(daemon, before)
     for line in daemon.lines():
         assert LINE.fullmatch(line), line
         assert len(line.encode()) <= LONGEST_LINE_BYTES, line
 
 
 def _links(daemon: DaemonProcess) -> list[str]:
-    """What its descriptors are of."""
+    """The targets of its descriptors."""
     links = []
     for descriptor in Path(f"/proc/{daemon.pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
@@ -244,8 +243,8 @@ def _links(daemon: DaemonProcess) -> list[str]:
 
 
 def _usage(daemon: DaemonProcess) -> dict[str, int]:
-    """What leaks would show in. Connections to GCS are kept open on purpose, so of sockets there may be some more, and fetch
-    processes are begun, of which each is a socket and a pidfd."""
+    """The counts in which leaks would show. Connections to GCS are kept open on purpose, and fetch processes start, each with a
+    socket and a pidfd: so sockets and pidfds do not count."""
     return {
         "files": sum(not link.startswith(("socket:", "anon_inode:[pidfd]")) for link in _links(daemon)),
         "downloads": daemon.stats()["origin"]["in_flight"],
@@ -255,7 +254,7 @@ def _usage(daemon: DaemonProcess) -> dict[str, int]:
     }
 
 
-def _wait_until_given_back(daemon: DaemonProcess, before: dict[str, int]) -> None:
+def _wait_until_released(daemon: DaemonProcess, before: dict[str, int]) -> None:
     until_s = time.monotonic() + SETTLE_S
     while True:
         more = {what: (before[what], now) for what, now in _usage(daemon).items() if now > before[what]}
@@ -266,7 +265,7 @@ def _wait_until_given_back(daemon: DaemonProcess, before: dict[str, int]) -> Non
 
 @contextmanager
 def _bound_kept(daemon: DaemonProcess) -> Iterator[None]:
-    """Measure the files, finished and not, again and again until the body ends: they never hold more than the limit."""
+    """Measure all files, finished or not, repeatedly until the body ends: together they never exceed the limit."""
     ended, most = threading.Event(), [0]
     limit_bytes = daemon.stats()["cache"]["limit_bytes"]
 
@@ -276,7 +275,7 @@ def _bound_kept(daemon: DaemonProcess) -> Iterator[None]:
     def measure() -> None:
         while not ended.wait(0.02):
             held = held_bytes()
-            if held > limit_bytes:  # two files of which one went for the other while the folders were read are both counted
+            if held > limit_bytes:  # a file and the one evicted for it while the folders were read are both counted
                 held = min(held_bytes(), held_bytes())
             most.append(held)
 
@@ -294,6 +293,6 @@ def _bytes_below(folder: Path) -> int:
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
-            with contextlib.suppress(OSError):  # renamed or dropped meanwhile
+            with contextlib.suppress(OSError):  # renamed or evicted meanwhile
                 total += Path(parent, name).lstat().st_size
     return total

@@ -1,4 +1,4 @@
-"""What a hostile process on the node can do to the daemon: anyone over TCP, the daemon's group over the socket."""
+"""What a hostile process on the node can do to the daemon: any user over TCP, the daemon's group over the socket."""
 
 import contextlib
 import json

@@ -1,7 +1,7 @@
-"""The daemon against a model of what each object may be: random operations in a row, every promise after each of them.
+"""The daemon against a model of what each object may be: random sequences of operations, and every promise after each of them.
 
-Server and daemon run in one event loop, which stands still between two steps: what is under way then goes on in the next. A
-kill leaves the directory as it is at that moment, and the next daemon begins with a copy of it.
+Server and daemon run in one event loop, which pauses between two steps: work in progress continues in the next step. A kill
+leaves the directory as it is at that moment, and the next daemon starts with a copy of it.
 """
 
 import asyncio
@@ -41,17 +41,17 @@ T = TypeVar("T")
 
 ROOT = DataRoot.parse(DATA_ROOT)
 ITEMS = [f"train/{part}" for item in "ab" for part in (f"images/{item}.jpg", f"labels/{item}.png")]
-LONERS = ["train/images/c.jpg"]  # parts of no item
+ITEMLESS = ["train/images/c.jpg"]  # parts of no item
 LIMIT_BYTES = 1000
 LARGEST_BYTES = 400
 FAULTS: list[Fault] = [Status(503), Status(429, retry_after="1"), Reset(), Close(), EmptyBody(), FlippedByte(), HtmlPage()]
 
-names = st.sampled_from(ITEMS + LONERS)
+names = st.sampled_from(ITEMS + ITEMLESS)
 sizes = st.integers(0, LARGEST_BYTES)
 
 
 class Model(RuleBasedStateMachine):
-    """The bucket as it is and was, and what each read may therefore return."""
+    """The present and earlier content of the bucket, and so what each read may return."""
 
     tally = Tally("model")
     fetch_processes = 0
@@ -61,14 +61,16 @@ class Model(RuleBasedStateMachine):
         self.runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
         self.folder = Path(tempfile.mkdtemp(dir=IN_MEMORY))
         self.numbers = itertools.count(1)
-        self.was: dict[str, dict[int, bytes]] = {name: {} for name in ITEMS + LONERS}  # every generation that ever existed
+        self.generations: dict[str, dict[int, bytes]] = {
+            name: {} for name in ITEMS + ITEMLESS
+        }  # every generation that ever existed
         self.live: dict[str, int] = {}
-        self.may_be: dict[str, set[int]] = {name: set() for name in ITEMS + LONERS}  # what a read may return
+        self.allowed: dict[str, set[int]] = {name: set() for name in ITEMS + ITEMLESS}  # what a read may return
         self.failing = False
-        self.here: dict[str, int] = {}  # cached generations after the last step
+        self.cached_before: dict[str, int] = {}  # cached generations after the last step
         self.evicted = 0  # by daemons that have stopped, since the last step
         self.evictions = 0  # by the one that runs, until the last step
-        self.may_go: set[str] = set()  # evicted on purpose in this step
+        self.evicted_on_purpose: set[str] = set()  # evicted on purpose in this step
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run the event loop until this is done."""
@@ -80,9 +82,9 @@ class Model(RuleBasedStateMachine):
         self.run(self.gcs.start())
         for name in ITEMS:
             self.overwrite(name, 200)
-        self.begin(self.folder / "life-0")
+        self.start_daemon(self.folder / "life-0")
 
-    def begin(self, cache_dir: Path) -> None:
+    def start_daemon(self, cache_dir: Path) -> None:
         """Start a daemon in a new directory, or in one that another daemon left."""
         options = make_settings(
             cache_dir,
@@ -98,22 +100,22 @@ class Model(RuleBasedStateMachine):
         self.client = DaemonClient(cache_dir)
         self.evictions = 0
 
-    def end(self) -> None:
+    def stop_daemon(self) -> None:
         self.client.close()
         self.run(self.stack.aclose())
         self.evicted += self.daemon.cache.evictions - self.evictions
 
-    async def ask(self, question: Any, *arguments: Any) -> Any:
+    async def call_in_thread(self, call: Any, *arguments: Any) -> Any:
         """Call the client in a thread: it blocks, and the daemon that responds runs in this loop."""
-        return await asyncio.to_thread(question, *arguments)
+        return await asyncio.to_thread(call, *arguments)
 
     @rule(name=names, size=sizes)
     def overwrite(self, name: str, size: int) -> None:
         data = content(next(self.numbers), size)
         generation = self.gcs.put(BUCKET, name, data).generation
-        self.was[name][generation] = data
+        self.generations[name][generation] = data
         self.live[name] = generation
-        self.may_be[name].add(generation)
+        self.allowed[name].add(generation)
 
     @rule(name=names)
     def delete(self, name: str) -> None:
@@ -130,23 +132,23 @@ class Model(RuleBasedStateMachine):
     @rule()
     def recover(self) -> None:
         self.gcs.faults.clear()
-        self.run(self.quiet())
+        self.run(self.settle())
         self.failing = False
 
     @rule(wanted=st.lists(names, min_size=1, max_size=3, unique=True))
     def read(self, wanted: list[str]) -> None:
         """Read as readers without a manifest do: the file, or after a demand; all of them at once."""
-        was_free = not self.under_way()
+        was_free = not self.running_work()
         for name, data in zip(wanted, self.run(self.read_all(wanted)), strict=True):
-            self.tally.tried += 1
+            self.tally.repetitions += 1
             if isinstance(data, bytes):
-                allowed = {self.was[name][generation] for generation in self.may_be[name]}
+                allowed = {self.generations[name][generation] for generation in self.allowed[name]}
                 self.tally.wrong_bytes += data not in allowed
-                assert data in allowed, f"{name}: none of {sorted(self.may_be[name])}"
+                assert data in allowed, f"{name}: none of {sorted(self.allowed[name])}"
             else:
                 self.tally.failed_reads += 1
-                no_room = "no space" in data and (len(wanted) > 1 or not was_free)
-                assert self.failing or name not in self.live or no_room, data
+                lacks_space = "no space" in data and (len(wanted) > 1 or not was_free)
+                assert self.failing or name not in self.live or lacks_space, data
 
     async def read_all(self, wanted: list[str]) -> list[bytes | str]:
         return await asyncio.gather(*map(self.read_one, wanted))
@@ -158,7 +160,7 @@ class Model(RuleBasedStateMachine):
             if error:
                 return error
             data = self.cached(name)
-        return "no room any more" if data is None else data
+        return "evicted before it was read" if data is None else data
 
     def demand(self, name: str) -> str:
         with closing(DaemonClient(self.client.cache_dir)) as client:  # readers that demand at once are several processes
@@ -181,31 +183,31 @@ class Model(RuleBasedStateMachine):
             pairs = zip(items[::2], items[1::2], strict=True)
             assert self.failing or not any(image in listed and label in listed for image, label in pairs)
             return
-        self.take_listing(listed)
+        self.apply_listing(listed)
 
-    def take_listing(self, listed: dict[str, int]) -> None:
+    def apply_listing(self, listed: dict[str, int]) -> None:
         manifest = self.daemon.registry.catalog.newest_manifest(DATA_ROOT)
         assert manifest is not None
         for version in (version for item in range(len(manifest)) for version in manifest.versions(item)):
             name = version.name.name
             if name in listed:
                 assert version.generation == listed[name]
-                self.may_be[name] = {listed[name]}
+                self.allowed[name] = {listed[name]}
 
     @rule(name=names)
     def evict(self, name: str) -> None:
-        self.may_go.add(name)
+        self.evicted_on_purpose.add(name)
         self.run(self.daemon.cache.evict(cache_path(BUCKET, name)))
 
     @rule(name=names)
     def remove_by_hand(self, name: str) -> None:
-        self.may_go.add(name)
+        self.evicted_on_purpose.add(name)
         (self.objects / cache_path(BUCKET, name)).unlink(missing_ok=True)
         self.run(self.daemon.cache.rescan())
 
     @rule(seed=st.integers(0, 3), kind=st.sampled_from(["shuffled", "endless"]), job=st.sampled_from(["one", "other"]))
     def plan(self, seed: int, kind: str, job: str) -> None:
-        self.run(self.ask(self.send_plan, seed, kind, job))
+        self.run(self.call_in_thread(self.send_plan, seed, kind, job))
 
     def send_plan(self, seed: int, kind: str, job: str) -> None:
         manifest = load_manifest(Path(self.client.manifest(DATA_ROOT).path))
@@ -220,45 +222,45 @@ class Model(RuleBasedStateMachine):
     @rule(job=st.sampled_from(["one", "other", "unknown"]), read=st.lists(names, max_size=4))
     def report_reads(self, job: str, read: list[str]) -> None:
         report = ReadReport(job, job, next(self.numbers), len(read), 0, 0, 0.0, [f"gs://{BUCKET}/{name}" for name in read])
-        self.run(self.ask(self.client.report_reads, report))
+        self.run(self.call_in_thread(self.client.report_reads, report))
 
     @rule()
     def restart(self) -> None:
         cache_dir = self.client.cache_dir
-        self.end()
-        self.begin(cache_dir)
+        self.stop_daemon()
+        self.start_daemon(cache_dir)
 
     @rule()
     def kill(self) -> None:
-        """A SIGKILL leaves what the disk holds at this moment; the daemon before it does not touch the copy."""
+        """A SIGKILL leaves what the disk holds at this moment; the killed daemon does not touch the copy."""
         left, copy = self.client.cache_dir, self.folder / f"life-{next(self.numbers)}"
         copy_as_it_is(left, copy)
-        self.end()
+        self.stop_daemon()
         shutil.rmtree(left)
-        self.begin(copy)
+        self.start_daemon(copy)
         self.run(self.daemon.cache.wait_until_ready())
 
     @rule()
     def wait(self) -> None:
-        self.run(self.quiet())
+        self.run(self.settle())
 
-    def under_way(self) -> set[asyncio.Task[Any]]:
+    def running_work(self) -> set[asyncio.Task[Any]]:
         tasks = asyncio.all_tasks(self.runner.get_loop())
         return {task for task in tasks if task.get_name().startswith(("fetch ", "unlink", "recovery"))}
 
-    async def quiet(self) -> None:
+    async def settle(self) -> None:
         """Wait until nothing is being downloaded or evicted."""
-        while tasks := self.under_way():
+        while tasks := self.running_work():
             await asyncio.wait(tasks)
             await asyncio.sleep(0)
 
     async def problems(self) -> list[str]:
         """The problems that the cache finds in itself while nothing is downloaded or evicted."""
         while True:
-            await self.quiet()
+            await self.settle()
             before = self.changes()
             problems = await self.daemon.cache.check()
-            if before == self.changes() and not self.under_way():
+            if before == self.changes() and not self.running_work():
                 return problems
 
     def changes(self) -> tuple[int, ...]:
@@ -267,19 +269,19 @@ class Model(RuleBasedStateMachine):
 
     @invariant()
     def every_file_is_one_generation(self) -> None:
-        self.here_now = {}
-        for name in self.was:
+        self.cached_now = {}
+        for name in self.generations:
             path = cache_path(BUCKET, name)
             data = self.cached(name)
             if data is not None:
                 stamp = read_stamp(self.objects / path, path)
                 if stamp is None:
-                    continue  # evicted between the two looks
-                assert self.was[name][stamp.generation] == data
+                    continue  # evicted between the two reads
+                assert self.generations[name][stamp.generation] == data
                 if (
                     not self.daemon.cache.is_ready or self.daemon.cache.stamp(path) == stamp
                 ):  # otherwise it is about to be evicted
-                    self.here_now[name] = stamp.generation
+                    self.cached_now[name] = stamp.generation
 
     @invariant()
     def the_bound_holds(self) -> None:
@@ -288,12 +290,19 @@ class Model(RuleBasedStateMachine):
         assert sum(path.stat().st_size for path in self.objects.rglob("*") if path.is_file()) <= LIMIT_BYTES
 
     @invariant()
-    def nothing_goes_but_by_eviction(self) -> None:
-        gone = {name for name, generation in self.here.items() if self.is_right(name, generation)} - self.here_now.keys()
+    def objects_disappear_only_by_eviction(self) -> None:
+        gone = {
+            name for name, generation in self.cached_before.items() if self.is_right(name, generation)
+        } - self.cached_now.keys()
         evicted = self.evicted + self.daemon.cache.evictions - self.evictions
-        self.tally.lost_objects += max(0, len(gone - self.may_go) - evicted)
-        assert len(gone - self.may_go) <= evicted, gone
-        self.here, self.evicted, self.evictions, self.may_go = self.here_now, 0, self.daemon.cache.evictions, set()
+        self.tally.lost_objects += max(0, len(gone - self.evicted_on_purpose) - evicted)
+        assert len(gone - self.evicted_on_purpose) <= evicted, gone
+        self.cached_before, self.evicted, self.evictions, self.evicted_on_purpose = (
+            self.cached_now,
+            0,
+            self.daemon.cache.evictions,
+            set(),
+        )
 
     def is_right(self, name: str, generation: int) -> bool:
         """Whether it is the generation in the bucket, and no older listing contradicts it."""
@@ -301,15 +310,15 @@ class Model(RuleBasedStateMachine):
         return self.live.get(name) == generation and (listed is None or listed.generation == generation)
 
     @invariant()
-    def the_accounts_are_those_of_the_disk(self) -> None:
-        if not self.under_way():
+    def memory_index_and_disk_agree(self) -> None:
+        if not self.running_work():
             assert self.run(self.problems()) == []
 
     def teardown(self) -> None:
         if hasattr(self, "daemon"):
             self.gcs.faults.clear()
             assert self.run(self.problems()) == []
-            self.end()
+            self.stop_daemon()
             self.run(self.gcs.stop())
         self.runner.close()
         shutil.rmtree(self.folder)
@@ -325,12 +334,12 @@ def copy_as_it_is(folder: Path, copy: Path) -> None:
                 shutil.copy2(path, copy / path.relative_to(folder))
 
 
-IN_ROWS = settings(deadline=None, stateful_step_count=30, suppress_health_check=list(HealthCheck))
+SEQUENCES = settings(deadline=None, stateful_step_count=30, suppress_health_check=list(HealthCheck))
 
 
-def test_whatever_happens_in_a_row_reads_give_what_the_model_allows() -> None:
-    """The same few rows of operations in every run; `make torture` draws others."""
-    run_state_machine_as_test(Model, settings=settings(IN_ROWS, max_examples=12, derandomize=True))
+def test_after_any_operations_reads_return_what_the_model_allows() -> None:
+    """The same few sequences of operations in every run; `make torture` draws others."""
+    run_state_machine_as_test(Model, settings=settings(SEQUENCES, max_examples=12, derandomize=True))
 
 
 class WithFetchProcesses(Model):
@@ -345,12 +354,12 @@ class WithFetchProcesses(Model):
             os.kill(pid, signal.SIGKILL)
 
 
-def test_whatever_happens_in_a_row_is_allowed_with_fetch_processes_too() -> None:
-    run_state_machine_as_test(WithFetchProcesses, settings=settings(IN_ROWS, max_examples=5, derandomize=True))
+def test_after_any_operations_with_fetch_processes_reads_return_what_the_model_allows() -> None:
+    run_state_machine_as_test(WithFetchProcesses, settings=settings(SEQUENCES, max_examples=5, derandomize=True))
 
 
 @pytest.mark.torture
-def test_whatever_happens_in_many_rows_reads_give_what_the_model_allows(tally: Tally) -> None:
+def test_after_many_sequences_of_operations_reads_return_what_the_model_allows(tally: Tally) -> None:
     for model in (Model, WithFetchProcesses):
         counted = type("Counted", (model,), {"tally": tally})
-        run_state_machine_as_test(counted, settings=settings(IN_ROWS, max_examples=20, database=None))
+        run_state_machine_as_test(counted, settings=settings(SEQUENCES, max_examples=20, database=None))

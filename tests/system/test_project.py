@@ -1,6 +1,6 @@
-"""What holds for the project as a whole: the layers, the rules of its modules, its errors, and documents that say what is so.
+"""What holds for the complete project: the layers, the rules of its modules, its errors, and documents that match the code.
 
-`docs/` is a contract: whatever users can set, ask for or read is named there, and whatever is named there exists.
+`docs/` is a contract: whatever users can set, request or read is named there, and whatever is named there exists.
 """
 
 import ast
@@ -79,7 +79,7 @@ MODULE_LINES, FUNCTION_LINES, CLASS_METHODS = 400, 40, 25
 
 
 def module_of(path: Path) -> str:
-    """The module that a source file is."""
+    """The name of the module in a source file."""
     parts = path.relative_to(DAEMON if path.is_relative_to(DAEMON) else DATASET).with_suffix("").parts
     return ".".join(parts).removesuffix(".__init__")
 
@@ -122,7 +122,7 @@ def test_every_package_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_a_package_imports_only_what_the_table_says(package: str) -> None:
+def test_a_package_imports_only_what_the_table_allows(package: str) -> None:
     allowed = PACKAGES[package] | {package, ""}
     ours = [module for module in DAEMON_MODULES if package_of(module) == package]
     imported = {module: imports(MODULES[module], "gcs_prefetchd") for module in ours}
@@ -134,19 +134,19 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
 
 
-def test_the_packages_themselves_load_nothing() -> None:
+def test_importing_a_package_alone_loads_nothing() -> None:
     """So that a training worker, which imports `gcs_prefetchd.shared`, loads no aiohttp."""
     inits = [DAEMON / "gcs_prefetchd" / package / "__init__.py" for package in PACKAGES if package != "testing"]
     assert [str(path) for path in inits if path.exists() and path.read_text()] == []
 
 
-def test_the_testing_server_needs_next_to_nothing() -> None:
+def test_the_testing_server_imports_few_packages() -> None:
     for module in filter(is_testing, DAEMON_MODULES):
         others = {name for name in imports(MODULES[module], "gcs_prefetchd") if not is_testing(name)}
         assert others <= {"gcs_prefetchd.shared.errors", "gcs_prefetchd.shared.malloc"}, module
 
 
-def test_the_daemon_knows_nothing_of_the_dataset_package() -> None:
+def test_the_daemon_does_not_import_the_dataset_package() -> None:
     assert [m for m, path in MODULES.items() if m.startswith("gcs_prefetchd") and imports(path, "gcs_dataset")] == []
 
 
@@ -168,7 +168,7 @@ def test_importing_the_dataset_package_loads_nothing_of_the_daemon() -> None:
 # --- Modules, functions, errors
 
 
-def test_every_module_says_what_it_is_and_what_is_public() -> None:
+def test_every_module_has_a_docstring_and_lists_its_public_names() -> None:
     def exports(tree: ast.Module) -> bool:
         targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
         targets += [node.target for node in tree.body if isinstance(node, ast.AnnAssign)]
@@ -179,7 +179,7 @@ def test_every_module_says_what_it_is_and_what_is_public() -> None:
     assert [module for module, tree in trees.items() if not exports(tree)] == []
 
 
-def test_what_is_said_to_be_public_is_there() -> None:
+def test_every_listed_public_name_exists() -> None:
     for module in MODULES:
         if not module.endswith("__main__") and MODULES[module].read_text():
             loaded = importlib.import_module(module)
@@ -191,7 +191,7 @@ def test_modules_are_short() -> None:
 
 
 def test_functions_are_short() -> None:
-    """Measured from the first statement to the last: a signature in which a command declares its flags is none of it."""
+    """Measured from the first statement to the last: a signature in which a command declares its flags does not count."""
     long = {}
     for module, path in MODULES.items():
         for node in ast.walk(tree_of(path)):
@@ -258,7 +258,7 @@ TESTED_ELSEWHERE = {
 
 
 def test_every_module_has_a_test_file_of_its_name_or_one_that_tests_it() -> None:
-    """The fake server is the exception: it is tested over HTTP as a whole, as its clients see it."""
+    """The fake server is the exception: it is tested over HTTP in one piece, as its clients see it."""
     missing = set()
     for module in MODULES:
         package, _, name = module.removeprefix("gcs_prefetchd.").replace("gcs_dataset", "dataset").rpartition(".")
@@ -269,8 +269,8 @@ def test_every_module_has_a_test_file_of_its_name_or_one_that_tests_it() -> None
     assert [file for file in TESTED_ELSEWHERE.values() if not (TESTS / file).exists()] == []
 
 
-def test_nothing_is_left_to_do_in_a_comment() -> None:
-    mark = re.compile(r"\b(TO{}|FIX{}|X{})\b".format("DO", "ME", "XX"))  # in pieces, for this file is looked at too
+def test_no_file_has_a_mark_of_unfinished_work() -> None:
+    mark = re.compile(r"\b(TO{}|FIX{}|X{})\b".format("DO", "ME", "XX"))  # in pieces, because this file is checked, too
     files = [*SOURCES, *TESTS.rglob("*.py"), *(ROOT / "examples").glob("*.py"), *DOCUMENTS, *(ROOT / "systemd").iterdir()]
     files += [ROOT / "Makefile", ROOT / "pyproject.toml"]
     assert [str(path) for path in files if mark.search(path.read_text())] == []
@@ -285,7 +285,7 @@ def test_every_error_is_public_and_of_one_tree() -> None:
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_every_error_survives_being_made_anew_and_pickled(error: type[errors.PrefetchdError]) -> None:
+def test_every_error_survives_being_raised_again_and_pickled(error: type[errors.PrefetchdError]) -> None:
     text = "gs://b/images/7.jpg: 404"
     raised = error(text)
     for again in (type(raised)(str(raised)), pickle.loads(pickle.dumps(raised))):
@@ -301,7 +301,7 @@ def text_of(document: str) -> str:
 
 
 def section(document: str, heading: str) -> str:
-    """What stands below a heading, up to the next one of whatever level."""
+    """The text below a heading, up to the next one of any level."""
     _, found, rest = text_of(document).partition(f"\n{heading}\n")
     assert found, f"{document}: no heading {heading!r}"
     return re.split(r"^#+ ", rest, maxsplit=1, flags=re.MULTILINE)[0]
@@ -315,7 +315,7 @@ def table(text: str) -> list[list[str]]:
 
 
 def code(cell: str) -> str:
-    """What stands between the cell's first two backticks."""
+    """The text between the cell's first two backticks."""
     return cell.split("`")[1]
 
 
@@ -324,7 +324,7 @@ def python_blocks(text: str) -> list[str]:
 
 
 def code_of(document: Path) -> str:
-    """Every block and span of code, a line each at least."""
+    """Every block and span of code, each on lines of its own."""
     text = document.read_text()
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
@@ -434,7 +434,7 @@ def test_every_endpoint_is_documented_and_no_other(daemon: Daemon) -> None:
 
 
 def fields(value: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The names of every number and list in a snapshot, as the document writes them; counts by kind or by why are one."""
+    """The names of every number and list in a snapshot, as the document writes them; counts by kind or by reason are one."""
     for name, inner in value.items():
         if isinstance(inner, Mapping) and name not in ("errors", "waits"):
             yield from fields(inner, f"{prefix}{name}.")
@@ -471,7 +471,7 @@ async def test_every_metric_is_documented_and_no_other(daemon: Daemon) -> None:
     assert documented == served
 
 
-def test_documented_metrics_say_which_field_they_are() -> None:
+def test_documented_metrics_name_their_field() -> None:
     documented = {code(name): code(field) for name, _, _, field in table(section("http-api.md", "### /metrics"))}
     assert documented == {metric.sample_name: metric.field.path for metric in METRICS}
 
@@ -552,7 +552,7 @@ def test_documented_arrays_are_those_of_a_saved_manifest(tmp_path: Path, manifes
     assert [name for name in about if f"`{name}`" not in text] == []
 
 
-def test_the_documented_stamp_is_one(tmp_path: Path) -> None:
+def test_the_documented_stamp_is_valid(tmp_path: Path) -> None:
     text = section("cache-layout.md", "## The stamp")
     example = re.search(r"For example `([^`]+)` for `([^`]+)`", text)
     assert example
@@ -580,7 +580,7 @@ def test_documented_programs_that_read_the_cache_read_it(document: str, tmp_path
     assert programs
     for program in programs:
         namespace: dict[str, Any] = {}
-        exec(re.sub(r"/(mnt|local)/ssd/[\w-]+", str(tmp_path), program), namespace)  # what users are told to run
+        exec(re.sub(r"/(mnt|local)/ssd/[\w-]+", str(tmp_path), program), namespace)  # what users are instructed to run
         assert namespace["data"] == data
 
 
@@ -588,7 +588,7 @@ def test_documented_programs_that_read_the_cache_read_it(document: str, tmp_path
 
 
 def named_tests(text: str) -> list[str]:
-    """The tests that stand in comments such as `<!-- tests: cache/test_cache.py::test_... -->`, as `file::name`."""
+    """The tests named in comments such as `<!-- tests: cache/test_cache.py::test_... -->`, as `file::name`."""
     comments = re.findall(r"<!-- tests:(.*?)-->", text, re.DOTALL)
     names = [name for comment in comments for name in comment.split()]
     assert [name for name in names if not re.fullmatch(r"[\w/]*test_\w+\.py::test_\w+", name)] == []
@@ -612,7 +612,7 @@ def test_every_promise_names_its_tests_and_they_exist() -> None:
     assert [promise for promise in promises if not named_tests(promise)] == []
     named = named_tests(promised)
     assert set(named) - existing_tests() == set()
-    assert sorted(named) == sorted(test for promise in promises for test in named_tests(promise))  # none stands elsewhere
+    assert sorted(named) == sorted(test for promise in promises for test in named_tests(promise))  # none is named elsewhere
 
 
 def test_every_symptom_has_a_cause_something_to_do_and_tests_that_exist() -> None:
@@ -656,7 +656,7 @@ def test_the_documented_bounds_of_a_window_are_those_in_force() -> None:
 
 
 def test_the_guide_to_tuning_has_every_reason_to_wait_and_no_other() -> None:
-    rows = table(section("how-to/tune-a-starving-gpu.md", "## 4. Ask why readers waited"))
+    rows = table(section("how-to/tune-a-starving-gpu.md", "## 4. Find out why readers waited"))
     assert [code(row[0]) for row in rows] == list(WAIT_REASONS)
 
 
@@ -768,7 +768,7 @@ def anchors(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document: Path) -> None:
+def test_every_link_has_a_target(document: Path) -> None:
     text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if "://" not in target:
@@ -791,7 +791,7 @@ def test_the_readme_links_to_every_document() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_python_in_documents_is_python_and_imports_what_exists(document: Path) -> None:
+def test_python_in_documents_parses_and_imports_existing_names(document: Path) -> None:
     for block in python_blocks(document.read_text()):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in ("gcs_prefetchd", "gcs_dataset"):
@@ -799,7 +799,7 @@ def test_python_in_documents_is_python_and_imports_what_exists(document: Path) -
                 assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
 
 
-def test_the_changelog_begins_with_this_version() -> None:
+def test_the_changelog_starts_with_this_version() -> None:
     versions = re.findall(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert versions[0] == __version__
 

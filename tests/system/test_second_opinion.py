@@ -1,6 +1,6 @@
 """The daemon against PyPI's `gcp-storage-emulator`, so that our idea of GCS is not only our own.
 
-It knows no generations (`generation=` is ignored and no answer names one) and no pages, and is fed by Google's own client.
+It knows no generations (`generation=` is ignored and no response names one) and no pages, and is filled by Google's own client.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ ITEMS = 40
 
 
 class _Server(ThreadingHTTPServer):
-    """The emulator's own server answers one connection at a time, and resets what its queue of five cannot hold."""
+    """The emulator's own server serves one connection at a time, and resets what its queue of five cannot hold."""
 
     request_queue_size = 256
     daemon_threads = True
@@ -38,7 +38,7 @@ class _Server(ThreadingHTTPServer):
 
 class _KeepAlive(RequestHandler):  # type: ignore[misc]  # the emulator has no types
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # head and body go out apart: 40 ms an answer with it
+    disable_nagle_algorithm = True  # head and body are sent separately: 40 ms a response with it
 
 
 class Emulator:
@@ -97,10 +97,10 @@ async def test_a_data_root_is_listed_and_prefetched_with_the_bytes_that_were_upl
     assert {uri: read_checked(daemon.directory.objects, uri.removeprefix("gs://")) for uri in objects} == objects
 
 
-async def test_a_demanded_object_comes_with_the_bytes_that_were_uploaded(
+async def test_a_demanded_object_has_the_bytes_that_were_uploaded(
     daemon: Daemon, emulator: Emulator, objects: dict[str, bytes]
 ) -> None:
-    """One that was prefetched and deleted by hand, and one that came after the listing: no answer names its generation."""
+    """One was prefetched and deleted by hand, one was uploaded after the listing: no response names its generation."""
     await daemon.prefetcher.settled()
     listed, new = f"{DATA_ROOT}/images/00003.jpg", f"{DATA_ROOT}/images/new.jpg"
     file_of(daemon, listed).unlink()
@@ -111,7 +111,7 @@ async def test_a_demanded_object_comes_with_the_bytes_that_were_uploaded(
     assert read_checked(daemon.directory.objects, new.removeprefix("gs://")) == jpeg(999)
 
 
-async def test_a_demand_for_an_object_that_does_not_exist_says_so(daemon: Daemon) -> None:
+async def test_a_demand_for_an_object_that_does_not_exist_reports_a_404(daemon: Daemon) -> None:
     uri = f"{DATA_ROOT}/images/missing.jpg"
     with closing(DaemonClient(daemon.directory.path)) as client:
         (error,) = await asyncio.to_thread(client.fetch, [uri])

@@ -1,4 +1,4 @@
-"""The soak of `bench/soak.py`, in short: all that it asks of a daemon under a mixed load with faults holds."""
+"""The soak of `bench/soak.py`, in short: all its requirements of a daemon under a mixed load with faults hold."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 SOAK = Path(__file__).parents[2] / "bench/soak.py"
-SECONDS = 6  # and about 15 to start, to come to rest twice, and to end; `make torture` takes minutes
+SECONDS = 6  # and about 15 to start, to settle twice, and to stop; `make torture` takes minutes
 
 
 def test_under_a_mixed_load_with_faults_no_byte_is_wrong_no_read_fails_and_nothing_grows() -> None:

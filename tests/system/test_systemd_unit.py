@@ -63,7 +63,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_systemd
-def test_the_unit_is_exposed_at_most_one_and_a_half() -> None:
+def test_the_unit_has_an_exposure_level_of_at_most_1_5() -> None:
     done = run("systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=15", UNIT)
     score = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
     assert score is not None, done.stderr
@@ -159,7 +159,7 @@ def test_a_failed_upgrade_leaves_the_installation_as_it_was(installed: Path) -> 
 
 
 def test_install_refuses_a_prefix_that_contains_something_else(tmp_path: Path) -> None:
-    """An installation replaces the whole directory, and PREFIX=/usr is easily typed."""
+    """An installation replaces the complete directory, and PREFIX=/usr is easily typed."""
     theirs = tmp_path / "usr/bin/theirs"
     theirs.parent.mkdir(parents=True)
     theirs.touch()

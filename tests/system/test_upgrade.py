@@ -27,7 +27,7 @@ DIGEST = "4d58bebb5875249ac8f390f106ddf9a4"
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """An object as it lies on disk, and its row of the index."""
+    """An object as it is on disk, and its row of the index."""
 
     data: bytes
     stamp: str
@@ -141,7 +141,9 @@ async def test_a_cache_of_the_version_before_is_reopened_with_its_objects_and_it
     assert gcs.counts.total(Kind.MEDIA) == 0
 
 
-async def test_a_cache_of_another_layout_is_refused_in_one_line_that_says_what_to_do(gcs: GCSServer, cache_dir: Path) -> None:
+async def test_a_cache_of_another_layout_is_refused_in_one_line_that_explains_what_to_do(
+    gcs: GCSServer, cache_dir: Path
+) -> None:
     (cache_dir / "CACHEDIR.TAG").write_bytes(MARKER.replace(b"layout 1", b"layout 2"))
     with pytest.raises(CacheDirectoryError, match=r"^cache directory .*; name an empty directory$") as caught:
         async with running(make_settings(cache_dir, gcs.url)):

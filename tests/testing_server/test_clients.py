@@ -1,4 +1,4 @@
-"""The clients that people use take the server for GCS."""
+"""The clients that people use work with the server as with GCS."""
 
 import asyncio
 import gc
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from gcloud.aio.auth import Token
 from gcloud.aio.storage import Storage
-from gcsfs.core import GCSFileSystem  # the package's own one asks over gRPC, as the environment was at its import
+from gcsfs.core import GCSFileSystem  # the package's own one uses gRPC, as the environment was at its import
 from google.api_core.exceptions import Forbidden, NotFound, PreconditionFailed
 from google.auth.credentials import AnonymousCredentials
 from google.auth.transport.requests import Request
@@ -31,7 +31,7 @@ DATA = bytes(range(256)) * 400
 
 @pytest.fixture(autouse=True)
 def _quiet_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the clients from asking what no test is about."""
+    """Keep the clients from sending requests that no test is about."""
     monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     monkeypatch.setenv("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
 
@@ -49,7 +49,7 @@ def client(server: ServingGCS) -> Iterator[Any]:
     client = storage.Client(project="test", credentials=anonymous, client_options={"api_endpoint": server.url})
     yield client
     client.close()
-    # google-cloud-storage forgets the connection of a download that was refused, for the collector to find.
+    # google-cloud-storage leaves the connection of a refused download to the garbage collector.
     with warnings.catch_warnings(action="ignore", category=ResourceWarning):
         gc.collect()
 
@@ -125,7 +125,7 @@ def test_google_cloud_storage_raises_gcs_errors(client: Any, server: ServingGCS)
         client.bucket("bucket").blob("x").download_as_bytes()
 
 
-def test_google_cloud_storage_gets_past_a_503(client: Any, server: ServingGCS) -> None:
+def test_google_cloud_storage_retries_after_a_503(client: Any, server: ServingGCS) -> None:
     server.faults.add(Status(503), "bucket/*", requests=1)
     assert client.bucket("bucket").blob("images/1 é.jpg").download_as_bytes() == DATA
     assert server.counts.media["bucket/images/1 é.jpg"] == 2
@@ -146,11 +146,11 @@ def key_file(url: str) -> dict[str, str]:
     }
 
 
-def test_a_key_file_whose_token_uri_is_the_server_opens_it(server: ServingGCS) -> None:
+def test_a_key_file_whose_token_uri_is_the_server_gives_access(server: ServingGCS) -> None:
     server.require_token("secret-token")
     info = key_file(server.url)
     key = service_account.Credentials.from_service_account_info(info, scopes=["x"])  # type: ignore[no-untyped-call]
-    # Given to a client, the key would have it ask iamcredentials.googleapis.com from a thread.
+    # With this key a client would send requests to iamcredentials.googleapis.com from a thread.
     with requests.Session() as session:
         headers: dict[str, str] = {}
         key.refresh(Request(session))
@@ -161,7 +161,7 @@ def test_a_key_file_whose_token_uri_is_the_server_opens_it(server: ServingGCS) -
 
 
 @pytest_asyncio.fixture
-async def here() -> AsyncIterator[GCSServer]:
+async def async_server() -> AsyncIterator[GCSServer]:
     """A server in the loop of the test."""
     async with GCSServer() as server:
         server.put("bucket", "images/1 é.jpg", DATA, content_type="image/jpeg")
@@ -169,23 +169,23 @@ async def here() -> AsyncIterator[GCSServer]:
 
 
 @pytest_asyncio.fixture
-async def aio(here: GCSServer) -> AsyncIterator[Storage]:
-    async with Storage(api_root=here.url) as aio:
+async def aio(async_server: GCSServer) -> AsyncIterator[Storage]:
+    async with Storage(api_root=async_server.url) as aio:
         yield aio
 
 
-async def test_gcloud_aio_storage_downloads_whole_and_in_part(aio: Storage, here: GCSServer) -> None:
+async def test_gcloud_aio_storage_downloads_objects_and_ranges(aio: Storage, async_server: GCSServer) -> None:
     assert await aio.download("bucket", "images/1 é.jpg") == DATA
     assert await aio.download("bucket", "images/1 é.jpg", headers={"Range": "bytes=10-19"}) == DATA[10:20]
     described = await aio.download_metadata("bucket", "images/1 é.jpg")
     assert described["size"] == str(len(DATA))
-    assert here.counts.bytes["bucket/images/1 é.jpg"] == len(DATA) + 10
+    assert async_server.counts.bytes["bucket/images/1 é.jpg"] == len(DATA) + 10
 
 
-async def test_gcloud_aio_storage_lists_more_than_a_page(aio: Storage, here: GCSServer) -> None:
+async def test_gcloud_aio_storage_lists_more_than_a_page(aio: Storage, async_server: GCSServer) -> None:
     names = [f"many/{number:05}" for number in range(1500)]
     for name in names:
-        here.put("bucket", name, b"")
+        async_server.put("bucket", name, b"")
     found: list[str] = []
     token = ""
     while True:
@@ -213,15 +213,15 @@ async def test_gcloud_aio_storage_uploads_in_each_way_and_deletes(
     assert caught.value.status == 404
 
 
-async def test_gcloud_aio_storage_gets_a_gzip_object_as_stored(aio: Storage, here: GCSServer) -> None:
-    here.put("bucket", "z", gzip.compress(DATA), content_encoding="gzip")
+async def test_gcloud_aio_storage_gets_a_gzip_object_as_stored(aio: Storage, async_server: GCSServer) -> None:
+    async_server.put("bucket", "z", gzip.compress(DATA), content_encoding="gzip")
     assert await aio.download("bucket", "z") == DATA
 
 
-async def test_gcloud_aio_storage_gets_its_token_from_the_server(here: GCSServer, tmp_path: Path) -> None:
-    here.require_token("secret-token")
+async def test_gcloud_aio_storage_gets_its_token_from_the_server(async_server: GCSServer, tmp_path: Path) -> None:
+    async_server.require_token("secret-token")
     path = tmp_path / "key.json"
-    path.write_text(json.dumps(key_file(here.url)))
+    path.write_text(json.dumps(key_file(async_server.url)))
     scopes = ["https://www.googleapis.com/auth/devstorage.read_only"]
     async with Token(service_file=str(path), scopes=scopes) as token:
         assert await token.get() == "secret-token"
@@ -235,7 +235,7 @@ def files(server: ServingGCS) -> Iterator[Any]:
     asyncio.run_coroutine_threadsafe(session.close(), files.loop).result()
 
 
-def test_gcsfs_reads_whole_and_in_part(files: Any) -> None:
+def test_gcsfs_reads_objects_and_ranges(files: Any) -> None:
     assert files.cat_file("bucket/images/1 é.jpg") == DATA
     assert files.cat_file("bucket/images/1 é.jpg", start=10, end=20) == DATA[10:20]
     assert files.info("bucket/images/1 é.jpg")["size"] == len(DATA)

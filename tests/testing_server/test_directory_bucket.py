@@ -1,4 +1,4 @@
-"""A directory is served as buckets: read when asked for, never left, never written; and so from the command line."""
+"""A directory is served as buckets: read on request, never left, never written. The same from the command line."""
 
 import json
 import os
@@ -119,7 +119,7 @@ def test_uploads_and_deletions_stay_in_memory(server: ServingGCS, root: Path) ->
     assert not (root / "bucket/images/3.jpg").exists()
 
 
-def test_an_upload_that_comes_back_after_a_deletion_is_there_again(root: Path) -> None:
+def test_an_object_uploaded_again_after_its_deletion_exists_again(root: Path) -> None:
     bucket = DiskBucket("bucket", root / "bucket")
     assert bucket.delete("big")
     assert not bucket.delete("big")
@@ -129,7 +129,7 @@ def test_an_upload_that_comes_back_after_a_deletion_is_there_again(root: Path) -
     assert stored.read(0, 5) == b"small"
 
 
-def test_file_names_that_are_no_unicode_are_not_listed(server: ServingGCS, root: Path) -> None:
+def test_file_names_that_are_not_unicode_are_not_listed(server: ServingGCS, root: Path) -> None:
     (root / "bucket" / os.fsdecode(b"\xff")).write_bytes(b"")
     assert server.names("bucket") == ["big", "images/1.jpg", "images/2.jpg"]
 
@@ -139,7 +139,7 @@ COMMAND = [sys.executable, "-m", "gcs_prefetchd.testing"]
 
 @contextmanager
 def running(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run the command and give its first line."""
+    """Run the command; yields its process and its first line."""
     with subprocess.Popen([*COMMAND, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -149,7 +149,7 @@ def running(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_says_when_it_is_ready_and_ends_cleanly_on_a_signal(root: Path, signal_number: int) -> None:
+def test_the_command_reports_when_it_is_ready_and_stops_cleanly_on_a_signal(root: Path, signal_number: int) -> None:
     with running("--root", str(root), "--port", "0", "--latency-ms", "1.5") as (process, line):
         matched = re.fullmatch(r"GCS emulator ready at (http://127\.0\.0\.1:\d+): 3 objects in 1 bucket, 1\.5 ms latency", line)
         assert matched
@@ -178,7 +178,7 @@ def test_the_command_refuses_what_it_cannot_serve_in_one_line(root: Path, tmp_pa
 
 
 @pytest.mark.parametrize("option", ["--port=70000", "--port=x", "--latency-ms=-1", "--latency-ms=nan", "--bytes-per-s=0"])
-def test_the_command_refuses_options_that_make_no_sense(root: Path, option: str) -> None:
+def test_the_command_refuses_invalid_options(root: Path, option: str) -> None:
     command = [*COMMAND, "--root", str(root), option]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""Which request meets which fault is decided by the plan alone."""
+"""The plan alone decides which request gets which fault."""
 
 import pytest
 
@@ -7,34 +7,34 @@ from gcs_prefetchd.testing import Close, Cut, FaultPlan, Kind, Reset, Status
 from gcs_prefetchd.testing.control import read_rule
 
 
-def met(plan: FaultPlan, keys: list[str], kind: Kind = Kind.MEDIA) -> list[int]:
+def faulty_requests(plan: FaultPlan, keys: list[str], kind: Kind = Kind.MEDIA) -> list[int]:
     return [number for number, key in enumerate(keys, 1) if plan.next(kind, key) is not None]
 
 
-def test_a_fault_meets_the_requests_it_names_of_each_object() -> None:
+def test_a_fault_hits_the_numbered_requests_for_each_object() -> None:
     plan = FaultPlan()
     plan.add(Close(), "b/*", requests={1, 3})
-    assert met(plan, ["b/x", "b/x", "b/y", "b/x", "b/x", "c/x", "b/y"]) == [1, 3, 4]
+    assert faulty_requests(plan, ["b/x", "b/x", "b/y", "b/x", "b/x", "c/x", "b/y"]) == [1, 3, 4]
 
 
-def test_requests_counted_together_are_one_row_over_all_objects() -> None:
+def test_requests_counted_together_are_one_sequence_over_all_objects() -> None:
     plan = FaultPlan()
     plan.add(Close(), "b/*", requests=range(2, 100, 2), together=True)
-    assert met(plan, ["b/x", "b/y", "c/z", "b/x", "b/y"]) == [2, 5]
+    assert faulty_requests(plan, ["b/x", "b/y", "c/z", "b/x", "b/y"]) == [2, 5]
 
 
-def test_a_fault_without_numbers_meets_every_request() -> None:
+def test_a_fault_without_numbers_hits_every_request() -> None:
     plan = FaultPlan()
     plan.add(Close(), "b/x")
-    assert met(plan, ["b/x", "b/x", "b/xx"]) == [1, 2]
+    assert faulty_requests(plan, ["b/x", "b/x", "b/xx"]) == [1, 2]
 
 
 def test_counting_starts_when_the_rule_is_added() -> None:
-    """`requests=1` is the next one, however many came before."""
+    """`requests=1` is the next one, however many arrived before."""
     plan = FaultPlan()
-    assert met(plan, ["b/x", "b/x"]) == []
+    assert faulty_requests(plan, ["b/x", "b/x"]) == []
     plan.add(Close(), "b/x", requests=1)
-    assert met(plan, ["b/x", "b/x"]) == [1]
+    assert faulty_requests(plan, ["b/x", "b/x"]) == [1]
 
 
 def test_the_first_rule_that_applies_decides_and_all_count() -> None:
@@ -44,17 +44,17 @@ def test_the_first_rule_that_applies_decides_and_all_count() -> None:
     assert [plan.next(Kind.MEDIA, "b/x") for _ in range(3)] == [Close(), Reset(), None]
 
 
-def test_a_rule_concerns_one_kind_of_request() -> None:
+def test_a_rule_applies_to_one_kind_of_request() -> None:
     plan = FaultPlan()
     plan.add(Status(503), "b", kind="list")
-    assert met(plan, ["b"]) == []
-    assert met(plan, ["b"], Kind.LIST) == [1]
+    assert faulty_requests(plan, ["b"]) == []
+    assert faulty_requests(plan, ["b"], Kind.LIST) == [1]
 
 
 def test_a_name_with_pattern_characters_matches_itself() -> None:
     plan = FaultPlan()
     plan.add(Close(), "b/x[1]")
-    assert met(plan, ["b/x[1]"]) == [1]
+    assert faulty_requests(plan, ["b/x[1]"]) == [1]
 
 
 def test_a_rule_in_json_has_the_fields_of_its_fault() -> None:
@@ -83,6 +83,6 @@ def test_a_rule_in_json_has_the_fields_of_its_fault() -> None:
         {"fault": "Status", "status": 1000},
     ],
 )
-def test_a_rule_in_json_that_makes_no_sense_is_refused(value: object) -> None:
+def test_an_invalid_rule_in_json_is_refused(value: object) -> None:
     with pytest.raises(ProtocolError):
         read_rule(value)

@@ -1,4 +1,4 @@
-"""What the testing server serves at a time and a second."""
+"""How many requests the testing server serves at a time and per second."""
 
 import asyncio
 from collections import Counter
@@ -10,7 +10,7 @@ from gcs_prefetchd.testing.latency import Pacer
 
 
 async def get_all(server: GCSServer, count: int) -> Counter[int]:
-    """ParsedRequest for an object so many times at once; returns the statuses."""
+    """Request an object this many times at once; returns the statuses."""
 
     async def get(session: aiohttp.ClientSession) -> int:
         async with session.get(f"{server.url}/storage/v1/b/bucket/o/x?alt=media") as response:
@@ -21,16 +21,16 @@ async def get_all(server: GCSServer, count: int) -> Counter[int]:
         return Counter(await asyncio.gather(*(get(session) for _ in range(count))))
 
 
-async def test_requests_beyond_those_served_at_a_time_wait_in_a_line() -> None:
+async def test_requests_beyond_those_served_at_a_time_queue() -> None:
     async with GCSServer() as server:
         server.put("bucket", "x", b"bytes")
         server.pace = Pace(latency_s=0.02, at_once=2)
-        began_s = asyncio.get_running_loop().time()
+        started_s = asyncio.get_running_loop().time()
         assert await get_all(server, 20) == {200: 20}
-        assert asyncio.get_running_loop().time() - began_s >= 0.19
+        assert asyncio.get_running_loop().time() - started_s >= 0.19
 
 
-async def test_requests_beyond_those_a_second_are_answered_503() -> None:
+async def test_requests_beyond_the_rate_get_a_503() -> None:
     async with GCSServer() as server:
         server.put("bucket", "x", b"bytes")
         server.pace = Pace(requests_per_s=1)
@@ -41,7 +41,7 @@ async def test_requests_beyond_those_a_second_are_answered_503() -> None:
         assert await get_all(server, 20) == {200: 20}
 
 
-def test_as_many_are_served_a_second_as_the_pace_says() -> None:
+def test_as_many_requests_per_second_are_served_as_the_pace_allows() -> None:
     pacer, pace = Pacer(), Pace(requests_per_s=100)
     served = sum(not pacer.is_too_fast(pace, step / 1000) for step in range(10_000))
     assert 990 <= served <= 1010

@@ -38,7 +38,7 @@ def test_pages_of_any_size_hold_each_name_within_the_bounds_once_and_in_order(
 def test_names_that_share_a_delimiter_are_one_prefix_whatever_the_pages(
     names: list[str], prefix: str, delimiter: str, size: int
 ) -> None:
-    """Each "folder" comes once, none is torn by a page's end, and both kinds fill the page together."""
+    """Each "folder" is listed once, none is split by a page's end, and both kinds fill the page together."""
     pages = all_pages(names, size, prefix=prefix, delimiter=delimiter)
     within = [name for name in names if name.startswith(prefix)]
 
@@ -54,18 +54,18 @@ def test_names_that_share_a_delimiter_are_one_prefix_whatever_the_pages(
 
 
 def test_a_page_never_holds_more_than_a_thousand_names() -> None:
-    """As in GCS, asking for more changes nothing."""
+    """As in GCS, requesting more has no effect."""
     names = [f"{number:04}" for number in range(2001)]
     assert [len(page) for page, _ in all_pages(names, 5000)] == [1000, 1000, 1]
 
 
-def test_a_page_token_that_is_none_of_ours_is_refused() -> None:
+def test_an_invalid_page_token_is_refused() -> None:
     assert list_page(["a"], ListQuery(page_token="?")) is None
     assert list_page(["a"], ListQuery(page_token="_w==")) is None
 
 
-def test_a_token_still_works_when_its_name_has_gone() -> None:
-    """Objects deleted between two pages shift nothing."""
+def test_a_token_is_still_valid_after_its_name_was_deleted() -> None:
+    """Objects deleted between two pages do not shift the others."""
     first = list_page(["a", "b", "c"], ListQuery(max_results=2))
     assert first is not None
     rest = list_page(["a", "c"], ListQuery(max_results=2, page_token=first.next_page_token or ""))

@@ -1,4 +1,4 @@
-"""Each fault looks on the wire as its name says, and passes as soon as its turn is over."""
+"""Each fault looks on the wire as its name promises, and the next request gets the right response."""
 
 import asyncio
 import socket
@@ -40,7 +40,7 @@ async def server() -> AsyncIterator[GCSServer]:
 
 
 class Wire:
-    """One raw connection, which asks for the object once."""
+    """One raw connection, which requests the object once."""
 
     def __init__(self, server: GCSServer) -> None:
         self._server = server
@@ -55,7 +55,7 @@ class Wire:
 
 
 async def exchange(server: GCSServer, fault: Fault) -> tuple[str, bytes]:
-    """Return head and body of a first response under `fault`, having seen that the second is right."""
+    """Return head and body of a first response under `fault`; asserts that the second is right."""
     server.faults.add(fault, "bucket/x", requests=1)
     async with Wire(server) as wire:
         head, _, body = (await wire.read()).partition(b"\r\n\r\n")
@@ -64,20 +64,20 @@ async def exchange(server: GCSServer, fault: Fault) -> tuple[str, bytes]:
     return head.decode(), body
 
 
-async def test_a_status_comes_with_its_retry_after_and_body(server: GCSServer) -> None:
+async def test_a_status_is_sent_with_its_retry_after_and_body(server: GCSServer) -> None:
     head, body = await exchange(server, Status(429, retry_after="3", body="slow down"))
     assert head.startswith("HTTP/1.1 429 ")
     assert "Retry-After: 3\r\n" in head
     assert body == b"slow down"
 
 
-async def test_a_redirect_says_where_to(server: GCSServer) -> None:
+async def test_a_redirect_names_its_target(server: GCSServer) -> None:
     head, _ = await exchange(server, Status(302, location="http://elsewhere/x"))
     assert head.startswith("HTTP/1.1 302 ")
     assert "Location: http://elsewhere/x\r\n" in head
 
 
-async def test_a_part_comes_unasked(server: GCSServer) -> None:
+async def test_a_part_is_sent_without_a_range_request(server: GCSServer) -> None:
     head, body = await exchange(server, Partial(10, 19))
     assert head.startswith("HTTP/1.1 206 ")
     assert "Content-Range: bytes 10-19/1000\r\n" in head
@@ -98,10 +98,10 @@ async def test_a_cut_chunked_body_lacks_its_last_chunk(server: GCSServer) -> Non
 
 
 @pytest.mark.parametrize(("framing", "version"), [("close", "HTTP/1.1 "), ("http/1.0", "HTTP/1.0 ")])
-async def test_a_cut_body_without_any_framing_looks_whole(
+async def test_a_cut_body_without_any_framing_looks_complete(
     server: GCSServer, framing: Literal["close", "http/1.0"], version: str
 ) -> None:
-    """The treacherous one: nothing tells the client that bytes are missing but size and hash."""
+    """The most dangerous one: only size and hash show the client that bytes are missing."""
     head, body = await exchange(server, Cut(after_bytes=10, framing=framing))
     assert head.startswith(version)
     assert "Content-Length: " not in head
@@ -117,7 +117,7 @@ async def test_a_flipped_byte_changes_nothing_else(server: GCSServer) -> None:
     assert [at for at in range(1000) if middle[at] != DATA[at]] == [500]
 
 
-async def test_a_long_body_has_the_length_it_says(server: GCSServer) -> None:
+async def test_a_long_body_has_the_length_in_its_headers(server: GCSServer) -> None:
     head, body = await exchange(server, LongBody(extra_bytes=5))
     assert "Content-Length: 1005" in head
     assert body == DATA + bytes(5)
@@ -139,19 +139,19 @@ async def test_a_hash_may_be_missing_or_malformed(server: GCSServer) -> None:
     assert body == DATA
 
 
-async def test_a_wrong_generation_is_another_than_the_objects(server: GCSServer) -> None:
+async def test_a_wrong_generation_differs_from_the_objects(server: GCSServer) -> None:
     assert "x-goog-generation: 8\r\n" in (await exchange(server, WrongGeneration()))[0]
     assert "x-goog-generation: 5\r\n" in (await exchange(server, WrongGeneration(5)))[0]
 
 
-async def test_an_html_page_comes_with_status_200(server: GCSServer) -> None:
+async def test_an_html_page_is_sent_with_status_200(server: GCSServer) -> None:
     head, body = await exchange(server, HtmlPage())
     assert head.startswith("HTTP/1.1 200 ")
     assert "Content-Type: text/html" in head
     assert body.startswith(b"<!doctype html>")
 
 
-async def test_a_closed_connection_says_nothing(server: GCSServer) -> None:
+async def test_a_closed_connection_sends_nothing(server: GCSServer) -> None:
     assert await exchange(server, Close()) == ("", b"")
 
 
@@ -162,7 +162,7 @@ async def test_a_reset_before_the_headers_is_a_connection_error(server: GCSServe
             await wire.read()
 
 
-async def test_a_reset_in_the_body_comes_after_some_of_it(server: GCSServer) -> None:
+async def test_a_reset_in_the_body_follows_its_first_bytes(server: GCSServer) -> None:
     server.faults.add(Reset(after_bytes=10), requests=1)
     async with Wire(server) as wire:
         assert await wire.readuntil(b"\r\n\r\n0123456789")
@@ -170,7 +170,7 @@ async def test_a_reset_in_the_body_comes_after_some_of_it(server: GCSServer) -> 
             await wire.read()
 
 
-async def test_a_stalled_body_goes_on_when_released(server: GCSServer) -> None:
+async def test_a_stalled_body_continues_when_released(server: GCSServer) -> None:
     server.faults.add(Stall(after_bytes=10), requests=1)
     async with Wire(server) as wire:
         assert await wire.readuntil(b"\r\n\r\n0123456789")
@@ -189,14 +189,14 @@ async def test_a_stall_before_the_headers_ends_when_the_client_leaves(server: GC
     assert server.counts.total_bytes == 0
 
 
-async def test_a_dripping_body_comes_whole_but_slowly(server: GCSServer) -> None:
+async def test_a_dripping_body_arrives_completely_but_slowly(server: GCSServer) -> None:
     started = asyncio.get_running_loop().time()
     _, body = await exchange(server, Drip(piece_bytes=300, interval_s=0.01))
     assert body == DATA
     assert asyncio.get_running_loop().time() - started >= 0.03
 
 
-async def test_stopping_the_server_ends_what_is_stalled() -> None:
+async def test_stopping_the_server_ends_stalled_responses() -> None:
     async with GCSServer() as server:
         server.put("bucket", "x", DATA)
         server.faults.add(Stall(10))
@@ -209,7 +209,7 @@ async def test_stopping_the_server_ends_what_is_stalled() -> None:
     assert server.counts.open_media == 0
 
 
-async def test_a_client_that_resets_while_it_is_served_disturbs_nobody(server: GCSServer) -> None:
+async def test_a_client_that_resets_while_it_is_served_disturbs_no_other(server: GCSServer) -> None:
     server.faults.add(Drip(piece_bytes=1, interval_s=0.001), requests=1)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(f"GET {PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
@@ -222,7 +222,7 @@ async def test_a_client_that_resets_while_it_is_served_disturbs_nobody(server: G
         assert (await wire.read()).endswith(DATA)
 
 
-async def test_faults_of_listings_and_tokens_are_their_own(server: GCSServer) -> None:
+async def test_faults_of_listings_and_tokens_leave_objects_alone(server: GCSServer) -> None:
     server.faults.add(Status(500), "bucket", kind="list", requests=1)
     server.faults.add(Status(503), "/token", kind="token")
     async with Wire(server) as wire:

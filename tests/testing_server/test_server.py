@@ -1,4 +1,4 @@
-"""The server says over HTTP what GCS says: dialects, ranges, generations, conditions, encodings, refusals, counts."""
+"""The server responds over HTTP as GCS does: dialects, ranges, generations, conditions, encodings, refusals, counts."""
 
 import asyncio
 import base64
@@ -31,7 +31,7 @@ XML = "/bucket/images/1.jpg"
 
 @dataclass(frozen=True, slots=True)
 class Got:
-    """A whole response."""
+    """A complete response."""
 
     status: int
     headers: CIMultiDictProxy[str]
@@ -43,7 +43,7 @@ class Got:
 
 
 class Web:
-    """Asks the server; adds no header of its own and decompresses nothing."""
+    """Sends requests to the server; adds no header of its own and decompresses nothing."""
 
     def __init__(self, server: GCSServer, session: aiohttp.ClientSession) -> None:
         self._server = server
@@ -53,10 +53,10 @@ class Web:
         named = CIMultiDict({name.replace("_", "-"): value for name, value in headers.items()})
         url = self._server.url + path
         skipped = ("Accept-Encoding", "Content-Type") if data is None else ("Accept-Encoding",)
-        asked = self._session.request(
+        request = self._session.request(
             method, URL(url, encoded=True), data=data, headers=named, skip_auto_headers=skipped, allow_redirects=False
         )
-        async with asked as response:
+        async with request as response:
             return Got(response.status, response.headers, await response.read())
 
 
@@ -91,7 +91,7 @@ async def test_every_dialect_serves_the_bytes_with_their_size_hashes_and_generat
 
 
 @pytest.mark.parametrize(
-    ("asked", "start", "stop"),
+    ("range_header", "start", "stop"),
     [
         ("bytes=0-0", 0, 1),
         ("bytes=100-199", 100, 200),
@@ -102,30 +102,30 @@ async def test_every_dialect_serves_the_bytes_with_their_size_hashes_and_generat
         ("bytes=0-", 0, 1024),
     ],
 )
-async def test_a_range_is_a_206_with_just_those_bytes(web: Web, asked: str, start: int, stop: int) -> None:
+async def test_a_range_is_a_206_with_just_those_bytes(web: Web, range_header: str, start: int, stop: int) -> None:
     for path in (JSON, XML):
-        got = await web(path, Range=asked)
+        got = await web(path, Range=range_header)
         assert (got.status, got.body) == (206, DATA[start:stop])
         assert got.headers["Content-Range"] == f"bytes {start}-{stop - 1}/1024"
         assert got.headers["Content-Length"] == str(stop - start)
 
 
-@pytest.mark.parametrize("asked", ["bytes=1024-", "bytes=5000-6000", "bytes=-0"])
-async def test_a_range_past_the_end_is_a_416_that_tells_the_size(web: Web, asked: str) -> None:
-    got = await web(JSON, Range=asked)
+@pytest.mark.parametrize("range_header", ["bytes=1024-", "bytes=5000-6000", "bytes=-0"])
+async def test_a_range_past_the_end_is_a_416_that_names_the_size(web: Web, range_header: str) -> None:
+    got = await web(JSON, Range=range_header)
     assert (got.status, got.headers["Content-Range"]) == (416, "bytes */1024")
 
 
-@pytest.mark.parametrize("asked", ["bytes=-", "bytes=5-2", "items=0-1", "bytes=0-1,5-6", "nonsense"])
-async def test_a_range_that_is_none_is_ignored(web: Web, asked: str) -> None:
-    got = await web(JSON, Range=asked)
+@pytest.mark.parametrize("range_header", ["bytes=-", "bytes=5-2", "items=0-1", "bytes=0-1,5-6", "nonsense"])
+async def test_an_invalid_range_is_ignored(web: Web, range_header: str) -> None:
+    got = await web(JSON, Range=range_header)
     assert (got.status, got.body) == (200, DATA)
 
 
 async def test_an_empty_object_has_no_range_at_all(web: Web, server: GCSServer) -> None:
     server.put("bucket", "empty", b"")
-    whole = await web("/bucket/empty")
-    assert (whole.status, whole.body, whole.headers["Content-Length"]) == (200, b"", "0")
+    complete = await web("/bucket/empty")
+    assert (complete.status, complete.body, complete.headers["Content-Length"]) == (200, b"", "0")
     assert (await web("/bucket/empty", Range="bytes=0-")).status == 416
 
 
@@ -154,7 +154,7 @@ async def test_generation_conditions_decide_between_200_304_and_412(web: Web) ->
 
 
 @pytest.mark.parametrize("condition", ["generation=x", "ifGenerationMatch=", "ifGenerationNotMatch=-1"])
-async def test_a_generation_that_is_no_number_is_a_400(web: Web, condition: str) -> None:
+async def test_a_generation_that_is_not_a_number_is_a_400(web: Web, condition: str) -> None:
     got = await web(f"/storage/v1/b/bucket/o/images%2F1.jpg?{condition}")
     assert (got.status, got.json["error"]["errors"][0]["reason"]) == (400, "invalidParameter")
 
@@ -168,7 +168,7 @@ async def test_etags_decide_as_generations_do(web: Web) -> None:
         assert (await web(path, If_Match='"other"')).status == 412
 
 
-async def test_a_gzip_object_comes_as_stored_to_who_accepts_gzip(web: Web, server: GCSServer) -> None:
+async def test_a_gzip_object_is_sent_as_stored_to_clients_that_accept_gzip(web: Web, server: GCSServer) -> None:
     stored = gzip.compress(DATA)
     server.put("bucket", "z", stored, content_encoding="gzip")
     got = await web("/storage/v1/b/bucket/o/z?alt=media", Accept_Encoding="deflate, gzip;q=0.5")
@@ -176,7 +176,7 @@ async def test_a_gzip_object_comes_as_stored_to_who_accepts_gzip(web: Web, serve
     assert got.headers["Content-Length"] == got.headers["x-goog-stored-content-length"] == str(len(stored))
 
 
-async def test_a_gzip_object_is_unpacked_for_everyone_else_but_keeps_the_stored_hash(web: Web, server: GCSServer) -> None:
+async def test_a_gzip_object_is_unpacked_for_other_clients_but_keeps_the_stored_hash(web: Web, server: GCSServer) -> None:
     """The trap of decompressive transcoding: no Content-Length, and a hash that is not that of the bytes."""
     stored = server.put("bucket", "z", gzip.compress(DATA), content_encoding="gzip")
     for accepted in ("", "identity", "gzip;q=0"):
@@ -189,13 +189,13 @@ async def test_a_gzip_object_is_unpacked_for_everyone_else_but_keeps_the_stored_
         assert f"crc32c={stored.crc32c}" in got.headers["x-goog-hash"]
 
 
-async def test_a_packed_bomb_and_gzip_members_in_a_row_are_unpacked_whole(web: Web, server: GCSServer) -> None:
+async def test_a_gzip_bomb_and_several_gzip_members_are_unpacked_completely(web: Web, server: GCSServer) -> None:
     server.put("bucket", "z", gzip.compress(b"\0" * 5_000_000) + gzip.compress(b"end"), content_encoding="gzip")
     got = await web("/storage/v1/b/bucket/o/z?alt=media")
     assert got.body == b"\0" * 5_000_000 + b"end"
 
 
-async def test_what_is_called_gzip_and_is_none_breaks_off(web: Web, server: GCSServer) -> None:
+async def test_the_response_breaks_off_if_an_object_labelled_gzip_is_not_gzip(web: Web, server: GCSServer) -> None:
     server.put("bucket", "z", b"not gzip at all", content_encoding="gzip")
     with pytest.raises(aiohttp.ClientPayloadError):
         await web("/storage/v1/b/bucket/o/z?alt=media")
@@ -227,12 +227,12 @@ async def test_metadata_describes_the_object_as_the_media_headers_do(web: Web) -
 
 
 @pytest.mark.parametrize("path", [XML, DOWNLOAD])
-async def test_head_tells_the_size_and_sends_nothing(web: Web, path: str) -> None:
+async def test_head_returns_the_size_and_no_body(web: Web, path: str) -> None:
     got = await web(path, method="HEAD")
     assert (got.status, got.headers["Content-Length"], got.body) == (200, "1024", b"")
 
 
-async def test_what_does_not_exist_is_a_404_in_the_words_of_each_dialect(web: Web) -> None:
+async def test_a_missing_object_is_a_404_in_the_words_of_each_dialect(web: Web) -> None:
     described = await web("/storage/v1/b/bucket/o/nope")
     media = await web("/download/storage/v1/b/bucket/o/nope?alt=media")
     xml = await web("/bucket/nope")
@@ -244,7 +244,7 @@ async def test_what_does_not_exist_is_a_404_in_the_words_of_each_dialect(web: We
 
 
 @pytest.mark.parametrize("path", ["/storage/v1/b/nope", "/storage/v1/b/nope/o", "/storage/v1/b/nope/o/x"])
-async def test_a_bucket_that_does_not_exist_is_a_404_that_says_so(web: Web, path: str) -> None:
+async def test_a_missing_bucket_is_a_404_with_the_message_of_gcs(web: Web, path: str) -> None:
     got = await web(path)
     assert (got.status, got.json["error"]["message"]) == (404, "The specified bucket does not exist.")
 
@@ -263,14 +263,14 @@ async def test_names_are_percent_decoded_exactly_once(web: Web, server: GCSServe
 
 
 @pytest.mark.parametrize("quoted", ["a%ff", "a%zz", "a%", "a/b"])
-async def test_a_json_path_that_is_not_valid_names_nothing(web: Web, server: GCSServer, quoted: str) -> None:
+async def test_an_invalid_json_path_names_nothing(web: Web, server: GCSServer, quoted: str) -> None:
     """Invalid UTF-8, a stray % or a plain slash must not become some other object's name."""
     for name in ("a%ff", "a%zz", "a%", "a/b", "a�", "aÿ"):
         server.put("bucket", name, b"wrong")
     assert (await web(f"/storage/v1/b/bucket/o/{quoted}?alt=media")).status == 404
 
 
-async def test_a_listing_of_more_than_a_page_goes_on_by_its_token(web: Web, server: GCSServer) -> None:
+async def test_a_listing_of_more_than_a_page_continues_with_its_token(web: Web, server: GCSServer) -> None:
     for number in range(2500):
         server.put("many", f"{number:05}", b"")
     names, sizes, token = [], [], ""
@@ -303,11 +303,11 @@ async def test_an_empty_listing_has_no_items_at_all(web: Web, server: GCSServer)
 
 
 @pytest.mark.parametrize("query", ["maxResults=x", "maxResults=-1", "pageToken=?"])
-async def test_a_listing_that_cannot_be_asked_for_is_refused(web: Web, query: str) -> None:
+async def test_an_invalid_listing_request_is_refused(web: Web, query: str) -> None:
     assert (await web(f"/storage/v1/b/bucket/o?{query}")).status == 400
 
 
-async def test_the_xml_listing_goes_on_by_its_token_too(web: Web, server: GCSServer) -> None:
+async def test_the_xml_listing_continues_with_its_token_too(web: Web, server: GCSServer) -> None:
     for name in ("a/1", "b&c", "d"):
         server.put("lists", name, b"12")
     first = await web("/lists?list-type=2&max-keys=2&delimiter=/")
@@ -330,14 +330,14 @@ async def test_a_simple_upload_can_be_read_back(web: Web, server: GCSServer) -> 
     assert server.counts.upload["bucket/new/1"] == 1
 
 
-async def test_a_resumable_upload_is_put_together_from_its_pieces(web: Web) -> None:
-    begun = await web("/upload/storage/v1/b/bucket/o?uploadType=resumable&name=big", method="POST", data=b"{}")
-    path = begun.headers["Location"].partition("://")[2].partition("/")[2]
+async def test_a_resumable_upload_is_assembled_from_its_pieces(web: Web) -> None:
+    started = await web("/upload/storage/v1/b/bucket/o?uploadType=resumable&name=big", method="POST", data=b"{}")
+    path = started.headers["Location"].partition("://")[2].partition("/")[2]
     first = await web("/" + path, method="PUT", data=DATA[:600], Content_Range="bytes 0-599/*")
-    asked = await web("/" + path, method="PUT", data=b"", Content_Range="bytes */1024")
+    queried = await web("/" + path, method="PUT", data=b"", Content_Range="bytes */1024")
     last = await web("/" + path, method="PUT", data=DATA[600:], Content_Range="bytes 600-1023/1024")
     assert (first.status, first.headers["Range"]) == (308, "bytes=0-599")
-    assert (asked.status, asked.headers["Range"]) == (308, "bytes=0-599")
+    assert (queried.status, queried.headers["Range"]) == (308, "bytes=0-599")
     assert (last.status, last.json["size"]) == (200, "1024")
     assert (await web("/bucket/big")).body == DATA
     assert (await web("/" + path, method="PUT", data=b"")).status == 404
@@ -348,7 +348,7 @@ async def test_an_upload_whose_hash_does_not_match_is_refused(web: Web) -> None:
     assert (got.status, (await web("/bucket/broken")).status) == (400, 404)
 
 
-async def test_an_upload_may_demand_what_it_replaces(web: Web) -> None:
+async def test_an_upload_may_name_the_generation_that_it_replaces(web: Web) -> None:
     path = "/upload/storage/v1/b/bucket/o?uploadType=media&name=once&ifGenerationMatch={}"
     first = await web(path.format(0), method="POST", data=b"1")
     assert first.status == 200
@@ -408,7 +408,7 @@ async def test_a_requester_pays_bucket_demands_a_project(web: Web, server: GCSSe
     assert (await web(f"{JSON}&userProject=mine")).status == 200
 
 
-async def test_the_token_endpoints_hand_out_the_token_that_is_required(web: Web, server: GCSServer) -> None:
+async def test_the_token_endpoints_issue_the_required_token(web: Web, server: GCSServer) -> None:
     server.require_token("secret-token")
     expected = {"access_token": "secret-token", "expires_in": 3600, "token_type": "Bearer"}
     assert (await web("/token", method="POST", data=b"grant_type=x")).json == expected
@@ -437,7 +437,7 @@ async def test_requests_and_bytes_are_counted_by_kind_and_object(web: Web, serve
     assert (counts.total(), counts.total_bytes, len(server.seen)) == (0, 0, 0)
 
 
-async def test_a_waiter_wakes_as_soon_as_the_counts_say_so(web: Web, server: GCSServer) -> None:
+async def test_a_waiter_wakes_as_soon_as_its_condition_holds(web: Web, server: GCSServer) -> None:
     waiting = asyncio.create_task(server.wait_for(lambda counts: counts.media["bucket/images/1.jpg"] == 2))
     await web(JSON)
     assert not waiting.done()
@@ -445,7 +445,7 @@ async def test_a_waiter_wakes_as_soon_as_the_counts_say_so(web: Web, server: GCS
     await asyncio.wait_for(waiting, 5)
 
 
-async def test_latency_passes_before_each_answer(server: GCSServer) -> None:
+async def test_latency_passes_before_each_response(server: GCSServer) -> None:
     async with GCSServer(latency_s=0.05, latency_sigma=0.1) as slow, aiohttp.ClientSession() as session:
         started = asyncio.get_running_loop().time()
         await Web(slow, session)("/storage/v1/b")
@@ -490,7 +490,7 @@ def test_a_server_in_a_thread_has_the_same_methods() -> None:
             server.wait_for(lambda counts: counts.total() == 100, timeout_s=0.01)
 
 
-def test_a_server_in_a_thread_that_cannot_start_says_why_in_the_callers_thread(tmp_path: Path) -> None:
+def test_a_server_in_a_thread_that_cannot_start_raises_in_the_callers_thread(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="nope"), serving(root=tmp_path / "nope"):
         pass
     with serving() as server, pytest.raises(StartError, match="Address already in use"), serving(port=server.port):

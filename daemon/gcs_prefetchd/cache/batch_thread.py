@@ -17,7 +17,7 @@ _Call = tuple[Callable[[], object], asyncio.Future[None]]
 class BatchThread:
     """Makes calls in the order of `submit`, in a thread named `name` that the first call starts and `close` stops.
 
-    `before_batch` is called in that thread before each batch. If there is no thread or no memory to be had, the waiting calls
+    `before_batch` is called in that thread before each batch. If no thread or memory is available, the waiting calls
     fail with OSError and are not made; later calls may succeed.
 
     For files that are created and unlinked in few folders: the kernel lets one thread at a time into a folder, and threads that
@@ -52,7 +52,7 @@ class BatchThread:
                 self._fail(batch, exc)
 
     def _fail(self, batch: list[_Call], error: Exception) -> None:
-        """Fail this batch and all calls behind it, which would otherwise wait for ever."""
+        """Fail this batch and all calls behind it, which would otherwise wait forever."""
         self._is_busy = False
         futures = [future for _, future in batch + self._waiting if not future.done()]
         batch.clear()  # the executor may keep it for its next thread all the same
@@ -73,7 +73,7 @@ class BatchThread:
             try:
                 loop.call_soon_threadsafe(self._report, batch, outcomes)
                 break
-            except MemoryError:  # otherwise nobody would ever learn of these calls, and no other call would be made
+            except MemoryError:  # otherwise these calls would never be reported, and no other call would be made
                 time.sleep(NO_MEMORY_PAUSE_S)
 
     def _report(self, batch: list[_Call], outcomes: list[BaseException | None]) -> None:

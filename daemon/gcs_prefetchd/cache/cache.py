@@ -37,7 +37,7 @@ class Cache:
     """The objects of one claimed directory. `open` it before use and `close` it after; the directory stays its owner's.
 
     The size limit and the free-space floor hold at every moment: downloads in progress count with the bytes they reserved.
-    `observer` hears of every change, except of what recovery finds, and chooses what to evict.
+    `observer` is notified of every change, except of what recovery finds, and chooses what to evict.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Cache:
         return self.paths.evictable_bytes(path)
 
     def fits(self, size_bytes: int) -> bool:
-        """Whether so much fits beside what is cached, with nothing evicted. Downloads in progress do not count."""
+        """Whether this many bytes fit beside what is cached, with nothing evicted. Downloads in progress do not count."""
         return self.capacity.fits(size_bytes, self.bytes)
 
     async def reserve(self, size_bytes: int, choose_victims: ChooseVictims | None = None) -> None:
@@ -146,7 +146,7 @@ class Cache:
             raise
 
     async def evict(self, path: str) -> None:
-        """Remove an object; one that is being replaced disappears by that, or once it is known that it is not replaced."""
+        """Remove an object; if it is being replaced, the replacement removes it; if that fails, it is evicted then."""
         await self.paths.evict(path)
 
     async def shrink(self) -> None:
@@ -161,7 +161,7 @@ class Cache:
             await self.paths.wait_for_unlinks()
 
     async def verify(self, path: str) -> bool:
-        """Read the whole file and compare it with its stamp; a damaged file is evicted and counted.
+        """Read the complete file and compare it with its stamp; a damaged file is evicted and counted.
 
         A file that cannot be read stays: its reader will see the error.
         """

@@ -32,7 +32,7 @@ class Capacity:
         self.reserved_bytes -= size_bytes
 
     def fits(self, size_bytes: int, cached_bytes: int) -> bool:
-        """Whether so much fits beside what is cached, with nothing evicted. What is reserved does not count."""
+        """Whether this many bytes fit beside what is cached, with nothing evicted. What is reserved does not count."""
         return cached_bytes + size_bytes <= self.limit_bytes
 
     def over_limit(self, size_bytes: int, cached_bytes: int) -> int:

@@ -99,7 +99,7 @@ class CacheDirectory:
         return f"{self.tmp}/{number % TMP_FOLDERS:02x}/{number:x}"
 
     def open_temp_file(self, file: str) -> int:
-        """Create and open the file of a `new_temp_path`; also its folder, if somebody has removed it."""
+        """Create and open the file of a `new_temp_path`; also its folder, if another program has removed it."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         if self._unremoved:
             self._remove_unremoved()
@@ -171,7 +171,7 @@ class CacheDirectory:
             )
 
     def _mark(self) -> None:
-        """Write the marker before anything else, so that the next start takes nothing of an interrupted one for foreign."""
+        """Write the marker before anything else, so that the next start recognizes the files of an interrupted one as ours."""
         marker = self.path / MARKER_NAME
         if not marker.is_file() or marker.read_bytes() != MARKER.encode():
             marker.write_text(MARKER)

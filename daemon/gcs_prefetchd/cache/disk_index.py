@@ -82,7 +82,7 @@ class DiskIndex:
             if getattr(exc, "sqlite_errorcode", None) in DISK_FULL_ERRORS:  # the index itself is not broken
                 self.close()
                 raise CacheWriteError(f"index {folder}: the disk is full") from exc
-            self.start_afresh(exc)
+            self.replace_by_empty(exc)
 
     def page(self, after: int, max_rows: int) -> tuple[list[tuple[str, IndexRecord]], int | None]:
         """Some of the paths and their records, and the `after` of the next page, None if this is the last. Start with 0.
@@ -131,9 +131,9 @@ class DiskIndex:
         self._rows.close()
         self._rows = None
 
-    def start_afresh(self, reason: Exception) -> None:
+    def replace_by_empty(self, reason: Exception) -> None:
         """Put an empty index in place of one that cannot be used."""
-        log.warning("index %s: cannot be used (%s); it is made anew from the files", self._folder, reason)
+        log.warning("index %s: cannot be used (%s); it is rebuilt from the files", self._folder, reason)
         self.complete = False
         self.close()
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -37,8 +37,8 @@ def find_files(objects: Path, max_files: int) -> Iterator[list[FoundFile]]:
 
 
 def find_each(folders: SafeFolders, paths: list[str]) -> list[FoundFile | None]:
-    """The files at these paths, None where there is no regular file. Raises OSError if the disk fails, or if the directory is
-    no longer ours."""
+    """The files at these paths, None for each that is not a regular file. Raises OSError if the disk fails, or if the directory
+    is no longer ours."""
     found = [_find(folders, path) for path in paths]
     if None in found:
         folders.forget()

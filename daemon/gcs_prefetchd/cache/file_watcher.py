@@ -47,7 +47,7 @@ class FileWatcher:
         try:
             unwatched = await asyncio.shield(starting)
         except asyncio.CancelledError:
-            await asyncio.wait([starting])  # the thread goes on, and what it starts must be stopped
+            await asyncio.wait([starting])  # the thread continues, and what it starts must be stopped
             await self.__aexit__()
             raise
         except OSError as exc:

@@ -78,7 +78,7 @@ class MemoryIndex:
         return slot != 0
 
     def clear(self) -> None:
-        """Remove all entries, without a word to the disk index."""
+        """Remove all entries, without reporting it to the disk index."""
         self.entries, self.bytes = LRUTable(), 0
 
     @contextmanager

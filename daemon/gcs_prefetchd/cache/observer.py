@@ -1,4 +1,4 @@
-"""What a cache reports to its owner, and asks of it: every change of its contents, and what to evict."""
+"""What a cache reports to its owner, every change of its contents; and what it requests: the choice of what to evict."""
 
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -23,7 +23,7 @@ class EvictableFiles(Protocol):
 
 
 class CacheObserver(Protocol):
-    """Hears of every change, except what the cache finds in its index or on the disk while it is opened.
+    """Is notified of every change, except what the cache finds in its index or on the disk while it is opened.
 
     The methods are called on the event loop, and must not block.
     """

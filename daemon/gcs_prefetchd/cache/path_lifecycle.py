@@ -61,7 +61,7 @@ class PathLifecycle:
             self.states.move(path, PathState.CACHED)
 
     async def evict(self, path: str) -> None:
-        """Remove a file; one that is being replaced disappears by that, or once it is known that it is not replaced."""
+        """Remove a file; if it is being replaced, the replacement removes it; if that fails, it is evicted then."""
         if self.states.is_publishing(path):
             self.states.move(path, PathState.PUBLISHING_OR_EVICTING)
         elif path in self._memory_index:

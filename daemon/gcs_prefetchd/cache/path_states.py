@@ -56,7 +56,7 @@ ALLOWED: dict[PathState, frozenset[PathState]] = {
     PathState.UNLINKING: frozenset(
         {
             PathState.ABSENT,
-            PathState.CACHED,  # the file cannot be unlinked: it still takes space
+            PathState.CACHED,  # the file cannot be unlinked: it still uses space
         }
     ),
 }
@@ -79,7 +79,7 @@ class PathStates:
     def move(self, path: str, state: PathState) -> None:
         """Put the path into a state, which must be allowed. The caller changes the path's entry to match."""
         before = self._in_transition.get(path)
-        # For a path at rest the two states are not told apart: that would cost each publication a look into the index.
+        # For a path at rest the two states are not distinguished: that would cost each publication a look into the index.
         allowed = FROM_REST if before is None else ALLOWED[before]
         if state not in allowed:
             raise AssertionError(f"{path}: {before and before.name} -> {state.name}")

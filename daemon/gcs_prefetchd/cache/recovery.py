@@ -36,7 +36,7 @@ NO_FILES: list[FoundFile] = []
 class Recovery:
     """`start` it once, `stop` it at the end. `shrink` restores the size limit and the free-space floor.
 
-    While it is not complete, `find_file` looks for single files on the disk. The observer does not hear of files found before.
+    While it is not complete, `find_file` looks for single files on the disk. The observer is not notified of files found then.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Recovery:
         return self._task is not None and self._task.done() and not self._task.cancelled() and not self._task.exception()
 
     async def stop(self) -> None:
-        """Stop loading, if that is still going on."""
+        """Stop loading, if that is still running."""
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -114,7 +114,7 @@ class Recovery:
             with self._memory_index.recording_changes() as changed:
                 await _load_index(self._memory_index, index_pages(self._io, index), changed)
         except INDEX_ERRORS as exc:
-            await self._io.run_on_index(index.start_afresh, exc)
+            await self._io.run_on_index(index.replace_by_empty, exc)
             self._memory_index.clear()
         self._writer.start(index)
         await (self._shrink() if index.complete else self.rescan())
@@ -160,7 +160,7 @@ class Differences:
 
 
 class Comparison:
-    """Compares files with entries, a page at a time, while the entries go on changing. Pure.
+    """Compares files with entries, a page at a time, while the entries keep changing. Pure.
 
     Paths for which `is_changing` is true are left alone: those that change now, or have changed since the comparison started.
     """

@@ -10,9 +10,9 @@ __all__ = ["SafeFolders", "make_folder"]
 
 
 class SafeFolders:
-    """Examines each folder once until `forget`, for a path has up to a dozen folders. Any thread may use it.
+    """Examines each folder once until `forget`, because a path has up to a dozen folders. Any thread may use it.
 
-    `check_ours` raises OSError if the whole cache directory is no longer ours.
+    `check_ours` raises OSError if the cache directory itself is no longer ours.
     """
 
     def __init__(self, objects: Path, check_ours: Callable[[], None] = lambda: None) -> None:

@@ -19,7 +19,7 @@ from gcs_prefetchd.gcs.retry import Outcome
 __all__ = ["CHANGE_REASONS", "AdaptiveConcurrency"]
 
 INITIAL_LIMIT = 128  # at a latency of 30 ms more concurrency makes one process faster up to about this many
-MIN_ROUND = 32  # the tenth percentile of fewer requests says nothing
+MIN_ROUND = 32  # the tenth percentile of fewer requests means nothing
 FAST_QUANTILE = 0.1
 INCREASE_BELOW, DECREASE_ABOVE = 0.25, 0.4  # the share of the running requests that queue
 MAX_INCREASE = 4
@@ -47,7 +47,7 @@ CHANGE_REASONS: Mapping[str, str] = MappingProxyType(
 class AdaptiveConcurrency:
     """`limit` is how many downloads may run, between `minimum` and `maximum`.
 
-    `last_change_reason` is the key of `CHANGE_REASONS` that says why the limit last changed.
+    `last_change_reason` is the key of `CHANGE_REASONS` that explains why the limit last changed.
     """
 
     def __init__(self, minimum: int, maximum: int) -> None:

@@ -67,7 +67,7 @@ class CacheDownloader:
             self.downloaded.prefetch += 1
 
     async def _download_by_process(self, version: ObjectVersion, reservation: Reservation, ticket: Ticket) -> bool:
-        """Have a fetch process download the object; returns False if none did. What a reader waits for is downloaded by the
+        """Download the object by a fetch process; returns False if none did. What a reader waits for is downloaded by the
         daemon, without a hop."""
         if self._processes is None or ticket.is_demand:
             return False

@@ -15,7 +15,7 @@ class EpochPreparation:
     """`start_due` starts the threads. `close` must be called at the end.
 
     Calls `on_started` when a seeded epoch has started, `on_known` when a stream's next epoch is known, and `on_idle` when a
-    thread has ended, whatever became of it.
+    thread has ended, successfully or not.
     """
 
     def __init__(

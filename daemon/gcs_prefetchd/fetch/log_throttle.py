@@ -19,7 +19,7 @@ class _Withheld:
 class LogThrottle:
     """Logs at most one line per kind in `period_s` seconds, as a warning. `close` logs the rest.
 
-    Thousands of lines that differ only in a name say no more than their number does, and fill a disk.
+    Thousands of lines that differ only in a name give no more information than their number does, and fill a disk.
     """
 
     def __init__(self, log: logging.Logger, period_s: float) -> None:

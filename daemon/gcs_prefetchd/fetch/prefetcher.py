@@ -138,7 +138,7 @@ class Prefetcher:
         return True
 
     def _read_window_ahead(self, lookahead: Lookahead) -> None:
-        """Have the cached items that the window has reached read into memory."""
+        """Queue the cached items that the window has reached, to be read into memory."""
         reader, stream = lookahead.reader, lookahead.reader.stream
         if self._read_ahead is None or reader.is_seeded:
             return

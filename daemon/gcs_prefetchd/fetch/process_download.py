@@ -22,7 +22,7 @@ CANCEL_TIMEOUT_S = 1.0  # within this time a process that does not hang reports 
 async def download_by_process(
     processes: FetchProcesses, cache: Cache, version: ObjectVersion, reservation: Reservation, observer: RequestObserver
 ) -> bool:
-    """Have a fetch process download and publish this version; returns False if none is ready, or if it stopped before it had.
+    """Download and publish this version by a fetch process; returns False if none is ready, or if it stopped before it had.
 
     Leaves nothing behind if it fails or is cancelled. Raises what `GCSClient.download` and `ObjectWriter` raise.
     """

@@ -59,7 +59,7 @@ from gcs_prefetchd.shared.objects import ObjectName, ObjectVersion
 __all__: list[str] = []
 
 INLINE_BELOW_BYTES = 1 << 18  # writing more takes longer than other objects should wait: responses pile up in the kernel
-TOKEN_LIFETIME_S = 30.0  # the daemon knows when a token is too old; after this long it is asked again
+TOKEN_LIFETIME_S = 30.0  # the daemon knows when a token is too old; after this long the process requests it again
 FOLDER_CHECK_LIFETIME_S = 0.01  # then the folders of the cache are checked again: another program may have moved them
 _PR_SET_PDEATHSIG = 1
 
@@ -285,7 +285,7 @@ def main() -> None:
 
     async def serve() -> None:
         await _FetchProcess(lock).serve(socket.socket(fileno=end))
-        os._exit(0)  # at once: nobody waits for a report any more
+        os._exit(0)  # at once: no process waits for a report any more
 
     uvloop.run(serve())
 

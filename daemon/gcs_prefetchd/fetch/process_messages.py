@@ -92,7 +92,7 @@ class ProcessReady:
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnded:
-    """An attempt of a download has ended, after so many requests."""
+    """An attempt of a download has ended, after this many requests."""
 
     number: int
     requests: int
@@ -104,7 +104,7 @@ class AttemptEnded:
 
 @dataclass(frozen=True, slots=True)
 class BytesWritten:
-    """So many bytes of a download are on the disk."""
+    """This many bytes of a download are on the disk."""
 
     number: int
     written_bytes: int

@@ -15,7 +15,7 @@ BURST_S = 0.05  # covers the resolution of timers; in every second the rate is e
 
 
 class RateLimit:
-    """Says when a prefetch may start, and counts what was consumed.
+    """Computes when a prefetch may start, and counts what was consumed.
 
     None means no limit, but the ramp rule always holds for requests. `requests` and `received_bytes` measure what was really
     sent and received, not the tokens that were consumed in advance.
@@ -86,7 +86,7 @@ class RampRule:
 
 
 class TokenBucket:
-    """Tokens that arrive at a rate. A caller may go while any are left; to consume more than are left makes a debt."""
+    """Tokens that arrive at a rate. A caller may proceed while any are left; to consume more than are left makes a debt."""
 
     def __init__(self, per_s: float, now_s: float) -> None:
         self.per_s = per_s

@@ -14,7 +14,7 @@ Terms = TypeVar("Terms")
 class Flight(Generic[Terms]):
     """A running task, and the terms on which it was started: by them a caller decides whether to share it.
 
-    The task belongs to all callers: nobody but `SingleFlight.close` may cancel it.
+    The task belongs to all callers: only `SingleFlight.close` may cancel it.
     """
 
     terms: Terms
@@ -72,4 +72,4 @@ class SingleFlight(Generic[Terms]):
     def _end(self, key: str, task: asyncio.Task[None]) -> None:
         del self._flights[key]
         if not task.cancelled():
-            task.exception()  # every caller got it; if none is left, nobody needs it
+            task.exception()  # every caller got it; if none is left, it is not needed

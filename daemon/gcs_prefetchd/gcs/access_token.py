@@ -14,7 +14,7 @@ __all__ = ["SharedToken"]
 
 REFRESH_TIMEOUT_S = 10
 RETRY_AFTER_FAILURE_S = 10.0
-REFUSAL_LIFETIME_S = 5.0  # so that a refused key is not tried again for every object
+REFUSAL_LIFETIME_S = 5.0  # so that a refused key is not sent again for every object
 MAX_MESSAGE_LENGTH = 200
 # Shares of a token's lifetime: after the first it is refreshed in the background, after the second it is no longer used.
 REFRESH_SHARE = 0.5
@@ -115,7 +115,7 @@ def _reason(exc: Exception) -> tuple[str, bool]:
 
 
 def _details(message: str) -> str:
-    """The endpoint's own error message. Never the whole body, which may repeat the request, and that is secret."""
+    """The endpoint's own error message. Never the complete body, which may repeat the request, and that is secret."""
     try:
         body = json.loads(message[message.index("{") :])
         fields = [body.get("error"), body.get("error_description")]

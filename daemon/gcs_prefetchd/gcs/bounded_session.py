@@ -34,7 +34,7 @@ def bounded_response_class() -> type[aiohttp.ClientResponse]:
 
 
 def refuse_redirects() -> aiohttp.TraceConfig:
-    """Makes a session refuse redirects: GCS sends none, and a proxy's may lead to anyone's listing or token."""
+    """Makes a session refuse redirects: GCS sends none, and a proxy's may lead to the listing or token of any server."""
 
     async def refuse(_: aiohttp.ClientSession, __: object, redirect: aiohttp.TraceRequestRedirectParams) -> None:
         raise aiohttp.ClientPayloadError(f"redirected by a {redirect.response.status}, which GCS never does")

@@ -51,7 +51,7 @@ class _Range:
     token: str = ""
     first: str = ""
     last: str = ""
-    reached: str = ""  # the last name on its pages: it may lie beyond `end`, or before `start` if the server ignores bounds
+    reached: str = ""  # the last name on its pages: it may be beyond `end`, or before `start` if the server ignores bounds
     pages: int = 0
     is_dense: bool = False  # names are known to continue right up to `end`
     pages_left: int = 0

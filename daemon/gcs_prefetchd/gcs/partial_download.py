@@ -13,8 +13,8 @@ __all__ = ["PartialDownload"]
 class PartialDownload:
     """The received bytes of one generation, from byte 0 on: their count and crc32c. The sink stores the bytes themselves.
 
-    Damage is found only when all bytes have arrived, because the crc32c covers the whole object. Then the next attempt starts
-    again at byte 0.
+    Damage is found only when all bytes have arrived, because the crc32c covers the complete object. Then the next attempt
+    starts again at byte 0.
     """
 
     def __init__(self) -> None:

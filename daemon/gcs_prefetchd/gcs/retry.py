@@ -140,7 +140,7 @@ def _kind_of(exc: BaseException) -> str:
 
 
 async def _observed(attempt: AttemptFunction[T], current: Attempt) -> T:
-    """Make the attempt and report its outcome. Only a download counts as a success: a page's duration says nothing."""
+    """Make the attempt and report its outcome. Only a download counts as a success: a page's duration means nothing."""
     if current.observer is None:
         return await attempt(current)
     is_success = is_throttled = False

@@ -48,8 +48,8 @@ class ItemLookup:
         """The parts of an item that will be read soon, as listed last; they are remembered.
 
         As listed last, also for a reader whose plan refers to an earlier manifest: an object that has changed since is gone
-        from the bucket in its earlier version, and the reader's next epoch uses the newest manifest. The seeded stream stands
-        for future readers, which will use the newest manifest: for it, items that this one lacks have no parts.
+        from the bucket in its earlier version, and the reader's next epoch uses the newest manifest. The seeded stream
+        represents future readers, which will use the newest manifest: for it, items that this one lacks have no parts.
         """
         history = self._catalog.history(data_root)
         versions = (history.newest if newest_manifest_only else history).versions(item)

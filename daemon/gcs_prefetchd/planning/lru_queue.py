@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 __all__ = ["LRUQueue"]
 
-# The first two entries of the arrays are no items. _OUT in an item's `next` means that the item is not in the queue; _ENDS is
+# The first two entries of the arrays are not items. _OUT in an item's `next` means that the item is not in the queue; _ENDS is
 # both ends of the list.
 _OUT, _ENDS, _ITEMS = 0, 1, 2
 

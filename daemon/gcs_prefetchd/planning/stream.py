@@ -63,7 +63,7 @@ class Stream:
     """The order of one reader, and its position.
 
     `is_endless`: one epoch's length is known ahead at any moment. `position` counts the reads of this epoch. Workers overtake
-    each other and reports get lost, so it is no place: `first_unread` is the first unread place, and `front` the place after
+    each other and reports get lost, so it is not a place: `first_unread` is the first unread place, and `front` the place after
     the farthest read. `next_places` holds each item's next known place, or NEVER. Three places limit what was done so far:
     `known_end` what is known, `planned_end` prefetching, `read_ahead_end` reading cached files into memory.
     """
@@ -175,8 +175,8 @@ class Stream:
         return needed
 
     def window_start(self, window: int) -> int:
-        """The first place of the window: the first unread place. A place that a lost report left unread does not hold the
-        window up: at least half of it lies ahead of the farthest read."""
+        """The first place of the window: the first unread place. A place that a lost report left unread does not stop the
+        window: at least half of it is ahead of the farthest read."""
         return max(self.first_unread, self.front - window // 2)
 
     def plan_again(self, item: int) -> None:

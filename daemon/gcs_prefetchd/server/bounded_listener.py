@@ -80,7 +80,7 @@ def _accept(runner: web.AppRunner, busy: set[object], max_connections: int) -> a
 
 
 def _is_our_error(record: logging.LogRecord) -> bool:
-    """False for errors of clients: else anyone who reaches the port could fill the disk with tracebacks of bad requests."""
+    """False for errors of clients: else any client that reaches the port could fill the disk with tracebacks."""
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, HttpProcessingError | web.RequestPayloadError)
 

@@ -1,4 +1,4 @@
-"""The statistics over TCP, for anyone on the node: a page, `/stats`, `/metrics`, `/healthz` and `/readyz`."""
+"""The statistics over TCP, for every user of the node: a page, `/stats`, `/metrics`, `/healthz` and `/readyz`."""
 
 import socket
 from collections.abc import Awaitable, Callable

@@ -70,7 +70,7 @@ class BucketSync:
             await self._evict_outdated()
 
     async def relist_periodically(self, root: DataRoot, wait_s: float) -> None:
-        """List a data root again and again, for the first time after `wait_s`, until cancelled."""
+        """List a data root repeatedly, for the first time after `wait_s`, until cancelled."""
         await self._cache.wait_until_ready()
         if wait_s:  # `load_or_list` made the listing before the cached objects were known
             await self._evict_outdated()

@@ -59,7 +59,7 @@ class ParentProcess:
 def fork_daemon() -> ForkedDaemon | ParentProcess:
     """Fork. The parent gets a `ForkedDaemon`; the child, which outlives it, gets its `ParentProcess`.
 
-    A new interpreter would import everything again, which takes half as long as the whole start. So call this while there is
+    A new interpreter would import everything again, which takes half as long as the complete start. So call this while there is
     only one thread and nothing is open.
     """
     read_end, write_end = os.pipe()

@@ -14,7 +14,7 @@ from gcs_prefetchd.shared.errors import StartError
 
 __all__ = ["listen_for_readers", "listen_for_statistics"]
 
-# Anyone on the node may request the statistics. Such clients poll or reconnect, so their idle connections are closed soon.
+# Any user of the node may request the statistics. Such clients poll or reconnect, so their idle connections are closed soon.
 STATISTICS_LIMITS = ConnectionLimits(connections=128, idle_s=5.0)
 MAX_READER_CONNECTIONS = 4096  # two for each process of a job
 READER_IDLE_S = 75.0

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first asks the daemon to stop, the second ends the process at once."""
+"""SIGTERM and SIGINT: the first requests a stop of the daemon, the second ends the process at once."""
 
 import asyncio
 import os

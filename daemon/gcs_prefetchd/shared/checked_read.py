@@ -56,7 +56,7 @@ class Stamp:
             generation, size, crc32c = int(generation_text), int(size_text), int(crc32c_text, 16)
         except ValueError:
             return None
-        # Anyone who may write the file can set any number; indexes of stamps have space for these.
+        # Any user who may write the file can set any number; indexes of stamps have space for these.
         fits = 0 <= generation < 1 << 64 and 0 <= size < 1 << 63 and 0 <= crc32c < 1 << 32
         return cls(generation, size, crc32c) if fits else None
 

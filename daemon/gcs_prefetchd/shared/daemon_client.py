@@ -20,7 +20,7 @@ __all__ = ["DaemonClient", "Lease", "read_daemon_file", "short_address"]
 
 FIRST_PAUSE_S = 0.5
 MAX_PAUSE_S = 30.0
-TRIAL_TIMEOUT_S = 1.0  # a healthy daemon returns its status within a millisecond
+STATUS_TIMEOUT_S = 1.0  # a healthy daemon returns its status within a millisecond
 MAX_RESPONSE_BYTES = 64 << 20  # 10,000 of the longest names, each with an error
 
 T = TypeVar("T")
@@ -147,7 +147,7 @@ class DaemonClient:
             deadline_s = time.monotonic() + self.timeout_s
             try:
                 if self._failures:
-                    self._exchange("GET", "/v1/status", None, min(deadline_s, time.monotonic() + TRIAL_TIMEOUT_S))
+                    self._exchange("GET", "/v1/status", None, min(deadline_s, time.monotonic() + STATUS_TIMEOUT_S))
                 status, response = self._exchange(method, target, body, deadline_s)
             except (OSError, ValueError, http.client.HTTPException) as exc:
                 self._pause()

@@ -49,7 +49,7 @@ def plan_order(
     length = share_length(len(order), world, drop_last)
     if len(share) < length:  # at most by one: rank and world differ by less than a round
         share = np.append(share, order[(rank + (length - 1) * world) % len(order)])
-    # A copy if it is only a part: a view would keep the whole order in memory.
+    # A copy if it is only a part: a view would keep the complete order in memory.
     return share if len(share) == length == len(indices) else share[:length].copy()
 
 

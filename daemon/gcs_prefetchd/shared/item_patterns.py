@@ -37,7 +37,7 @@ class ItemPatterns:
         return None
 
     def folders(self) -> list[str]:
-        """The prefixes (below the data root) whose listings contain every part; none lies within another."""
+        """The prefixes (below the data root) whose listings contain every part; none is within another."""
         starts = sorted({pattern.split("{id}")[0] for pattern in self.patterns})
         return [start for start in starts if not any(start != other and start.startswith(other) for other in starts)]
 

@@ -32,7 +32,7 @@ _HASHED = "%h"
 
 
 def cache_path(bucket: str, name: str) -> str:
-    """The object's path relative to the cache's `objects/`. Pure: anyone can compute it.
+    """The object's path relative to the cache's `objects/`. Pure: any program can compute it.
 
     A folder and a file never share a path (`d` and `d/e` can both be objects), because files without an extension and
     folders with one get a suffix.

@@ -74,7 +74,7 @@ class Counts:
         return copied
 
     def summary(self, *, objects: bool = True) -> dict[str, object]:
-        """Return the counts for JSON: the totals, and the counts per object if asked for."""
+        """Return the counts for JSON: the totals, and the counts per object if `objects` is true."""
         summary: dict[str, object] = {
             "requests": {kind.value: self.total(kind) for kind in Kind},
             "total": self.total(),

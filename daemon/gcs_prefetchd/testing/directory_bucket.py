@@ -47,7 +47,7 @@ class DiskBucket:
         return name in self._known or name in self._hidden
 
     def get(self, name: str) -> StoredObject | None:
-        """Return the object for the file's current content; reads the whole file if it is new or has changed."""
+        """Return the object for the file's current content; reads the complete file if it is new or has changed."""
         if name in self._hidden:
             return self._uploaded.get(name)
         path = self._path(name)
@@ -80,11 +80,11 @@ class DiskBucket:
 
     def delete(self, name: str) -> bool:
         """Delete the object from memory and hide its file, which stays."""
-        was_there = self.get(name) is not None
+        existed = self.get(name) is not None
         with self._lock:
             self._hidden.add(name)
             self._uploaded.delete(name)
-        return was_there
+        return existed
 
     def _path(self, name: str) -> Path | None:
         """Return where an object's file would be, or None for a name that no file in the directory can have."""

@@ -18,7 +18,7 @@ __all__ = ["FakeGCS"]
 _NO_BUCKET = Refusal(404, "notFound", "The specified bucket does not exist.", "NoSuchBucket")
 _NOT_FOUND = Refusal(404, "notFound", "Not Found", "NotFound")
 _BAD_BUCKET = Refusal(400, "invalid", "Invalid bucket name.", "InvalidBucketName")
-_TAKEN = Refusal(409, "conflict", "Your previous request to create the named bucket succeeded.", "BucketAlreadyExists")
+_BUCKET_EXISTS = Refusal(409, "conflict", "Your previous request to create the named bucket succeeded.", "BucketAlreadyExists")
 
 
 class FakeGCS:
@@ -86,6 +86,6 @@ class FakeGCS:
         if not isinstance(name, str) or not is_bucket_name(name):
             return refuse(_BAD_BUCKET, Api.JSON)
         if name in self.buckets:
-            return refuse(_TAKEN, Api.JSON)
+            return refuse(_BUCKET_EXISTS, Api.JSON)
         self.bucket(name)
         return json_response(bucket_resource(name, url))

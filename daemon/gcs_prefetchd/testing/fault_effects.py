@@ -16,7 +16,7 @@ from gcs_prefetchd.testing.faults import (
 )
 from gcs_prefetchd.testing.responses import Response
 
-__all__ = ["alter", "whole_body"]
+__all__ = ["alter", "read_body"]
 
 
 def alter(response: Response, fault: ResponseFault) -> Response:
@@ -34,14 +34,14 @@ def alter(response: Response, fault: ResponseFault) -> Response:
         case EmptyBody():
             return Response(200, response.headers)
         case Partial():
-            return _part(whole_body(response), response.headers.copy(), fault)
+            return _part(read_body(response), response.headers.copy(), fault)
         case FlippedByte() | LongBody():
-            return Response(response.status, response.headers, _damaged(whole_body(response), fault))
+            return Response(response.status, response.headers, _damaged(read_body(response), fault))
         case MissingHash() | MalformedHash() | WrongGeneration():
             return Response(response.status, _mislabelled(response.headers, fault), response.body)
 
 
-def whole_body(response: Response) -> bytes:
+def read_body(response: Response) -> bytes:
     """Return a response's body in one piece; blocks if the object is a file on disk."""
     return response.body if isinstance(response.body, bytes) else b"".join(response.body.chunks())
 

@@ -56,7 +56,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class FlippedByte:
-    """The right length and headers, but one bit is wrong; in the middle unless `at` says which byte (or the last)."""
+    """The right length and headers, but one bit is wrong; in the middle unless `at` names the byte (or the last one)."""
 
     at: int | None = None
 
@@ -179,7 +179,7 @@ class Rule:
     """Which requests get a fault: those of a kind, for matching objects, by their number."""
 
     fault: Fault
-    object: str = "*"  # a shell pattern for `bucket/name`, in which * stands for slashes too
+    object: str = "*"  # a shell pattern for `bucket/name`, in which * matches slashes too
     kind: Kind = Kind.MEDIA
     requests: Container[int] | None = None  # counted from 1; None selects every request
     together: bool = False  # count all matching requests together, not those of each object

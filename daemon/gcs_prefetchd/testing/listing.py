@@ -78,7 +78,7 @@ def _is_within(name: str, query: ListQuery) -> bool:
 
 
 def _folder(name: str, query: ListQuery) -> str | None:
-    """Return the name up to the first delimiter past the prefix, which stands for all names that share it."""
+    """Return the name up to the first delimiter past the prefix, which represents all names that share it."""
     if not query.delimiter:
         return None
     end = name.find(query.delimiter, len(query.prefix))
@@ -86,7 +86,7 @@ def _folder(name: str, query: ListQuery) -> str | None:
 
 
 def _after_folder(names: Sequence[str], folder: str, low: int) -> int:
-    # The names that start with `folder` are adjacent: looking at each would make a page cost the whole bucket.
+    # The names that start with `folder` are adjacent: looking at each would make a page cost as much as the complete bucket.
     high = len(names)
     while low < high:
         middle = (low + high) // 2

@@ -16,7 +16,7 @@ __all__ = ["ByteRange", "media_response", "parse_range"]
 
 # Larger files are read piece by piece in a thread; reading a small one that is in the page cache takes less than
 # handing it to a thread would.
-WHOLE_BYTES = 1 << 20
+INLINE_BYTES = 1 << 20
 PIECE_BYTES = 1 << 18
 
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
@@ -31,7 +31,7 @@ class ByteRange:
 
 
 def parse_range(header: str | None, size_bytes: int) -> ByteRange | Refusal | None:
-    """Return the range that a `Range` header requests, None for the whole object, a 416 if no byte is in range.
+    """Return the range that a `Range` header requests, None for the complete object, a 416 if no byte is in range.
 
     Headers that are not a single byte range are ignored, as RFC 9110 requires.
     """
@@ -83,7 +83,7 @@ def _transcoded(stored: StoredObject, headers: CIMultiDict[str]) -> Response:
 
 def _body(stored: StoredObject, part: ByteRange) -> bytes | Content:
     size_bytes = part.stop - part.start
-    if isinstance(stored.source, bytes) or size_bytes <= WHOLE_BYTES:
+    if isinstance(stored.source, bytes) or size_bytes <= INLINE_BYTES:
         return stored.read(part.start, size_bytes)
     return Content(lambda: _pieces(stored, part), size_bytes)
 

@@ -11,7 +11,7 @@ from http.client import responses
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
-from gcs_prefetchd.testing.fault_effects import whole_body
+from gcs_prefetchd.testing.fault_effects import read_body
 from gcs_prefetchd.testing.faults import Close, Cut, DeliveryFault, Drip, Reset, Stall
 from gcs_prefetchd.testing.responses import Content, Response
 
@@ -94,7 +94,7 @@ def _head(response: Response, framing: list[tuple[str, str]], version: str = "HT
 
 
 class _Delivered(web.StreamResponse):
-    """Tells aiohttp that the response was already sent and that the connection ends."""
+    """Signals to aiohttp that the response was already sent and that the connection ends."""
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         self.force_close()
@@ -112,7 +112,7 @@ async def deliver_broken(
     released: asyncio.Event,
 ) -> web.StreamResponse:
     """Send a response under `fault` and report the body's bytes to `sent`; stops early if the client disconnects."""
-    body = await asyncio.to_thread(whole_body, response) if isinstance(response.body, Content) else response.body
+    body = await asyncio.to_thread(read_body, response) if isinstance(response.body, Content) else response.body
     transport = request.transport
     for step in script(response, body, fault):
         if transport is None or transport.is_closing():
@@ -152,11 +152,11 @@ async def deliver(
     """Send a complete response and report the body's bytes to `sent`; `bytes_per_s` bounds the rate of a body."""
     body = response.body
     if isinstance(body, bytes) and (bytes_per_s is None or not body):
-        whole = web.Response(status=response.status, headers=response.headers, body=body)
-        await whole.prepare(request)
-        await whole.write_eof()
+        complete = web.Response(status=response.status, headers=response.headers, body=body)
+        await complete.prepare(request)
+        await complete.write_eof()
         sent(len(body))
-        return whole
+        return complete
     streamed = web.StreamResponse(status=response.status, headers=response.headers)
     streamed.content_length = len(body) if isinstance(body, bytes) else body.size_bytes
     if streamed.content_length is None:

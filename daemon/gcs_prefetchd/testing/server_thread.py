@@ -219,7 +219,7 @@ def serving(
 
 
 def _run(make: Callable[[], GCSServer], started: Future[tuple[ServingGCS, Callable[[], None]]]) -> None:
-    """Run a server in this thread until it is told to stop; `started` gets it and what stops it, or why it did not start."""
+    """Run a server in this thread until a stop is requested; `started` gets it and what stops it, or why it did not start."""
 
     async def serve() -> None:
         stop = asyncio.Event()

@@ -35,7 +35,7 @@ class Upload:
 
 @dataclass(slots=True)
 class ResumableUpload:
-    """A resumable upload under way: what was announced, and the bytes so far."""
+    """A resumable upload in progress: what was announced, and the bytes so far."""
 
     bucket: str
     announced: Upload
@@ -57,7 +57,7 @@ class ContentRange:
 
 
 def parse_content_range(header: str | None, length_bytes: int) -> ContentRange | None:
-    """Return what a `Content-Range` header says of a piece of `length_bytes`; without one it is all there is."""
+    """Return what a `Content-Range` header states about a piece of `length_bytes`; without one the piece is complete."""
     if header is None:
         return ContentRange(0, length_bytes)
     matched = _CONTENT_RANGE.fullmatch(header.strip())
@@ -80,7 +80,7 @@ def read_simple(query: Mapping[str, str], headers: Mapping[str, str], data: byte
 
 
 def read_announced(query: Mapping[str, str], headers: Mapping[str, str], body: bytes) -> Upload | None:
-    """Return what starts a resumable upload, without its bytes; None when the metadata is no JSON object."""
+    """Return what starts a resumable upload, without its bytes; None if the metadata is not a JSON object."""
     return _described(query, headers, body, b"", headers.get("X-Upload-Content-Type"))
 
 

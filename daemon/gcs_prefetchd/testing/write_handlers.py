@@ -29,7 +29,7 @@ _NO_SESSION = Refusal(404, "notFound", "No such upload session.", "NoSuchUpload"
 
 
 def read_upload(parsed: ParsedRequest, body: bytes) -> Upload | None:
-    """Return the upload in a request's body (for a resumable one what it announces), or None where there is none."""
+    """Return the upload in a request's body (for a resumable one what it announces), or None if there is none."""
     if parsed.target is not None and parsed.target.api is Api.XML:
         return read_simple({"name": parsed.target.name}, parsed.headers, body)
     match parsed.query.get("uploadType"):
@@ -110,7 +110,7 @@ class Writes:
 
 
 def _broken(upload: Upload) -> Refusal | None:
-    """Return a 400 where the bytes are not those that the uploader hashed, or None."""
+    """Return a 400 if the bytes are not those that the uploader hashed, or None."""
     if upload.crc32c is None and upload.md5 is None:
         return None
     crc32c, md5 = digests([upload.data])
