@@ -1,4 +1,4 @@
-"""The daemon's side of one fetch process. What happens to processes as a whole is in `test_process_pool.py`."""
+"""The daemon's side of one fetch process. What happens to complete processes is tested in `test_process_pool.py`."""
 
 import asyncio
 from pathlib import Path
